@@ -1,0 +1,1 @@
+"""Converters: from a fitted model to a verified model package."""

@@ -1,0 +1,1 @@
+"""Workshop of wire formats: bytes to named tensors and back, one file per protocol."""

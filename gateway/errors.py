@@ -1,0 +1,193 @@
+"""What can go wrong, as one tree of errors with stable codes; how an error travels is the business of the doors."""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """Root of every error that this project raises on purpose."""
+
+    code = "internal"
+
+
+class Refused(GatewayError):
+    """Root of the errors that a client may retry; *retry_after_s* is the wait that we suggest."""
+
+    code = "refused"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+# -- the request is wrong ---------------------------------------------------------------------
+
+
+class InvalidInput(GatewayError):
+    """One field of a request is wrong: *field* names it, *came* and *expected* say how."""
+
+    code = "invalid_input"
+
+    def __init__(self, field: str, came: str, expected: str) -> None:
+        super().__init__(f"{field}: expected {expected}, got {came}")
+        self.field = field
+        self.came = came
+        self.expected = expected
+
+
+class BodyTooLarge(GatewayError):
+    """The request body has more bytes than the gateway takes."""
+
+    code = "body_too_large"
+
+    def __init__(self, came_bytes: int, max_bytes: int) -> None:
+        super().__init__(f"body: expected at most {max_bytes} bytes, got {came_bytes} or more")
+        self.came_bytes = came_bytes
+        self.max_bytes = max_bytes
+
+
+class UnsupportedEncoding(GatewayError):
+    """The request's content encoding is one that the gateway does not read."""
+
+    code = "unsupported_encoding"
+
+
+class UnknownModel(GatewayError):
+    """No model of that name is released here."""
+
+    code = "unknown_model"
+
+
+class UnknownVersion(GatewayError):
+    """The model is released here, but not in that version."""
+
+    code = "unknown_version"
+
+
+class TargetingKeyMissing(GatewayError):
+    """The flag of this model refuses requests without a targeting key."""
+
+    code = "targeting_key_missing"
+
+
+# -- the gateway cannot answer now --------------------------------------------------------------
+
+
+class QueueFull(Refused):
+    """The batch queue of this version has no room for these rows."""
+
+    code = "queue_full"
+
+
+class TooManyInFlight(Refused):
+    """This worker already holds as many requests as it may."""
+
+    code = "too_many_in_flight"
+
+
+class Draining(Refused):
+    """This worker is about to stop and takes no new request."""
+
+    code = "draining"
+
+
+class ModelNotReady(Refused):
+    """The model is released, but no version of it is warm in this worker yet."""
+
+    code = "model_not_ready"
+
+
+class DeadlineExceeded(GatewayError):
+    """The answer would come too late for this request's deadline."""
+
+    code = "deadline_exceeded"
+
+
+class CallerLeft(GatewayError):
+    """The client went away before its answer was ready; nobody reads this error."""
+
+    code = "caller_left"
+
+
+class InferenceFailed(GatewayError):
+    """The model raised on inputs that its signature allows."""
+
+    code = "inference_failed"
+
+
+# -- model packages -------------------------------------------------------------------------------
+
+
+class PackageInvalid(GatewayError):
+    """A model package is not complete, not readable or not what its manifest says."""
+
+    code = "package_invalid"
+
+
+class ConversionRefused(GatewayError):
+    """A converter will not write this package, since it would not answer as the original model does."""
+
+    code = "conversion_refused"
+
+
+# -- flags and the control plane ------------------------------------------------------------------
+
+
+class InvalidFlag(InvalidInput):
+    """A flag definition is wrong; *field* is the path inside it, as ``flags.iris.route.variants``."""
+
+    code = "invalid_flag"
+
+
+class UnknownFlag(GatewayError):
+    """No flag has that key."""
+
+    code = "unknown_flag"
+
+
+class PreconditionMissing(GatewayError):
+    """A write came without the revision that it is based on."""
+
+    code = "precondition_missing"
+
+
+class RevisionConflict(GatewayError):
+    """Somebody else changed the flag since the revision that this write is based on."""
+
+    code = "revision_conflict"
+
+    def __init__(self, message: str, *, current_revision: int) -> None:
+        super().__init__(message)
+        self.current_revision = current_revision
+
+
+class VersionNotWarm(GatewayError):
+    """A change would send traffic to a version that some live worker has not warmed."""
+
+    code = "version_not_warm"
+
+
+class StoreUnavailable(Refused):
+    """The flag store cannot be read or written now."""
+
+    code = "store_unavailable"
+
+
+class Unauthenticated(GatewayError):
+    """No token came, or one that is not known."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(GatewayError):
+    """The token is known, but its scope does not reach this far."""
+
+    code = "forbidden"
+
+
+# -- settings ---------------------------------------------------------------------------------------
+
+
+class InvalidSetting(GatewayError):
+    """A setting is unknown or has a value that it cannot have."""
+
+    code = "invalid_setting"

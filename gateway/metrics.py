@@ -1,0 +1,174 @@
+"""Every metric that the gateway exports, by name, label and bucket; and the page that merges the processes.
+
+Each process writes to its own files in one directory per boot (prometheus_client's multiprocess mode: the variable
+PROMETHEUS_MULTIPROC_DIR must be set before this module is imported). `render` merges them; `fold` keeps the counts of
+a dead process and removes its files, which prometheus_client would otherwise keep for ever.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+# A tabular model answers in 0.1 ms to 10 ms; the upper end shows queueing.
+LATENCY_BUCKETS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+_VERSION = ("model", "version")
+_VARIANT = ("model", "version", "variant")
+
+
+class ServingMetrics:
+    """What a worker counts. One per process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        r = registry
+        self.requests = Counter(
+            "sluicegate_requests",
+            "Predictions answered, by outcome: ok or the code of the error.",
+            (*_VARIANT, "outcome"),
+            registry=r,
+        )
+        self.refused = Counter(
+            "sluicegate_refused", "Requests answered with an error before a version was chosen.", ("code",), registry=r
+        )
+        self.request_s = Histogram(
+            "sluicegate_request_duration_seconds",
+            "Time from the request's head to its answer, per prediction answered with ok.",
+            _VARIANT,
+            buckets=LATENCY_BUCKETS_S,
+            registry=r,
+        )
+        self.queue_s = Histogram(
+            "sluicegate_queue_duration_seconds",
+            "Time that the oldest entry of a batch waited for its run.",
+            _VERSION,
+            buckets=LATENCY_BUCKETS_S,
+            registry=r,
+        )
+        self.run_s = Histogram(
+            "sluicegate_run_duration_seconds",
+            "Time of one run of the model.",
+            _VERSION,
+            buckets=LATENCY_BUCKETS_S,
+            registry=r,
+        )
+        self.batch_rows = Histogram(
+            "sluicegate_batch_rows", "Rows in one run of the model.", _VERSION, buckets=ROWS_BUCKETS, registry=r
+        )
+        self.batch_requests = Histogram(
+            "sluicegate_batch_requests", "Requests that share one run.", _VERSION, buckets=ROWS_BUCKETS, registry=r
+        )
+        self.cache = Counter(
+            "sluicegate_cache",
+            "Predictions by what the cache did: hit, miss, shared (waited for an equal one), bypass.",
+            (*_VERSION, "result"),
+            registry=r,
+        )
+        self.cache_bytes = Gauge(
+            "sluicegate_cache_bytes", "Bytes held by the prediction caches.", multiprocess_mode="livesum", registry=r
+        )
+        self.in_flight = Gauge(
+            "sluicegate_in_flight_requests",
+            "Predictions now inside the workers.",
+            multiprocess_mode="livesum",
+            registry=r,
+        )
+        self.samples = Counter("sluicegate_samples", "Predictions handed to the sample log.", ("model",), registry=r)
+        self.samples_written = Counter(
+            "sluicegate_samples_written", "Sample records written to the sample log, one per row.", registry=r
+        )
+        self.samples_dropped = Counter(
+            "sluicegate_samples_dropped", "Sampled predictions that were not written.", ("reason",), registry=r
+        )
+        self.flag_revision = Gauge(
+            "sluicegate_flag_revision",
+            "Flag revision that the slowest live worker has read.",
+            multiprocess_mode="livemin",
+            registry=r,
+        )
+        self.versions_loaded = Gauge(
+            "sluicegate_versions_loaded",
+            "Loaded versions over all live workers.",
+            multiprocess_mode="livesum",
+            registry=r,
+        )
+        self.load_failures = Counter(
+            "sluicegate_version_load_failures", "Versions that could not be loaded or warmed.", _VERSION, registry=r
+        )
+
+
+class MonitorMetrics:
+    """What the drift monitor exports. One per process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        feature = (*_VERSION, "feature")
+
+        def gauge(name: str, text: str, labels: Iterable[str]) -> Gauge:
+            return Gauge(name, text, tuple(labels), multiprocess_mode="mostrecent", registry=registry)
+
+        self.window_rows = gauge("sluicegate_drift_window_rows", "Sampled rows in the compared window.", _VERSION)
+        self.drifted_features = gauge("sluicegate_drift_features", "Features and outputs now found drifted.", _VERSION)
+        self.statistic = gauge("sluicegate_drift_statistic", "Test statistic.", (*feature, "test"))
+        self.q_value = gauge("sluicegate_drift_q_value", "P-value after Benjamini-Hochberg.", feature)
+        self.effect = gauge("sluicegate_drift_effect", "Effect size: KS distance or Cramer's V.", feature)
+        self.drifted = gauge("sluicegate_drift_detected", "1 if the feature is found drifted, else 0.", feature)
+        self.read_rows = Counter("sluicegate_monitor_rows", "Sample records read by the monitor.", registry=registry)
+        self.last_report_s = gauge(
+            "sluicegate_drift_report_timestamp_seconds", "Unix time of the latest drift report.", ("model",)
+        )
+
+
+class SupervisorMetrics:
+    """What the supervisor counts. One per process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.restarts = Counter(
+            "sluicegate_process_restarts", "Children started again after they died.", ("role",), registry=registry
+        )
+
+
+def render(directory: Path) -> bytes:
+    """The merged metrics of all processes that write to *directory*, in Prometheus text format."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def fold(directory: Path, pid: int) -> None:
+    """Add what the dead process *pid* counted to the files of "pid 0", then remove the files of *pid*.
+
+    Called by the supervisor, which is the only one to touch files of the dead. Gauges of the dead are dropped.
+    """
+    for path in glob.glob(str(directory / f"*_{pid}.db")):
+        kind = os.path.basename(path).split("_")[0]
+        if kind in ("counter", "histogram"):
+            _add_up(path, str(directory / f"{kind}_0.db"))
+        os.remove(path)
+
+
+def _add_up(source: str, target: str) -> None:
+    sums: dict[str, float] = defaultdict(float)
+    for key, value, _timestamp, _position in MmapedDict.read_all_values_from_file(source):  # type: ignore[no-untyped-call]
+        sums[key] += value
+    store = MmapedDict(target)  # type: ignore[no-untyped-call]
+    try:
+        for key, value in sums.items():
+            json.loads(key)  # a torn key of a process killed in mid-write would spoil the page: raise instead
+            before, _timestamp = store.read_value(key)  # type: ignore[no-untyped-call]
+            store.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]
+    finally:
+        store.close()  # type: ignore[no-untyped-call]

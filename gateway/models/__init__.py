@@ -1,0 +1,1 @@
+"""Workshop of models: what a package is, where packages come from, and how ONNX Runtime runs them."""

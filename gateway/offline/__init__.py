@@ -1,0 +1,1 @@
+"""Room of slow work: watching the sample log for drift."""

@@ -1,0 +1,1 @@
+"""Workshop of samples: the log of sampled inputs and outputs, written and read."""

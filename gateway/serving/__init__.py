@@ -1,0 +1,1 @@
+"""Room of predictions: the worker processes that answer them."""

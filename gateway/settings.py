@@ -1,0 +1,324 @@
+"""The settings: one frozen tree read from a TOML file, the environment and the command line, in rising priority."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from gateway.errors import InvalidSetting
+
+ENVIRONMENT_PREFIX = "SLUICEGATE_"
+# Read by the command line itself, not settings of the server.
+CLIENT_VARIABLES = frozenset({"SLUICEGATE_URL", "SLUICEGATE_TOKEN"})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The public port and the worker processes behind it."""
+
+    host: str = "0.0.0.0"
+    port: int = 8080
+    workers: int = 1
+    keep_alive_s: int = 75
+    drain_timeout_s: float = 25.0  # time that requests in flight get to finish after SIGTERM
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """The admin port: never the public one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8081
+
+
+@dataclass(frozen=True, slots=True)
+class PathSettings:
+    """Where packages come from and where state is kept."""
+
+    models: Path = Path("models")
+    state: Path = Path("state")
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What one request, and all requests together, may ask of a worker."""
+
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_in_flight: int = 4096
+    deadline_s: float = 5.0
+    max_deadline_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How requests share a run of the model."""
+
+    max_batch_rows: int = 128
+    max_queue_rows: int = 8192
+    inline_budget_s: float = 200e-6  # runs predicted to be shorter happen on the event loop
+    run_threads: int = 1  # threads per worker for the longer runs
+    intra_op_threads: int = 1  # ONNX Runtime threads inside one run
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """The prediction caches of each worker; max_bytes = 0 switches them off."""
+
+    max_bytes: int = 64 * 1024 * 1024
+    ttl_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSettings:
+    """How workers follow the flags, and where the flags are kept."""
+
+    store: str = ""  # sqlite:///PATH; empty: flags.sqlite in the state directory
+    poll_s: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """The log of sampled inputs and outputs."""
+
+    rate: float = 0.01  # share of predictions; the flag <model>.sampling overrides it per model
+    max_queue_records: int = 10_000
+    max_rows_per_request: int = 64
+    segment_max_bytes: int = 64 * 1024 * 1024
+    segment_max_age_s: float = 60.0
+    sync_s: float = 0.2  # longest time that a written record may wait for fdatasync
+    min_free_bytes: int = 256 * 1024 * 1024  # below this much free disk, samples are dropped and counted
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """When the drift monitor looks, and what it calls drift."""
+
+    poll_s: float = 1.0
+    window_rows: int = 1000  # most recent sampled rows that are compared with the reference
+    min_window_rows: int = 100  # fewer rows: the verdict is "insufficient data"
+    max_false_discovery_rate: float = 0.05
+    min_effect: float = 0.1  # KS distance or Cramer's V below this is called negligible however small p is
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorSettings:
+    """How the supervisor watches its children."""
+
+    heartbeat_timeout_s: float = 60.0
+    backoff_min_s: float = 0.1
+    backoff_max_s: float = 10.0
+    stable_after_s: float = 30.0  # a child that lived this long starts from the shortest back-off again
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What is written to stderr."""
+
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of one gateway; every part gets only the sections that it needs."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    control: ControlSettings = field(default_factory=ControlSettings)
+    paths: PathSettings = field(default_factory=PathSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    batching: BatchSettings = field(default_factory=BatchSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    flags: FlagSettings = field(default_factory=FlagSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    monitor: MonitorSettings = field(default_factory=MonitorSettings)
+    supervisor: SupervisorSettings = field(default_factory=SupervisorSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+
+    @property
+    def flag_store_path(self) -> Path:
+        """The SQLite file of the flags."""
+        if not self.flags.store:
+            return self.paths.state / "flags.sqlite"
+        return Path(self.flags.store.removeprefix("sqlite:///"))
+
+    @property
+    def last_known_good_path(self) -> Path:
+        """The flag document as last committed, for starts without a readable store."""
+        return self.paths.state / "flags.lkg.json"
+
+    @property
+    def sample_log_path(self) -> Path:
+        return self.paths.state / "samples"
+
+    @property
+    def drift_path(self) -> Path:
+        """One drift document per model: ``<model>.json``."""
+        return self.paths.state / "drift"
+
+    @property
+    def monitor_path(self) -> Path:
+        """The monitor's own memory: its watermark."""
+        return self.paths.state / "monitor"
+
+    @property
+    def admin_token_path(self) -> Path:
+        return self.paths.state / "admin.token"
+
+    @property
+    def token_store_path(self) -> Path:
+        return self.paths.state / "tokens.sqlite"
+
+
+# Smallest and largest value, where not every value of the type makes sense.
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "server.port": (0, 65535),
+    "server.workers": (1, 256),
+    "server.keep_alive_s": (1, 86_400),
+    "server.drain_timeout_s": (0, 3600),
+    "control.port": (0, 65535),
+    "limits.max_body_bytes": (1, 2**31),
+    "limits.max_in_flight": (1, 1_000_000),
+    "limits.deadline_s": (0.001, 3600),
+    "limits.max_deadline_s": (0.001, 3600),
+    "batching.max_batch_rows": (1, 1_000_000),
+    "batching.max_queue_rows": (1, 100_000_000),
+    "batching.inline_budget_s": (0, 1),
+    "batching.run_threads": (1, 256),
+    "batching.intra_op_threads": (1, 256),
+    "cache.max_bytes": (0, 2**40),
+    "cache.ttl_s": (0.001, 10**9),
+    "flags.poll_s": (0.001, 10),
+    "sampling.rate": (0, 1),
+    "sampling.max_queue_records": (1, 10_000_000),
+    "sampling.max_rows_per_request": (1, 1_000_000),
+    "sampling.segment_max_bytes": (4096, 2**40),
+    "sampling.segment_max_age_s": (0.1, 86_400),
+    "sampling.sync_s": (0.001, 3600),
+    "sampling.min_free_bytes": (0, 2**50),
+    "monitor.poll_s": (0.01, 3600),
+    "monitor.window_rows": (10, 10_000_000),
+    "monitor.min_window_rows": (2, 10_000_000),
+    "monitor.max_false_discovery_rate": (1e-6, 0.5),
+    "monitor.min_effect": (0, 1),
+    "supervisor.heartbeat_timeout_s": (1, 86_400),
+    "supervisor.backoff_min_s": (0.001, 3600),
+    "supervisor.backoff_max_s": (0.001, 3600),
+    "supervisor.stable_after_s": (0, 86_400),
+}
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+def load(path: Path | None, environment: Mapping[str, str], overrides: Mapping[str, Any]) -> Settings:
+    """Read the settings.
+
+    path: a TOML file, or None. environment: ``SLUICEGATE_SECTION__KEY`` variables. overrides: ``section.key`` from the
+    command line, None values left out. Raises InvalidSetting naming the key, its origin, and the nearest right key.
+    """
+    values: dict[str, tuple[Any, str]] = {}
+    if path is not None:
+        values.update(_from_file(path))
+    values.update(_from_environment(environment))
+    values.update({key: (value, "command line") for key, value in overrides.items() if value is not None})
+    return _build(values)
+
+
+def to_plain(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The settings as plain values, for printing and for handing them to a child process."""
+    return {
+        section.name: {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in dataclasses.asdict(getattr(settings, section.name)).items()
+        }
+        for section in dataclasses.fields(settings)
+    }
+
+
+def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """The inverse of to_plain."""
+    flat = {f"{section}.{key}": (value, "parent") for section, keys in plain.items() for key, value in keys.items()}
+    return _build(flat)
+
+
+def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidSetting(f"cannot read the settings file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"{path} is not valid TOML: {error}") from error
+    found: dict[str, tuple[Any, str]] = {}
+    for section, keys in document.items():
+        if not isinstance(keys, dict):
+            raise InvalidSetting(f"{path}: {section!r} must stand inside a section, as [server] or [cache]")
+        found.update({f"{section}.{key}": (value, str(path)) for key, value in keys.items()})
+    return found
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    found: dict[str, tuple[Any, str]] = {}
+    for variable, value in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in CLIENT_VARIABLES:
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".", 1)
+            found[name] = (value, f"environment variable {variable}")
+    return found
+
+
+def _build(values: Mapping[str, tuple[Any, str]]) -> Settings:
+    sections = {f.name: get_type_hints(Settings)[f.name] for f in dataclasses.fields(Settings)}
+    known = {
+        f"{section}.{f.name}": get_type_hints(kind)[f.name]
+        for section, kind in sections.items()
+        for f in dataclasses.fields(kind)
+    }
+    given: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for name, (value, origin) in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise InvalidSetting(f"unknown setting {name!r} ({origin}); the nearest known one is {near[0]!r}")
+        section, key = name.split(".", 1)
+        given[section][key] = _convert(name, known[name], value, origin)
+    settings = Settings(**{section: kind(**given[section]) for section, kind in sections.items()})
+    _check_together(settings)
+    return settings
+
+
+def _convert(name: str, kind: type, value: Any, origin: str) -> Any:
+    """*value* as *kind*; text is read as a number where one is wanted, since the environment holds only text."""
+    try:
+        if kind is Path:
+            converted: Any = Path(os.path.expanduser(str(value)))
+        elif kind is str:
+            converted = value if isinstance(value, str) else _wrong()
+        elif isinstance(value, bool) or not isinstance(value, int | float | str):
+            converted = _wrong()
+        else:
+            converted = kind(value)
+            if converted != float(value):  # 1.5 workers
+                _wrong()
+    except (ValueError, OverflowError) as error:
+        wanted = {int: "a whole number", float: "a number", str: "text"}.get(kind, kind.__name__)
+        raise InvalidSetting(f"setting {name!r} ({origin}): expected {wanted}, got {value!r}") from error
+    low, high = _BOUNDS.get(name, (-float("inf"), float("inf")))
+    if kind in (int, float) and not low <= converted <= high:
+        raise InvalidSetting(f"setting {name!r} ({origin}): expected {low:g} to {high:g}, got {value!r}")
+    if name == "log.level" and converted not in _LEVELS:
+        raise InvalidSetting(f"setting {name!r} ({origin}): expected one of {', '.join(_LEVELS)}, got {value!r}")
+    return converted
+
+
+def _wrong() -> Any:
+    raise ValueError
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.limits.deadline_s > settings.limits.max_deadline_s:
+        raise InvalidSetting("setting 'limits.deadline_s' must not be above 'limits.max_deadline_s'")
+    if settings.monitor.min_window_rows > settings.monitor.window_rows:
+        raise InvalidSetting("setting 'monitor.min_window_rows' must not be above 'monitor.window_rows'")
+    if settings.flags.store and not settings.flags.store.startswith("sqlite:///"):
+        raise InvalidSetting(f"setting 'flags.store': expected sqlite:///PATH, got {settings.flags.store!r}")

@@ -1,0 +1,80 @@
+"""The command line: finds the verb that was named, runs it, and turns what it raises into an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from gateway import __version__
+from gateway.errors import GatewayError
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+# Verb -> the module in this package whose add_parser() adds it. Only the named verb's module is imported, so that no
+# verb pays for the imports of another.
+_VERBS = {
+    "serve": "serve",
+    "demo": "demo",
+    "convert": "convert",
+    "models": "models",
+    "flags": "flags",
+    "drift": "drift",
+    "samples": "samples",
+    "audit": "audit",
+    "token": "tokens",
+    "loadtest": "loadtest",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 130 interrupted.
+
+    argv: the arguments after the program's name; None reads them from the process. Raises SystemExit(2) with a message
+    on stderr if they make no sense.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        options = _parser(arguments).parse_args(arguments)
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except GatewayError as error:
+        print(f"sluicegate: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader left (as `head` does). Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    return code
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sluicegate",
+        description="Serve tabular ONNX models over HTTP, release them by flags, and watch them for drift.",
+    )
+    parser.add_argument("--version", action="version", version=f"sluicegate {__version__}")
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    named = arguments[0] if arguments else ""
+    modules = [_VERBS[named]] if named in _VERBS else list(_VERBS.values())
+    for module in modules:
+        if importlib.util.find_spec(f"gateway.cli.{module}") is not None:
+            importlib.import_module(f"gateway.cli.{module}").add_parser(subparsers)
+    version = subparsers.add_parser("version", help="print the version")
+    version.set_defaults(run=_print_version)
+    return parser
+
+
+def _print_version(_options: argparse.Namespace) -> int:
+    print(f"sluicegate {__version__}")
+    return 0

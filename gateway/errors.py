@@ -184,10 +184,16 @@ class Forbidden(GatewayError):
     code = "forbidden"
 
 
-# -- settings ---------------------------------------------------------------------------------------
+# -- settings and start -----------------------------------------------------------------------------
 
 
 class InvalidSetting(GatewayError):
     """A setting is unknown or has a value that it cannot have."""
 
     code = "invalid_setting"
+
+
+class CannotStart(GatewayError):
+    """The gateway cannot start as told: a port, a directory or a lock is not to be had; the message says what to do."""
+
+    code = "cannot_start"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -236,6 +237,20 @@ def to_plain(settings: Settings) -> dict[str, dict[str, Any]]:
         }
         for section in dataclasses.fields(settings)
     }
+
+
+def to_toml(settings: Settings) -> str:
+    """The settings as a TOML document that load() reads back to equal settings."""
+    sections = (
+        f"[{section}]\n" + "".join(f"{key} = {_toml_value(value)}\n" for key, value in keys.items())
+        for section, keys in to_plain(settings).items()
+    )
+    return "\n".join(sections)
+
+
+def _toml_value(value: str | float) -> str:
+    # A JSON string is a TOML string, but for one character that TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> Settings:

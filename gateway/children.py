@@ -1,0 +1,148 @@
+"""A child of the supervisor: reads its orders from an inherited file, then runs one room until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from gateway import logs, settings
+from gateway.errors import GatewayError
+from gateway.settings import Settings
+
+ChildRole = Literal["worker", "control", "monitor"]
+
+# After its last chance to finish requests, time for a child to flush logs and leave before it is killed.
+FLUSH_GRACE_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """The orders of one child.
+
+    socket_fd: its bound socket, None for the monitor. report_fd: write end of the pipe on which it says "ready" and
+    "beat". lifeline_fd: read end of a pipe on which nothing is ever written; end of file means that the supervisor
+    died.
+    """
+
+    role: ChildRole
+    slot: int
+    boot: str
+    run_dir: Path
+    settings: Settings
+    socket_fd: int | None
+    report_fd: int
+    lifeline_fd: int
+
+    @property
+    def name(self) -> str:
+        """How logs call the child: ``worker-0``, ``control``, ``monitor``."""
+        return child_name(self.role, self.slot)
+
+    def to_json(self) -> bytes:
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain |= {"run_dir": str(self.run_dir), "settings": settings.to_plain(self.settings)}
+        return json.dumps(plain).encode()
+
+
+def parse(raw: bytes) -> ChildSpec:
+    """The inverse of ChildSpec.to_json."""
+    plain = json.loads(raw)
+    if plain["role"] not in get_args(ChildRole):
+        raise ValueError(f"unknown role {plain['role']!r}")
+    plain |= {"run_dir": Path(plain["run_dir"]), "settings": settings.from_plain(plain["settings"])}
+    return ChildSpec(**plain)
+
+
+def child_name(role: ChildRole, slot: int) -> str:
+    return f"worker-{slot}" if role == "worker" else role
+
+
+def main(spec_fd: int) -> int:
+    """Run the child whose orders stand in *spec_fd*. Returns the exit code: 0 told to stop, 1 failed."""
+    with open(spec_fd, "rb") as file:
+        spec = parse(file.read())
+    logs.set_up(spec.name, level=spec.settings.log.level)
+    guard = threading.Thread(target=_leave_with_supervisor, args=(spec,), name="lifeline", daemon=True)
+    guard.start()
+    try:
+        _run_room(spec, _reporter(spec.report_fd))
+    except GatewayError as error:
+        _log.error("%s stops: %s", spec.name, error, extra={"code": error.code})
+        return 1
+    except Exception:  # whatever a room let through: it belongs in the log, as one record, not on a bare stderr
+        _log.exception("%s stops on an error that nobody expected", spec.name)
+        return 1
+    return 0
+
+
+def _run_room(spec: ChildSpec, report: Callable[[str], None]) -> None:
+    """Import only the room of this role, so that a worker stays small, and stay in it until it returns."""
+    if spec.role == "monitor":
+        from gateway.offline.monitor import run_monitor
+
+        run_monitor(spec.settings, boot=spec.boot, run_dir=spec.run_dir, report=report, lifeline_fd=spec.lifeline_fd)
+        return
+    assert spec.socket_fd is not None
+    listener = socket.socket(fileno=spec.socket_fd)
+    if spec.role == "control":
+        from gateway.control.app import run_control
+
+        run_control(
+            spec.settings,
+            boot=spec.boot,
+            run_dir=spec.run_dir,
+            listener=listener,
+            report=report,
+            lifeline_fd=spec.lifeline_fd,
+        )
+    else:
+        from gateway.serving.app import run_worker
+
+        run_worker(
+            spec.settings,
+            slot=spec.slot,
+            boot=spec.boot,
+            run_dir=spec.run_dir,
+            listener=listener,
+            report=report,
+            lifeline_fd=spec.lifeline_fd,
+        )
+
+
+def _reporter(fd: int) -> Callable[[str], None]:
+    """A report function that never blocks and never raises: a supervisor that is gone or busy must not harm a child."""
+    os.set_blocking(fd, False)
+
+    def report(word: str) -> None:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(fd, word.encode() + b"\n")
+
+    return report
+
+
+def _leave_with_supervisor(spec: ChildSpec) -> None:
+    """The last resort (own thread): a room stops by itself when the lifeline ends; one that hangs is ended here."""
+    poll = select.poll()
+    poll.register(spec.lifeline_fd, select.POLLIN)
+    poll.poll()
+    time.sleep(spec.settings.server.drain_timeout_s + FLUSH_GRACE_S)
+    _log.error("%s did not stop after its supervisor died; it is ended now", spec.name)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

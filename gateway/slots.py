@@ -1,0 +1,180 @@
+"""A slot: one place in the gateway that a process fills, and that is filled again, after a pause, when it dies."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.boot import Boot
+from gateway.children import ChildRole, ChildSpec, child_name
+from gateway.settings import Settings, SupervisorSettings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all processes of one boot get: settings, boot, the end of their lifeline, and their environment."""
+
+    settings: Settings
+    boot: Boot
+    lifeline_fd: int
+    environment: Mapping[str, str]
+
+
+class Backoff:
+    """The pause before a dead child is started again: doubled with each death in a row, up to a bound."""
+
+    def __init__(self, settings: SupervisorSettings) -> None:
+        self._min_s = settings.backoff_min_s
+        self._max_s = max(settings.backoff_min_s, settings.backoff_max_s)
+        self._stable_after_s = settings.stable_after_s
+        self.deaths = 0  # in a row, each after a life shorter than stable_after_s
+
+    def after(self, lived_s: float) -> float:
+        """The pause in seconds after a death at the age of *lived_s*."""
+        if lived_s >= self._stable_after_s:
+            self.deaths = 0
+        doublings = min(self.deaths, 60)  # the bound is long reached; a larger power would overflow
+        self.deaths += 1
+        return float(min(self._max_s, self._min_s * 2**doublings))
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a process ended. returncode: as subprocess says it, negative for a signal. pause_s: before the next one.
+
+    report_fd: what start() gave, now closed.
+    """
+
+    pid: int
+    report_fd: int
+    returncode: int
+    lived_s: float
+    pause_s: float
+
+    def __str__(self) -> str:
+        if self.returncode < 0:
+            return f"killed by {signal.Signals(-self.returncode).name}"
+        return f"exit code {self.returncode}"
+
+
+class Slot:
+    """One slot, empty at first. Used by the supervisor's thread alone; times are of one monotonic clock, in seconds."""
+
+    def __init__(
+        self, role: ChildRole, number: int, listener: socket.socket | None, settings: SupervisorSettings
+    ) -> None:
+        self.role: ChildRole = role
+        self.number = number
+        self.name = child_name(role, number)
+        self.listener = listener
+        self.is_ready = False
+        self.start_at_s = 0.0  # if empty: when to fill it
+        self.starts = 0
+        self._backoff = Backoff(settings)
+        self._heartbeat_timeout_s = settings.heartbeat_timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_s = 0.0
+        self._silent_at_s = math.inf
+        self._report_fd = -1
+        self._unread = b""
+
+    @property
+    def pid(self) -> int | None:
+        """The process in the slot, None if it is empty."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def deaths_in_a_row(self) -> int:
+        return self._backoff.deaths
+
+    @property
+    def silent_at_s(self) -> float:
+        """When the process counts as hung if nothing is heard of it; infinity until its first "ready"."""
+        return self._silent_at_s
+
+    def start(self, around: Surroundings, now_s: float) -> int:
+        """Fill the slot. Returns the descriptor on which the process reports; the slot closes it. Raises OSError."""
+        self._report_fd, report_write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._report_fd, False)
+        spec_fd = os.memfd_create(f"sluicegate-{self.name}")
+        try:
+            socket_fd = None if self.listener is None else self.listener.fileno()
+            spec = ChildSpec(
+                role=self.role,
+                slot=self.number,
+                boot=around.boot.name,
+                run_dir=around.boot.run_dir.absolute(),
+                settings=around.settings,
+                socket_fd=socket_fd,
+                report_fd=report_write,
+                lifeline_fd=around.lifeline_fd,
+            )
+            os.write(spec_fd, spec.to_json())
+            os.lseek(spec_fd, 0, os.SEEK_SET)
+            inherited = [spec_fd, report_write, around.lifeline_fd, around.boot.alive_fd]
+            inherited += [] if socket_fd is None else [socket_fd]
+            self._process = subprocess.Popen(  # noqa: S603 - our own module, under our own interpreter
+                # -P: a file in the current directory must not pass for a module.
+                [sys.executable, "-P", "-m", "gateway.children", str(spec_fd)],
+                pass_fds=inherited,
+                stdin=subprocess.DEVNULL,
+                env=around.environment,
+                process_group=0,  # Ctrl-C in the terminal reaches the supervisor alone, which ends all in order
+            )
+        except OSError:
+            os.close(self._report_fd)
+            raise
+        finally:
+            os.close(report_write)
+            os.close(spec_fd)
+        self.starts += 1
+        self._started_s = now_s
+        return self._report_fd
+
+    def hear(self, now_s: float) -> bool:
+        """Read what the process reports. Returns whether it became ready just now. Raises EOFError at the end."""
+        was_ready = self.is_ready
+        received = os.read(self._report_fd, 4096)
+        if not received:
+            raise EOFError
+        *words, self._unread = (self._unread + received).split(b"\n")
+        if b"ready" in words:
+            self.is_ready = True
+        if self.is_ready:
+            self._silent_at_s = now_s + self._heartbeat_timeout_s
+        return self.is_ready and not was_ready
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if there is one."""
+        if self._process is not None:
+            self._process.send_signal(number)
+        if number == signal.SIGKILL:
+            self._silent_at_s = math.inf
+
+    def reap(self, now_s: float) -> Death | None:
+        """Empty the slot if its process has ended, and set the time of the next start."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        returncode, pid = self._process.returncode, self._process.pid
+        self._process = None
+        self.is_ready = False
+        self._silent_at_s = math.inf
+        self._unread = b""
+        os.close(self._report_fd)
+        lived_s = now_s - self._started_s
+        return Death(pid, self._report_fd, returncode, lived_s, self.postpone(now_s, lived_s))
+
+    def postpone(self, now_s: float, lived_s: float) -> float:
+        """Set the time of the next start after a death at the age of *lived_s*; returns the pause in seconds."""
+        pause_s = self._backoff.after(lived_s)
+        self.start_at_s = now_s + pause_s
+        return pause_s

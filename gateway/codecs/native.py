@@ -1,0 +1,201 @@
+"""The native protocol: rows of named features in, labels and probabilities by name out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import orjson
+
+from gateway.codecs.codec import BoundCodec, Encoded, Request
+from gateway.codecs.numbers import name_of, parse_json, to_array
+from gateway.codecs.oip_json import JSON_HEADERS
+from gateway.errors import GatewayError, InvalidInput
+from gateway.tensors import FLOATS, Array, Feature, MissingCheck, Signature, Tensors, same_rows
+
+
+class NativeCodec:
+    """``{"rows": [{"petal_length": 1.4, ...}]}`` or ``{"columns": ["petal_length", ...], "rows": [[1.4, ...]]}``."""
+
+    name = "native"
+
+    def bind(self, model: str, version: str, signature: Signature) -> BoundCodec:
+        return BoundNative(model, version, signature)
+
+    def error(self, error: GatewayError) -> bytes:
+        told: dict[str, Any] = {"code": error.code, "message": str(error)}
+        if isinstance(error, InvalidInput):
+            told |= {"field": error.field, "came": error.came, "expected": error.expected}
+        return orjson.dumps({"error": told})
+
+    def cache_headers(self, headers: Mapping[str, str]) -> str:
+        return ""
+
+
+class BoundNative:
+    """The native protocol for one version."""
+
+    def __init__(self, model: str, version: str, signature: Signature) -> None:
+        self._signature = signature
+        # In the order of the inputs and their columns, so that a row's values are the tensors' values in order.
+        order = {spec.name: index for index, spec in enumerate(signature.inputs)}
+        self._features = tuple(sorted(signature.features, key=lambda f: (order[f.input], f.column)))
+        self._positions = {feature.name: index for index, feature in enumerate(self._features)}
+        self._missing = MissingCheck(signature)
+        self._head = orjson.dumps({"model": model, "model_version": version})[:-1]
+        names = [feature.name for feature in self._features]
+        pick = itemgetter(*names) if names else None
+        # itemgetter of one name gives the value itself, not a tuple of one.
+        self._pick = pick if len(names) != 1 or pick is None else lambda row: (pick(row),)
+
+    def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
+        document = parse_json(body)
+        if type(document) is not dict:
+            raise InvalidInput("body", name_of(document), "a JSON object with 'rows'")
+        if not self._features:
+            raise InvalidInput("body", "named features", "tensors over /v2, since the model has no named features")
+        for key in document:
+            if key not in ("rows", "columns"):
+                raise InvalidInput(key, "an unknown key", "only 'rows' and 'columns'")
+        rows = document.get("rows")
+        if type(rows) is not list:
+            raise InvalidInput("rows", name_of(rows), "an array of rows")
+        if not rows:
+            raise InvalidInput("rows", "an empty array", "at least one row")
+        table = self._columnar(document["columns"], rows) if "columns" in document else self._named(rows)
+        inputs = self._tensors(table)
+        self._missing(inputs)
+        return Request(inputs, same_rows(self._signature, inputs))
+
+    def _named(self, rows: list[Any]) -> list[tuple[Any, ...]]:
+        """Rows as tuples in the order of the features."""
+        width = len(self._features)
+        try:
+            assert self._pick is not None
+            table = [self._pick(row) for row in rows]
+            if all(type(row) is dict and len(row) == width for row in rows):
+                return table
+        except (KeyError, TypeError, IndexError):
+            pass
+        return [self._named_slowly(row, index) for index, row in enumerate(rows)]
+
+    def _named_slowly(self, row: Any, index: int) -> tuple[Any, ...]:
+        """One row with absent features, or the error that says what is wrong with it."""
+        if type(row) is not dict:
+            raise InvalidInput(f"rows[{index}]", name_of(row), "an object of features")
+        for name in row:
+            if name not in self._positions:
+                raise InvalidInput(f"rows[{index}].{name}", "an unknown feature", f"only {self._known()}")
+        for feature in self._features:
+            if feature.name not in row and not feature.missing_allowed:
+                raise InvalidInput(f"rows[{index}].{feature.name}", "no such feature", "every feature of the model")
+        return tuple(row.get(feature.name) for feature in self._features)
+
+    def _columnar(self, columns: Any, rows: list[Any]) -> list[tuple[Any, ...]]:
+        if type(columns) is not list or not all(type(name) is str for name in columns):
+            raise InvalidInput("columns", name_of(columns), "an array of feature names")
+        for index, name in enumerate(columns):
+            if name not in self._positions:
+                raise InvalidInput(f"columns[{index}]", f"the unknown feature {name!r}", f"only {self._known()}")
+            if columns.index(name) != index:
+                raise InvalidInput(f"columns[{index}]", f"{name!r} twice", "each feature once")
+        for feature in self._features:
+            if feature.name not in columns and not feature.missing_allowed:
+                raise InvalidInput("columns", f"no {feature.name!r}", "every feature of the model")
+        for index, row in enumerate(rows):
+            if type(row) is not list or len(row) != len(columns):
+                came = f"{len(row)} values" if type(row) is list else name_of(row)
+                raise InvalidInput(f"rows[{index}]", came, f"an array of {len(columns)} values, one per column")
+        if columns == list(self._positions):
+            return rows
+        places = [columns.index(f.name) if f.name in columns else None for f in self._features]
+        return [tuple(None if place is None else row[place] for place in places) for row in rows]
+
+    def _known(self) -> str:
+        names = list(self._positions)
+        return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+    def _tensors(self, table: list[tuple[Any, ...]]) -> Tensors:
+        inputs: Tensors = {}
+        start = 0
+        for spec in self._signature.inputs:
+            own = [feature for feature in self._features if feature.input == spec.name]
+            whole = len(own) == len(self._features)
+            flat = list(chain.from_iterable(table if whole else (row[start : start + len(own)] for row in table)))
+            shape = tuple(len(table) if size == -1 else size for size in spec.shape)
+            if math.prod(shape) != len(flat):
+                raise InvalidInput(
+                    "body", "named features", f"tensors over /v2 for input {spec.name!r} {list(spec.shape)}"
+                )
+            inputs[spec.name] = self._array(flat, spec.datatype, own).reshape(shape)
+            start += len(own)
+        return inputs
+
+    def _array(self, flat: list[Any], datatype: str, own: list[Feature]) -> Array:
+        if None in flat:
+            flat = [self._filled(value, datatype, own[i % len(own)], i // len(own)) for i, value in enumerate(flat)]
+        try:
+            return to_array(flat, datatype, "")
+        except InvalidInput as error:
+            position = int(error.field.strip("[]")) if error.field.startswith("[") else 0
+            name = own[position % len(own)].name
+            raise InvalidInput(f"rows[{position // len(own)}].{name}", error.came, error.expected) from None
+
+    def _filled(self, value: Any, datatype: str, feature: Feature, row: int) -> Any:
+        """null as the model's own sign for missing: NaN, or empty text."""
+        if value is not None:
+            return value
+        if not feature.missing_allowed or not (datatype in FLOATS or datatype == "BYTES"):
+            raise InvalidInput(f"rows[{row}].{feature.name}", "null", "a value (this feature may not be missing)")
+        return math.nan if datatype in FLOATS else ""
+
+    def encode(self, request: Request, outputs: Tensors) -> Encoded:
+        predictions: list[dict[str, Any]] = [{} for _ in range(request.rows)]
+        for spec in self._signature.outputs:
+            for row, value in zip(predictions, self._values(spec.name, spec.role, outputs[spec.name]), strict=True):
+                row[spec.name] = value
+        return Encoded(b',"predictions":' + _dumps(predictions) + b"}", JSON_HEADERS)
+
+    def _values(self, name: str, role: str, array: Array) -> list[Any]:
+        """The values of one output, one per row."""
+        if not self._signature.batchable:
+            return [_listed(array)]
+        classes = self._signature.classes
+        if role == "probabilities" and classes is not None and array.ndim == 2 and array.shape[1] == len(classes):
+            names = [str(label) for label in classes]
+            return [dict(zip(names, row, strict=True)) for row in array.tolist()]
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        listed: list[Any] = _listed(array)
+        return listed
+
+    def stamp(self, body: bytes, variant: str, prediction_id: str) -> bytes:
+        return b'%b,"variant":%b,"prediction_id":"%b"%b' % (
+            self._head,
+            orjson.dumps(variant),
+            prediction_id.encode(),
+            body,
+        )
+
+
+def _listed(array: Array) -> Any:
+    if array.dtype == np.object_:
+        return (
+            np.array([text.decode("utf-8", "replace") for text in array.ravel()], dtype=object)
+            .reshape(array.shape)
+            .tolist()
+        )
+    return array.tolist()
+
+
+def _dumps(predictions: list[dict[str, Any]]) -> bytes:
+    body = orjson.dumps(predictions)
+    # orjson writes null for NaN and infinities; say which it was, as the other protocols do.
+    if b"null" in body:
+        return json.dumps(predictions, separators=(",", ":")).encode()
+    return body

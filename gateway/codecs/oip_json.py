@@ -1,0 +1,218 @@
+"""The Open Inference Protocol v2 over REST: inference requests and replies as JSON, with binary tensors mixed in.
+
+Source: kserve/open-inference-protocol, specification/protocol/inference_rest.md; the binary tensor extension is in
+oip_binary.py. Strictness follows Triton: names, datatypes and shapes must be those of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from gateway.codecs import oip_binary
+from gateway.codecs.codec import BoundCodec, Encoded, Request
+from gateway.codecs.numbers import flatten, name_of, parse_json, to_array
+from gateway.errors import GatewayError, InvalidInput
+from gateway.tensors import FLOATS, Array, MissingCheck, Signature, Tensors, TensorSpec, check_shape, same_rows
+
+JSON_HEADERS = ((b"content-type", b"application/json"),)
+
+
+class OipCodec:
+    """Open Inference Protocol v2, JSON and binary tensors."""
+
+    name = "oip"
+
+    def bind(self, model: str, version: str, signature: Signature) -> BoundCodec:
+        return BoundOip(model, version, signature)
+
+    def error(self, error: GatewayError) -> bytes:
+        return orjson.dumps({"error": str(error)})
+
+    def cache_headers(self, headers: Mapping[str, str]) -> str:
+        return headers.get(oip_binary.LENGTH_HEADER, "")
+
+
+class BoundOip:
+    """OIP for one version."""
+
+    def __init__(self, model: str, version: str, signature: Signature) -> None:
+        self._model = model
+        self._version = version
+        self._signature = signature
+        self._inputs = {spec.name: spec for spec in signature.inputs}
+        self._outputs = {spec.name: spec for spec in signature.outputs}
+        self._missing = MissingCheck(signature)
+
+    def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
+        length = headers.get(oip_binary.LENGTH_HEADER)
+        if length is None:
+            return self._from_document(parse_json(body), oip_binary.Blobs(b""))
+        json_bytes = oip_binary.json_length(length, len(body))
+        if json_bytes == 0:
+            return self._from_raw(body)
+        blobs = oip_binary.Blobs(memoryview(body)[json_bytes:])
+        request = self._from_document(parse_json(body[:json_bytes]), blobs)
+        blobs.check_all_read()
+        return request
+
+    def _from_document(self, document: Any, blobs: oip_binary.Blobs) -> Request:
+        if type(document) is not dict:
+            raise InvalidInput("body", name_of(document), "a JSON object with 'inputs'")
+        tensors = document.get("inputs")
+        if type(tensors) is not list:
+            raise InvalidInput("inputs", name_of(tensors), "an array of input tensors")
+        inputs: Tensors = {}
+        for index, tensor in enumerate(tensors):
+            spec = self._spec(tensor, index)
+            if spec.name in inputs:
+                raise InvalidInput(f"inputs.{spec.name}", "the input twice", "each input once")
+            inputs[spec.name] = self._tensor(spec, tensor, blobs)
+        for name in self._inputs:
+            if name not in inputs:
+                raise InvalidInput(f"inputs.{name}", "no such input", f"all of {', '.join(self._inputs)}")
+        parameters = _parameters(document, "parameters")
+        request = Request(inputs, same_rows(self._signature, inputs))
+        request.id = _text(document, "id") or None
+        request.binary = parameters.get("binary_data_output") is True
+        request.outputs = self._wishes(document.get("outputs"), request.binary)
+        request.timeout_s = _timeout_s(parameters)
+        self._missing(inputs)
+        return request
+
+    def _from_raw(self, body: bytes) -> Request:
+        """A body that is one tensor: for models with one input, as a batch of one row."""
+        if len(self._inputs) != 1:
+            raise InvalidInput("inputs", "a raw body", f"named tensors, since the model has {len(self._inputs)} inputs")
+        spec = self._signature.inputs[0]
+        shape = oip_binary.raw_shape(spec, len(body), batchable=self._signature.batchable)
+        inputs = {spec.name: oip_binary.decode(memoryview(body), spec, shape)}
+        self._missing(inputs)
+        return Request(inputs, same_rows(self._signature, inputs), binary=True)
+
+    def _spec(self, tensor: Any, index: int) -> TensorSpec:
+        if type(tensor) is not dict:
+            raise InvalidInput(f"inputs[{index}]", name_of(tensor), "an object with name, shape, datatype and data")
+        name = tensor.get("name")
+        spec = self._inputs.get(name) if type(name) is str else None
+        if spec is None:
+            known = ", ".join(self._inputs)
+            raise InvalidInput(f"inputs[{index}].name", name_of(name), f"an input of model {self._model!r}: {known}")
+        return spec
+
+    def _tensor(self, spec: TensorSpec, tensor: dict[str, Any], blobs: oip_binary.Blobs) -> Array:
+        field = f"inputs.{spec.name}"
+        if tensor.get("datatype") != spec.datatype:
+            raise InvalidInput(f"{field}.datatype", name_of(tensor.get("datatype")), spec.datatype)
+        shape = _shape(tensor.get("shape"), field)
+        check_shape(spec, shape)
+        parameters = _parameters(tensor, f"{field}.parameters")
+        if "binary_data_size" in parameters:
+            if "data" in tensor:
+                raise InvalidInput(f"{field}.data", "data beside binary_data_size", "one of the two")
+            return oip_binary.decode(blobs.take(parameters["binary_data_size"], field), spec, shape)
+        if type(tensor.get("data")) is not list:
+            raise InvalidInput(f"{field}.data", name_of(tensor.get("data")), "an array")
+        flat, nested = flatten(tensor["data"], f"{field}.data")
+        if (len(nested) > 1 and nested != shape) or len(flat) != math.prod(shape):
+            raise InvalidInput(
+                f"{field}.data", f"values of shape {list(nested)}", f"values of the tensor's own shape {list(shape)}"
+            )
+        return to_array(flat, spec.datatype, f"{field}.data").reshape(shape)
+
+    def _wishes(self, outputs: Any, binary: bool) -> tuple[tuple[str, bool], ...] | None:
+        if outputs is None or outputs == []:
+            return None
+        if type(outputs) is not list:
+            raise InvalidInput("outputs", name_of(outputs), "an array of output names")
+        wishes: dict[str, bool] = {}
+        for index, output in enumerate(outputs):
+            name = output.get("name") if type(output) is dict else None
+            if type(name) is not str or name not in self._outputs:
+                known = ", ".join(self._outputs)
+                raise InvalidInput(f"outputs[{index}].name", name_of(name), f"an output of the model: {known}")
+            parameters = _parameters(output, f"outputs[{index}].parameters")
+            if "classification" in parameters:
+                raise InvalidInput(f"outputs[{index}].parameters", "classification", "binary_data or nothing")
+            wishes[name] = parameters.get("binary_data", binary) is True
+        return tuple(wishes.items())
+
+    def encode(self, request: Request, outputs: Tensors) -> Encoded:
+        wishes = request.outputs or tuple((name, request.binary) for name in self._outputs)
+        described: list[dict[str, Any]] = []
+        blobs: list[bytes] = []
+        finite = True
+        for name, binary in wishes:
+            spec, array = self._outputs[name], outputs[name]
+            description: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": spec.datatype}
+            if binary:
+                blobs.append(oip_binary.encode(array, spec.datatype))
+                description["parameters"] = {"binary_data_size": len(blobs[-1])}
+            else:
+                description["data"] = _plain(array, spec)
+                finite = finite and (spec.datatype not in FLOATS or bool(np.isfinite(array).all()))
+            described.append(description)
+        document: dict[str, Any] = {"model_name": self._model, "model_version": self._version}
+        if request.id is not None:
+            document["id"] = request.id
+        document["outputs"] = described
+        body = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY) if finite else _with_nan(document)
+        if not blobs:
+            return Encoded(body, JSON_HEADERS)
+        length = (oip_binary.LENGTH_HEADER.encode(), str(len(body)).encode())
+        return Encoded(body + b"".join(blobs), ((b"content-type", b"application/octet-stream"), length))
+
+    def stamp(self, body: bytes, variant: str, prediction_id: str) -> bytes:
+        return body
+
+
+def _plain(array: Array, spec: TensorSpec) -> Any:
+    if spec.datatype == "FP16":
+        raise InvalidInput(
+            f"outputs.{spec.name}", "a wish for FP16 as JSON", "binary_data, since JSON cannot hold FP16"
+        )
+    if spec.datatype == "BYTES":
+        return [value.decode("utf-8", "replace") for value in array.ravel().tolist()]
+    return np.ascontiguousarray(array).reshape(-1)
+
+
+def _with_nan(document: dict[str, Any]) -> bytes:
+    """JSON with the bare tokens NaN and Infinity, as Triton writes them; orjson would say null."""
+    return json.dumps(document, default=lambda array: array.tolist(), separators=(",", ":")).encode()
+
+
+def _shape(shape: Any, field: str) -> tuple[int, ...]:
+    if type(shape) is not list or any(type(size) is not int or size < 0 for size in shape):
+        raise InvalidInput(f"{field}.shape", name_of(shape), "an array of whole numbers of at least 0")
+    return tuple(shape)
+
+
+def _parameters(holder: dict[str, Any], field: str) -> dict[str, Any]:
+    parameters = holder.get("parameters")
+    if parameters is None:
+        return {}
+    if type(parameters) is not dict:
+        raise InvalidInput(field, name_of(parameters), "an object")
+    return parameters
+
+
+def _text(document: dict[str, Any], field: str) -> str:
+    value = document.get(field, "")
+    if type(value) is not str:
+        raise InvalidInput(field, name_of(value), "a string")
+    return value
+
+
+def _timeout_s(parameters: dict[str, Any]) -> float | None:
+    """The schedule extension's timeout, which is in microseconds; 0 means none."""
+    timeout_us = parameters.get("timeout")
+    if timeout_us is None or timeout_us == 0:
+        return None
+    if type(timeout_us) is not int or timeout_us < 0:
+        raise InvalidInput("parameters.timeout", name_of(timeout_us), "microseconds as a whole number of at least 0")
+    return timeout_us / 1e6

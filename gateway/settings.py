@@ -88,7 +88,8 @@ class SamplingSettings:
     """The log of sampled inputs and outputs."""
 
     rate: float = 0.01  # share of predictions; the flag <model>.sampling overrides it per model
-    max_queue_records: int = 10_000
+    max_queue_records: int = 10_000  # samples that may wait for the writer; more are dropped and counted
+    max_queue_bytes: int = 64 * 1024 * 1024  # and what their tensors may hold in memory
     max_rows_per_request: int = 64
     segment_max_bytes: int = 64 * 1024 * 1024
     segment_max_age_s: float = 60.0
@@ -196,6 +197,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "flags.poll_s": (0.001, 10),
     "sampling.rate": (0, 1),
     "sampling.max_queue_records": (1, 10_000_000),
+    "sampling.max_queue_bytes": (1, 2**40),
     "sampling.max_rows_per_request": (1, 1_000_000),
     "sampling.segment_max_bytes": (4096, 2**40),
     "sampling.segment_max_age_s": (0.1, 86_400),

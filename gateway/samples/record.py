@@ -1,0 +1,283 @@
+"""One sampled prediction, and the JSON lines (one per row) that keep it: who asked what, what was answered, and why."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mmh3
+import numpy as np
+import orjson
+
+from gateway.tensors import DATATYPES, Array, Signature, Tensors
+
+SCHEMA = 1
+SCHEMA_FILE = "sample.schema.json"
+
+# The only reason whose rows may enter statistics: every prediction had the same chance to be written.
+RANDOM = "random"
+
+_SHORT_FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
+_HASH_SPAN = 2**32
+
+
+def is_sampled(prediction_id: str, rate: float) -> bool:
+    """Whether a share *rate* (0..1) of all predictions includes this one.
+
+    The answer depends on nothing but the id, so a request, its shadow and its label agree; and what a lower rate
+    includes, a higher rate includes too. About 0.3 us.
+    """
+    return bool(mmh3.hash("sample:" + prediction_id, signed=False) < rate * _HASH_SPAN)
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """One answered prediction as the pipeline hands it to the sampler: references only, nothing is copied.
+
+    inputs, outputs: arrays that nobody changes any more, first dimension *rows* (one row if the model is not
+    batchable). ts_ns: Unix time. sample_rate: the rate in force, so that readers can weight. queue_s, run_s,
+    batch_rows: zero where no run happened (a cache hit). cache: hit, miss, shared or bypass.
+    """
+
+    prediction_id: str
+    request_id: str
+    ts_ns: int
+    model: str
+    version: str
+    digest: str
+    variant: str
+    flag_revision: int
+    reason: str
+    sample_rate: float
+    sample_reason: str
+    inputs: Tensors
+    outputs: Tensors
+    signature: Signature
+    rows: int
+    queue_s: float
+    run_s: float
+    batch_rows: int
+    cache: str
+    protocol: str
+
+
+def to_lines(sample: Sample, max_rows: int) -> list[bytes]:
+    """The lines of one sample; see LineBuilder.lines."""
+    return LineBuilder(max_rows).lines(sample)
+
+
+def picked_rows(rows: int, max_rows: int) -> Sequence[int]:
+    """Which rows of a request are written: all, or *max_rows* of them spread evenly over the request."""
+    return range(rows) if rows <= max_rows else [index * rows // max_rows for index in range(max_rows)]
+
+
+class LineBuilder:
+    """Turns samples into lines, remembering the layout of each signature. Used by one thread."""
+
+    # Versions come and go; a worker that has served more than this many starts to remember anew.
+    _MAX_LAYOUTS = 256
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        # By identity, since hashing a signature costs more than building a line; the signature itself is kept in the
+        # layout, so that its identity cannot be taken over by another one.
+        self._layouts: dict[int, _Layout] = {}
+
+    def lines(self, sample: Sample) -> list[bytes]:
+        """One JSON object with a newline per written row, at most max_rows of them.
+
+        NaN is written as null (missing), infinities as "Infinity" and "-Infinity". FP16 and FP32 values are written
+        as the shortest decimal that reads back to the same 16 or 32 bits. An input or output that no feature or
+        output column describes is written as a summary: datatype, shape, sha256.
+        """
+        layout = self._layout(sample.signature)
+        picks = picked_rows(sample.rows, self._max_rows)
+        inputs = layout.named_rows(layout.inputs, sample.inputs, sample.rows, picks)
+        outputs = layout.named_rows(layout.outputs, sample.outputs, sample.rows, picks)
+        record: dict[str, Any] = {
+            "schema": SCHEMA,
+            "prediction_id": sample.prediction_id,
+            "row": 0,
+            "rows": sample.rows,
+            "request_id": sample.request_id,
+            "ts_ns": sample.ts_ns,
+            "model": sample.model,
+            "version": sample.version,
+            "digest": sample.digest,
+            "variant": sample.variant,
+            "flag_revision": sample.flag_revision,
+            "reason": sample.reason,
+            "sample_rate": sample.sample_rate,
+            "sample_reason": sample.sample_reason,
+            "protocol": sample.protocol,
+            "inputs": None,
+            "outputs": None,
+            "latency_us": {"queue": round(sample.queue_s * 1e6), "run": round(sample.run_s * 1e6)},
+            "batch_rows": sample.batch_rows,
+            "cache": sample.cache,
+        }
+        lines: list[bytes] = []
+        for row, named_inputs, named_outputs in zip(picks, inputs, outputs, strict=True):
+            record["row"] = row
+            record["inputs"] = named_inputs
+            record["outputs"] = named_outputs
+            lines.append(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+        return lines
+
+    def _layout(self, signature: Signature) -> _Layout:
+        layout = self._layouts.get(id(signature))
+        if layout is None:
+            if len(self._layouts) >= self._MAX_LAYOUTS:
+                self._layouts.clear()
+            layout = self._layouts[id(signature)] = _Layout(signature)
+        return layout
+
+
+class _Columns:
+    """The named columns of one tensor."""
+
+    __slots__ = ("names", "positions")
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.positions: list[int] = []
+
+    def table(self, whole: Array) -> Array | None:
+        """The named columns of *whole* [rows, width], or None if that has not got them."""
+        width = whole.shape[1]
+        if len(self.positions) == width and self.positions == list(range(width)):
+            return whole
+        return whole[:, self.positions] if max(self.positions) < width else None
+
+
+class _Layout:
+    """Which column of which tensor has which name; tensors without an entry are summarized."""
+
+    __slots__ = ("inputs", "outputs", "signature")
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+        self.inputs: dict[str, _Columns] = {}
+        self.outputs: dict[str, _Columns] = {}
+        for feature in signature.features:
+            _add(self.inputs, feature.input, feature.name, feature.column)
+        for column in signature.output_columns():
+            _add(self.outputs, column.output, column.name, column.index or 0)
+
+    def named_rows(
+        self, side: dict[str, _Columns], tensors: Tensors, rows: int, picks: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """One {name: value} per picked row, over all *tensors*."""
+        names: list[str] = []
+        parts: list[list[list[Any]]] = []
+        for tensor, array in tensors.items():
+            whole = array.reshape(rows, -1) if array.size else array.reshape(rows, 0)
+            if len(picks) < rows:
+                whole = whole[picks]
+            columns = side.get(tensor)
+            table = None if columns is None else columns.table(whole)
+            if columns is None or table is None:
+                shape = array.shape[1:] if self.signature.batchable else array.shape
+                names.append(tensor)
+                parts.append([[_summary(row, shape)] for row in whole])
+            else:
+                names += columns.names
+                parts.append(_plain(table))
+        if len(parts) == 1:
+            return [dict(zip(names, row, strict=True)) for row in parts[0]]
+        return [
+            dict(zip(names, [value for part in parts for value in part[i]], strict=True)) for i in range(len(picks))
+        ]
+
+
+def _add(side: dict[str, _Columns], tensor: str, name: str, position: int) -> None:
+    columns = side.setdefault(tensor, _Columns())
+    columns.names.append(name)
+    columns.positions.append(position)
+
+
+def _plain(table: Array) -> list[list[Any]]:
+    """The values as JSON knows them; the shape stays [rows, columns]."""
+    if table.dtype == object:
+        return [[_text(value) for value in row] for row in table.tolist()]
+    plain: list[list[Any]]
+    if table.dtype.kind != "f":
+        plain = table.tolist()
+        return plain
+    if table.dtype in _SHORT_FLOATS:
+        # numpy widens to 64 bits and would write 0.10000000149011612 for 0.1; orjson knows the short form.
+        plain = orjson.loads(orjson.dumps(np.ascontiguousarray(table), option=orjson.OPT_SERIALIZE_NUMPY))
+    else:
+        plain = table.tolist()  # orjson writes NaN as null
+    infinite = np.isinf(table)
+    if infinite.any():
+        for row, column in np.argwhere(infinite).tolist():
+            plain[row][column] = "Infinity" if table[row, column] > 0 else "-Infinity"
+    return plain
+
+
+def _text(value: Any) -> Any:
+    """A BYTES element as text; bytes that are not UTF-8 are shown as \\xNN."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def _summary(row: Array, shape: Sequence[int]) -> dict[str, Any]:
+    """What is kept of one row of a tensor too wide to be written: enough to find equal ones again."""
+    raw = b"\0".join(bytes(value) for value in row.tolist()) if row.dtype == object else row.tobytes()
+    return {
+        "datatype": DATATYPES.get(row.dtype, str(row.dtype)),
+        "shape": list(shape),
+        "sha256": hashlib.sha256(raw).hexdigest(),
+    }
+
+
+def json_schema() -> bytes:
+    """The JSON Schema of one line, as it is shipped beside the data. Fields are only ever added."""
+    text, whole, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+    summary = {
+        "type": "object",
+        "description": "A tensor too wide to be written: its datatype, shape without the rows, sha256 of the bytes.",
+        "required": ["datatype", "shape", "sha256"],
+    }
+    scalar = {"type": ["number", "string", "boolean", "null"]}
+    named = {
+        "type": "object",
+        "description": "By name. null is missing (NaN); infinities are the strings Infinity and -Infinity.",
+        "additionalProperties": {"anyOf": [scalar, summary]},
+    }
+    properties: dict[str, Any] = {
+        "schema": {"const": SCHEMA},
+        "prediction_id": {**text, "description": "Minted by the gateway, one per request."},
+        "row": {**whole, "minimum": 0, "description": "Which row of the request this line is."},
+        "rows": {**whole, "minimum": 1, "description": "Rows of the request; not all of a large one are written."},
+        "request_id": {**text, "description": "The client's, for correlation only."},
+        "ts_ns": {**whole, "description": "Unix time of the answer, in nanoseconds."},
+        "model": text,
+        "version": text,
+        "digest": {**text, "description": "Which package of that version answered."},
+        "variant": text,
+        "flag_revision": {**whole, "description": "Revision that last changed the model's route flag."},
+        "reason": {**text, "description": "Why the flag chose this variant."},
+        "sample_rate": {**number, "minimum": 0, "maximum": 1, "description": "Share of predictions then written."},
+        "sample_reason": {**text, "description": "random: every prediction had the same chance."},
+        "protocol": text,
+        "inputs": named,
+        "outputs": named,
+        "latency_us": {
+            "type": "object",
+            "properties": {"queue": whole, "run": whole},
+            "required": ["queue", "run"],
+        },
+        "batch_rows": {**whole, "minimum": 0, "description": "Rows in the run that gave the answer; 0 on a hit."},
+        "cache": {"enum": ["hit", "miss", "shared", "bypass"]},
+    }
+    document = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "One row of a sampled prediction",
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+    }
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

@@ -1,0 +1,215 @@
+"""The sample log on disk: segments of whole lines, written by one process each, followed by any number of readers.
+
+    <log>/model=M/version=V/date=YYYY-MM-DD/hour=HH/<boot>-<pid>-<seq>.jsonl.open
+
+is being written; without ``.open`` it is closed. Date and hour are UTC and those of the rows' ts_ns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from gateway.samples.record import SCHEMA_FILE, json_schema
+
+CLOSED = ".jsonl"
+OPEN = ".jsonl.open"
+
+_HOUR_NS = 3600 * 10**9
+_SEGMENT_NAME = re.compile(r"(?P<boot>.+)-(?P<pid>\d+)-(?P<seq>\d+)\.jsonl(\.open)?")
+
+
+def partition_of(model: str, version: str, ts_ns: int) -> str:
+    """The folder, relative to the log, of the rows of one version in one hour."""
+    hour = time.strftime("date=%Y-%m-%d/hour=%H", time.gmtime(ts_ns // 10**9))
+    return f"model={quote(model, safe='')}/version={quote(version, safe='')}/{hour}"
+
+
+@dataclass(slots=True)
+class _Segment:
+    path: Path  # ends in .open
+    fd: int
+    opened_at: float
+    size_bytes: int = 0
+
+
+@dataclass(slots=True)
+class SegmentWriter:
+    """Appends lines to the open segments of this process and closes them by size and age. Used by one thread.
+
+    boot and pid name the files, so that no two processes ever write to the same one. Each open segment is locked
+    (flock) for as long as its process lives, by which recovery tells a living writer from a dead one.
+    """
+
+    root: Path
+    boot: str
+    max_bytes: int
+    max_age_s: float
+    pid: int = field(default_factory=os.getpid)
+    clock: Callable[[], float] = time.monotonic
+    _open: dict[tuple[str, str, int], _Segment] = field(default_factory=dict)
+    _unsynced: set[tuple[str, str, int]] = field(default_factory=set)
+    _seq: int = 0
+
+    def write_schema(self) -> None:
+        """Put the JSON Schema beside the data unless it is there already. Raises OSError."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        path, wanted = self.root / SCHEMA_FILE, json_schema()
+        with suppress(FileNotFoundError):
+            if path.read_bytes() == wanted:
+                return
+        partial = path.with_name(f"{SCHEMA_FILE}.{self.pid}.tmp")
+        partial.write_bytes(wanted)
+        partial.replace(path)
+
+    def write(self, model: str, version: str, ts_ns: int, lines: bytes) -> None:
+        """Append whole *lines* to the segment of their version and hour.
+
+        Raises OSError, and then none of these lines is in the log.
+        """
+        key = (model, version, ts_ns // _HOUR_NS)
+        segment = self._open.get(key)
+        if segment is None:
+            segment = self._open[key] = self._create(partition_of(model, version, ts_ns))
+        try:
+            _append(segment.fd, lines)
+        except OSError:
+            try:
+                os.ftruncate(segment.fd, segment.size_bytes)
+            except OSError:
+                self._abandon(key)  # recovery will cut its tail; what was whole stays whole
+            raise
+        segment.size_bytes += len(lines)
+        self._unsynced.add(key)
+        if segment.size_bytes >= self.max_bytes:
+            self._close(key)
+
+    @property
+    def has_unsynced(self) -> bool:
+        """Whether something was written that the disk has not confirmed."""
+        return bool(self._unsynced)
+
+    def sync(self) -> None:
+        """Wait until the disk holds all that was written. Raises OSError; what failed is not tried again."""
+        keys, self._unsynced = self._unsynced, set()
+        for key in keys:
+            os.fdatasync(self._open[key].fd)
+
+    def close_old(self) -> None:
+        """Close the segments that are older than max_age_s. Raises OSError."""
+        limit = self.clock() - self.max_age_s
+        for key in [key for key, segment in self._open.items() if segment.opened_at <= limit]:
+            self._close(key)
+
+    def close(self) -> None:
+        """Close all segments. Raises the first OSError, after trying them all."""
+        failure: OSError | None = None
+        for key in list(self._open):
+            try:
+                self._close(key)
+            except OSError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _create(self, partition: str) -> _Segment:
+        folder = self.root / partition
+        folder.mkdir(parents=True, exist_ok=True)
+        self._seq += 1
+        path = folder / f"{self.boot}-{self.pid}-{self._seq:06d}{OPEN}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        with suppress(OSError):  # a filesystem without locks: recovery then goes by boot and pid alone
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _Segment(path, fd, self.clock())
+
+    def _close(self, key: tuple[str, str, int]) -> None:
+        segment = self._open.pop(key)
+        self._unsynced.discard(key)
+        try:
+            os.fdatasync(segment.fd)
+            with suppress(FileNotFoundError):  # somebody has cleared the folder, or taken us for dead
+                segment.path.rename(closed_name(segment.path))
+        finally:
+            os.close(segment.fd)
+
+    def _abandon(self, key: tuple[str, str, int]) -> None:
+        segment = self._open.pop(key)
+        self._unsynced.discard(key)
+        with suppress(OSError):
+            os.close(segment.fd)
+
+
+def _append(fd: int, lines: bytes) -> None:
+    """One write for all lines; more only where the system takes less than it was given."""
+    rest = memoryview(lines)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def closed_name(path: Path) -> Path:
+    """The name that an open segment gets when it is closed."""
+    return path.with_name(path.name.removesuffix(OPEN) + CLOSED)
+
+
+def recover(root: Path, *, boot: str) -> int:
+    """Close the open segments that dead processes have left: cut each after its last newline and rename it.
+
+    A segment is left alone if it belongs to a living process of this *boot*, or if its writer still holds its lock.
+    Empty ones are removed. Safe while others write and while other processes recover. Returns the number of segments
+    closed; one that cannot be closed now is left for the next start.
+    """
+    closed = 0
+    for path in root.glob(f"model=*/version=*/date=*/hour=*/*{OPEN}"):
+        name = _SEGMENT_NAME.fullmatch(path.name)
+        if name is None or (name["boot"] == boot and _is_alive(int(name["pid"]))):
+            continue
+        with suppress(OSError):
+            closed += _close_stale(path)
+    return closed
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _close_stale(path: Path) -> bool:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its writer lives
+        if os.fstat(fd).st_nlink == 0:
+            return False  # another process was faster
+        whole_bytes = _whole_lines_bytes(fd)
+        if whole_bytes == 0:
+            path.unlink()
+            return True
+        os.ftruncate(fd, whole_bytes)
+        os.fdatasync(fd)
+        path.rename(closed_name(path))
+        return True
+    finally:
+        os.close(fd)
+
+
+def _whole_lines_bytes(fd: int) -> int:
+    """The length of the file up to and with its last newline."""
+    end, step = os.fstat(fd).st_size, 1 << 16
+    while end > 0:
+        start = max(0, end - step)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

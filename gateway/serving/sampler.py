@@ -1,0 +1,200 @@
+"""The way of a sampled prediction out of the event loop: a bounded queue, and a thread that writes the sample log."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway.metrics import ServingMetrics
+from gateway.samples.record import LineBuilder, Sample
+from gateway.samples.segments import SegmentWriter, recover
+from gateway.settings import SamplingSettings
+
+log = logging.getLogger(__name__)
+
+# How often the writer looks into the queue. Waking it per prediction would cost the event loop a thread switch each.
+_TICK_S = 0.05
+_BATCH_SAMPLES = 256
+# While it builds lines the writer holds the interpreter, for which the event loop would wait up to 5 ms; so it sleeps
+# this long after this many lines (about 0.2 ms of work).
+_LINES_PER_BREATH = 32
+_BREATH_S = 100e-6
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def free_bytes(path: Path) -> int:
+    """Free disk space for this user where *path* is. Raises OSError."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
+
+
+class Sampler:
+    """Takes samples on the event loop and writes them to the log in a thread of its own.
+
+    Nothing here is ever waited for: what cannot be queued or written is dropped and counted by reason (queue_full,
+    disk_full, write_error, closed). Every failure is taken as passing, so the log goes on by itself when its cause is
+    gone.
+    """
+
+    def __init__(
+        self,
+        settings: SamplingSettings,
+        root: Path,
+        *,
+        boot: str,
+        metrics: ServingMetrics,
+        free_bytes: Callable[[Path], int] = free_bytes,
+    ) -> None:
+        self._settings = settings
+        self._root = root
+        self._boot = boot
+        self._metrics = metrics
+        self._free_bytes = free_bytes
+        self._queue: deque[tuple[Sample, int]] = deque()  # append and popleft are atomic
+        # Each counter has one writer, so neither needs a lock: the loop adds to the first, the thread to the second.
+        self._offered_bytes = 0
+        self._taken_bytes = 0
+        self._closed = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._builder = LineBuilder(settings.max_rows_per_request)
+        self._segments = SegmentWriter(
+            root, boot=boot, max_bytes=settings.segment_max_bytes, max_age_s=settings.segment_max_age_s
+        )
+        self._trouble = ""  # why samples are being dropped, as last logged; empty while all is well
+
+    def start(self) -> None:
+        """Start the writer thread. It first closes what dead processes have left open in the log."""
+        self._thread.start()
+
+    def offer(self, sample: Sample) -> None:
+        """Queue one sample; never blocks, never raises. Called on the event loop (or any one thread)."""
+        if self._closed:
+            self._metrics.samples_dropped.labels("closed").inc()
+            return
+        size = 0
+        for array in sample.inputs.values():
+            size += array.nbytes
+        for array in sample.outputs.values():
+            size += array.nbytes
+        if (
+            len(self._queue) >= self._settings.max_queue_records
+            or self._offered_bytes - self._taken_bytes + size > self._settings.max_queue_bytes
+        ):
+            self._metrics.samples_dropped.labels("queue_full").inc()
+            return
+        self._offered_bytes += size
+        self._queue.append((sample, size))
+
+    def close(self, timeout_s: float) -> None:
+        """Take no more samples, write what is queued and close the segments, waiting at most *timeout_s* for it.
+
+        What a stuck disk then still holds back is left to the thread, which does not keep the process alive.
+        """
+        self._closed = True
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                log.warning("sample log not closed in time", extra={"timeout_s": timeout_s})
+
+    # -- everything below runs in the writer thread ------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            recovered = recover(self._root, boot=self._boot)
+            if recovered:
+                log.info("closed segments of dead processes", extra={"segments": recovered})
+            self._segments.write_schema()
+        except OSError as error:
+            self._report("write_error", error)
+        last_sync = time.monotonic()
+        stopping = False
+        while not stopping:
+            stopping = self._stop.wait(_TICK_S)
+            while self._queue:
+                self._write(self._take())
+                last_sync = self._tend(last_sync)
+            last_sync = self._tend(last_sync)
+        try:
+            self._segments.close()
+        except OSError as error:
+            self._report("write_error", error)
+
+    def _take(self) -> list[Sample]:
+        taken: list[Sample] = []
+        while self._queue and len(taken) < _BATCH_SAMPLES:
+            sample, size = self._queue.popleft()
+            self._taken_bytes += size
+            taken.append(sample)
+        return taken
+
+    def _tend(self, last_sync: float) -> float:
+        """Sync and rotate what is due; returns the time of the latest sync."""
+        now = time.monotonic()
+        try:
+            if self._segments.has_unsynced and now - last_sync >= self._settings.sync_s:
+                last_sync = now
+                self._segments.sync()
+            self._segments.close_old()
+        except OSError as error:
+            self._report("write_error", error)
+        return last_sync
+
+    def _write(self, samples: list[Sample]) -> None:
+        """Build and write the lines of *samples*: one write per version and hour."""
+        groups: dict[tuple[str, str, int], list[Sample]] = {}
+        for sample in samples:
+            groups.setdefault((sample.model, sample.version, sample.ts_ns // (3600 * 10**9)), []).append(sample)
+        for (model, version, _hour), group in groups.items():
+            self._metrics.samples.labels(model).inc(len(group))
+            try:
+                self._root.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away
+                if self._free_bytes(self._root) < self._settings.min_free_bytes:
+                    raise OSError(errno.ENOSPC, f"less than sampling.min_free_bytes free in {self._root}")
+                lines, kept = self._build(group)
+                if lines:
+                    self._segments.write(model, version, group[0].ts_ns, b"".join(lines))
+            except OSError as error:
+                reason = "disk_full" if error.errno in _DISK_FULL else "write_error"
+                self._metrics.samples_dropped.labels(reason).inc(len(group))
+                self._report(reason, error)
+                continue
+            self._metrics.samples_written.inc(len(lines))
+            if kept == len(group):
+                self._report("", None)
+
+    def _build(self, samples: list[Sample]) -> tuple[list[bytes], int]:
+        """The lines of *samples*, and how many samples they hold."""
+        lines: list[bytes] = []
+        kept = breath = 0
+        for sample in samples:
+            try:
+                lines += self._builder.lines(sample)
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+                # Arrays that are not what their signature says: this sample is lost, its neighbours are not.
+                self._metrics.samples_dropped.labels("write_error").inc()
+                self._report("write_error", error)
+            else:
+                kept += 1
+            if len(lines) - breath >= _LINES_PER_BREATH and not self._closed:
+                breath = len(lines)
+                time.sleep(_BREATH_S)
+        return lines, kept
+
+    def _report(self, reason: str, error: Exception | None) -> None:
+        """Log the begin and the end of trouble once, not each lost sample."""
+        if reason == self._trouble:
+            return
+        if reason:
+            log.warning("samples are being dropped", extra={"reason": reason, "error": str(error)})
+        else:
+            log.info("the sample log is written again", extra={"was": self._trouble})
+        self._trouble = reason

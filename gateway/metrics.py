@@ -144,11 +144,6 @@ class SupervisorMetrics:
         )
 
 
-def new_registry() -> CollectorRegistry:
-    """The registry of one process. It stays in the process: what others see are the files that `render` merges."""
-    return CollectorRegistry()
-
-
 def render(directory: Path) -> bytes:
     """The merged metrics of all processes that write to *directory*, in Prometheus text format."""
     registry = CollectorRegistry()

@@ -279,7 +279,7 @@ def _restart_metrics(slots: list[Slot]) -> SupervisorMetrics:
     # Imported late: prometheus_client looks at PROMETHEUS_MULTIPROC_DIR when it is imported, and run() sets that.
     from gateway import metrics
 
-    counts = metrics.SupervisorMetrics(metrics.new_registry())
+    counts = metrics.SupervisorMetrics(metrics.process_registry())
     for slot in slots:
         counts.restarts.labels(slot.role)  # so that there is a zero before the first restart
     return counts

@@ -1,0 +1,230 @@
+"""A worker process: all parts of the serving room made, wired and run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from gateway.codecs.native import NativeCodec
+from gateway.codecs.oip_json import OipCodec
+from gateway.errors import GatewayError
+from gateway.metrics import ServingMetrics, process_registry
+from gateway.models.source import DirectorySource
+from gateway.serving.admission import Admission
+from gateway.serving.cache import PredictionCache
+from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
+from gateway.serving.endpoints import PredictionEndpoint, Questions, on_gateway_error, on_unknown_path
+from gateway.serving.pipeline import Pipeline
+from gateway.serving.registry import Registry
+from gateway.serving.router import Router
+from gateway.serving.sampler import Sampler
+from gateway.serving.watch import Watch, write_status
+from gateway.settings import Settings
+
+log = getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The parts of one worker. Made on its event loop."""
+
+    admission: Admission
+    registry: Registry
+    cache: PredictionCache
+    sampler: Sampler
+    counts: Counts
+    metrics: ServingMetrics
+    watch: Watch
+    app: Starlette
+
+
+def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Worker:
+    """Make the parts of a worker and wire them; nothing is started."""
+    metrics = ServingMetrics(process_registry())
+    counts = Counts(metrics)
+    codecs = (NativeCodec(), OipCodec())
+    admission = Admission(settings.limits)
+    cache = PredictionCache(settings.cache)
+    pool = ThreadPoolExecutor(settings.batching.run_threads, thread_name_prefix="run")
+    registry = Registry(
+        DirectorySource(settings.paths.models),
+        codecs,
+        settings.batching,
+        pool,
+        counts,
+        metrics,
+        on_change=lambda: watch.on_change(),
+        on_drop=lambda live: watch.on_drop(live),
+    )
+    router = Router(registry)
+    watch = Watch(settings, router, registry, cache, metrics, on_ready=lambda: report("ready"))
+    sampler = Sampler(settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
+    pipeline = Pipeline(
+        admission,
+        router,
+        registry,
+        cache,
+        sampler,
+        counts,
+        ttl_s=settings.cache.ttl_s,
+        sampling_rate=settings.sampling.rate,
+    )
+    native, oip = (PredictionEndpoint(codec, admission, pipeline, counts) for codec in codecs)
+    questions = Questions(router, registry, admission, lambda: watch.ready)
+    app = Starlette(
+        routes=[
+            Route("/predict/{model}", native),
+            Route("/v2/models/{model}/infer", oip),
+            Route("/v2/models/{model}/versions/{version}/infer", oip),
+            *_questions(questions),
+        ],
+        exception_handlers={
+            GatewayError: on_gateway_error,
+            HTTPException: on_unknown_path,
+        },
+    )
+    return Worker(admission, registry, cache, sampler, counts, metrics, watch, app)
+
+
+def _questions(questions: Questions) -> list[Route]:
+    return [
+        Route("/livez", questions.live),
+        Route("/readyz", questions.ready),
+        Route("/v2", questions.server),
+        Route("/v2/", questions.server),
+        Route("/v2/health/live", questions.live),
+        Route("/v2/health/ready", questions.ready),
+        Route("/v2/models", questions.models),
+        Route("/v2/models/{model}", questions.model),
+        Route("/v2/models/{model}/ready", questions.model_ready),
+        Route("/v2/models/{model}/versions/{version}", questions.model),
+        Route("/v2/models/{model}/versions/{version}/ready", questions.model_ready),
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _background(
+    worker: Worker, run_dir: Path, *, slot: int, boot: str, beat: Callable[[], None]
+) -> AsyncIterator[None]:
+    """The worker's own tasks: flags followed, status written, counts flushed; ended in order."""
+    worker.sampler.start()
+    status = run_dir / "status" / f"worker-{slot}.json"
+    status.parent.mkdir(parents=True, exist_ok=True)
+    tasks = [
+        asyncio.create_task(worker.watch.follow()),
+        asyncio.create_task(write_status(status, worker.watch, worker.counts, slot=slot, boot=boot, beat=beat)),
+        asyncio.create_task(_flush(worker)),
+    ]
+    for task in tasks:
+        task.add_done_callback(_end_process_if_failed)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        worker.registry.close()
+        worker.counts.flush()
+        worker.watch.close()
+        await asyncio.to_thread(worker.sampler.close, 5.0)
+
+
+def _end_process_if_failed(task: asyncio.Task[None]) -> None:
+    """A worker that no longer follows the flags must not serve on: stop, and the supervisor starts another."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("a task of the worker failed; the worker stops", exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
+
+
+async def _flush(worker: Worker) -> None:
+    """Hand the counts to the metrics, and sweep the cache once a second."""
+    turns_per_sweep = round(1 / FLUSH_INTERVAL_S)
+    turn = 0
+    while True:
+        await asyncio.sleep(FLUSH_INTERVAL_S)
+        worker.counts.flush()
+        worker.metrics.in_flight.set(worker.admission.in_flight)
+        worker.metrics.cache_bytes.set(worker.cache.size_bytes)
+        turn += 1
+        if turn % turns_per_sweep == 0:
+            worker.cache.sweep()
+
+
+async def _serve(
+    settings: Settings,
+    *,
+    slot: int,
+    boot: str,
+    run_dir: Path,
+    listener: socket.socket,
+    report: Callable[[str], None],
+    lifeline_fd: int,
+) -> None:
+    loop = asyncio.get_running_loop()
+    worker = build(settings, boot=boot, report=report)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            worker.app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=settings.server.keep_alive_s,
+            timeout_graceful_shutdown=max(1, round(settings.server.drain_timeout_s)),
+            backlog=2048,
+        )
+    )
+
+    def stop() -> None:
+        worker.admission.draining = True
+        server.should_exit = True
+
+    loop.add_reader(lifeline_fd, stop)
+    async with _background(worker, run_dir, slot=slot, boot=boot, beat=lambda: report("beat")):
+        await server.serve(sockets=[listener])
+    loop.remove_reader(lifeline_fd)
+
+
+def run_worker(
+    settings: Settings,
+    *,
+    slot: int,
+    boot: str,
+    run_dir: Path,
+    listener: socket.socket,
+    report: Callable[[str], None],
+    lifeline_fd: int,
+) -> None:
+    """Serve predictions on *listener* until SIGTERM, SIGINT or the end of the lifeline; then finish and return.
+
+    Runs in the main thread of the worker process. report("ready") is called once every model answers.
+    """
+    import uvloop  # here and not above: importing it starts nothing, but only workers need it
+
+    # uvicorn takes the signals while it serves and raises them again afterwards: then they must not kill us.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    started_s = time.monotonic()
+    uvloop.run(
+        _serve(
+            settings, slot=slot, boot=boot, run_dir=run_dir, listener=listener, report=report, lifeline_fd=lifeline_fd
+        )
+    )
+    log.info("stopped", extra={"served_s": round(time.monotonic() - started_s)})

@@ -1,0 +1,202 @@
+"""The ASGI door: HTTP in and out. The one place where a prediction waits in a Future."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.codecs.codec import Codec, Headers
+from gateway.errors import BodyTooLarge, GatewayError, Refused
+from gateway.serving import introspect
+from gateway.serving.admission import Admission
+from gateway.serving.call import Call, Reply
+from gateway.serving.counts import Counts
+from gateway.serving.http_status import retry_headers, status_of
+from gateway.serving.pipeline import Pipeline
+from gateway.serving.registry import Registry
+from gateway.serving.router import Router
+
+_JSON: Headers = ((b"content-type", b"application/json"),)
+
+
+class PredictionEndpoint:
+    """POST of one protocol's prediction path, as a plain ASGI app: Starlette's Request costs more than a model."""
+
+    def __init__(self, codec: Codec, admission: Admission, pipeline: Pipeline, counts: Counts) -> None:
+        self._codec = codec
+        self._admission = admission
+        self._pipeline = pipeline
+        self._counts = counts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["method"] != "POST":
+            await _send(send, 405, ((b"allow", b"POST"), *_JSON), self._codec.error(_MethodNotAllowed(scope["method"])))
+            return
+        path: dict[str, str] = scope["path_params"]
+        try:
+            call = self._admission.open(self._codec, path["model"], path.get("version"), headers)
+        except GatewayError as error:
+            await self._turn_away(send, headers, error)
+            return
+        try:
+            body = await _read_body(receive, self._admission.max_body_bytes)
+            if body is None:
+                self._pipeline.abandon(call)
+                return
+            call.body = body
+            reply = await self._predict(call, receive)
+            if reply is not None:
+                await _send(send, status_of(reply.error), reply.headers + retry_headers(reply.error), reply.body)
+        except GatewayError as error:
+            await self._turn_away(send, headers, error)
+        finally:
+            self._pipeline.abandon(call)  # nothing, if it has its answer
+            self._admission.close()
+
+    async def _predict(self, call: Call, receive: Receive) -> Reply | None:
+        """The reply to a call; None if the client left before."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        self._pipeline.begin(call, _resolve(future))
+        if future.done():
+            return future.result()
+        timer = loop.call_later(max(0.0, call.deadline_s - self._admission.now_s()), self._pipeline.expire, call)
+        gone = loop.create_task(_until_disconnect(receive))
+        try:
+            await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
+            return future.result() if future.done() else None
+        finally:
+            timer.cancel()
+            gone.cancel()
+
+    async def _turn_away(self, send: Send, headers: dict[str, str], error: GatewayError) -> None:
+        """Answer a request that got no further than its head or body."""
+        self._counts.refused(error.code)
+        told = ((b"x-request-id", self._admission.request_id(headers).encode()), *_JSON, *retry_headers(error))
+        await _send(send, status_of(error), told, self._codec.error(error))
+
+
+class _MethodNotAllowed(GatewayError):
+    """The path is right, the method is not."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"method: expected POST, got {method}")
+
+
+def _resolve(future: asyncio.Future[Reply]) -> Callable[[Reply], None]:
+    def on_reply(reply: Reply) -> None:
+        if not future.done():
+            future.set_result(reply)
+
+    return on_reply
+
+
+async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
+    """The whole body; None if the client leaves before its end. Raises BodyTooLarge."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        return None
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        return _within(body, max_bytes)
+    chunks = [body]
+    size = len(body)
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > max_bytes:
+            raise BodyTooLarge(size, max_bytes)
+    return b"".join(chunks)
+
+
+def _within(body: bytes, max_bytes: int) -> bytes:
+    if len(body) > max_bytes:
+        raise BodyTooLarge(len(body), max_bytes)
+    return body
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+class Questions:
+    """GETs about health and models; each is short and never blocks."""
+
+    def __init__(self, router: Router, registry: Registry, admission: Admission, is_ready: Callable[[], bool]) -> None:
+        self._router = router
+        self._registry = registry
+        self._admission = admission
+        self._is_ready = is_ready
+
+    async def live(self, request: Request) -> Response:
+        """The loop turns: that is all it says."""
+        return _json({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether this worker should get traffic."""
+        ready = self._is_ready() and not self._admission.draining
+        # tritonclient looks at the status only; the kserve client reads both keys.
+        return _json({"ready": ready, "live": True}, 200 if ready else 503)
+
+    async def server(self, request: Request) -> Response:
+        return _json(introspect.server_metadata())
+
+    async def models(self, request: Request) -> Response:
+        return _json(introspect.models(self._router))
+
+    async def model(self, request: Request) -> Response:
+        return _json(introspect.model_metadata(self._find(request), self._registry))
+
+    async def model_ready(self, request: Request) -> Response:
+        model = request.path_params["model"]
+        try:
+            self._find(request)
+        except Refused as error:
+            return _json({"name": model, "ready": False, "error": str(error)}, 503)
+        return _json({"name": model, "ready": True})
+
+    def _find(self, request: Request) -> Any:
+        model, version = request.path_params["model"], request.path_params.get("version")
+        return self._router.default(model) if version is None else self._router.pinned(model, version)
+
+
+async def on_gateway_error(request: Request, error: Exception) -> Response:
+    """A question that has no answer, in the Open Inference Protocol's error shape."""
+    assert isinstance(error, GatewayError)
+    headers = {name.decode(): value.decode() for name, value in retry_headers(error)}
+    response = _json({"error": str(error)}, status_of(error))
+    response.headers.update(headers)
+    return response
+
+
+async def on_unknown_path(request: Request, error: Exception) -> Response:
+    """404 and 405 of the router, as JSON."""
+    status = getattr(error, "status_code", 404)
+    known = "/predict/{model}, /v2, /v2/models/{model}/infer, /livez, /readyz"
+    text = f"no such path: {request.url.path}; known: {known}" if status == 404 else f"{request.method} is not answered"
+    response = _json({"error": text}, status)
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response

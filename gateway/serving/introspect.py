@@ -1,0 +1,38 @@
+"""What the gateway tells about itself and its models, in the Open Inference Protocol's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway import __version__
+from gateway.serving.registry import LiveVersion, Registry
+from gateway.serving.router import Router
+from gateway.tensors import TensorSpec
+
+EXTENSIONS = ("binary_tensor_data",)
+PLATFORM = "onnxruntime_onnx"
+
+
+def server_metadata() -> dict[str, Any]:
+    """The answer to GET /v2."""
+    return {"name": "sluicegate", "version": __version__, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(live: LiveVersion, registry: Registry) -> dict[str, Any]:
+    """The answer to GET /v2/models/M: names, datatypes and shapes; -1 stands for any size."""
+    return {
+        "name": live.model,
+        "versions": registry.warm_versions(live.model),
+        "platform": PLATFORM,
+        "inputs": [_tensor(spec) for spec in live.signature.inputs],
+        "outputs": [_tensor(spec) for spec in live.signature.outputs],
+    }
+
+
+def models(router: Router) -> dict[str, Any]:
+    """The answer to GET /v2/models: all models that the flags release."""
+    return {"models": sorted(router.known)}
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}

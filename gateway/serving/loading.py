@@ -1,0 +1,153 @@
+"""From a package to a version that may take traffic: checked, loaded, proved on its golden pairs, warmed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import orjson
+
+from gateway.codecs.oip_json import OipCodec
+from gateway.errors import GatewayError, PackageInvalid
+from gateway.models.runtime import OnnxRuntime, Runtime, check_same
+from gateway.models.source import ModelSource, Package
+from gateway.serving.batch_policy import MIN_RUNS, RunCost
+from gateway.tensors import Array, Signature, Tensors
+
+# Batch sizes that every version is run with before it takes traffic: the first run at a size is the slowest.
+_WARM_ROWS = (1, 2, 8, 32)
+_WARM_BUDGET_S = 2.0
+# A size that the signature leaves open, other than the rows, is taken as this for warming.
+_OPEN_SIZE = 4
+_INVARIANCE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A version ready to be queued for."""
+
+    runtime: Runtime
+    signature: Signature
+    digest: str
+    cost: RunCost
+
+
+def load(source: ModelSource, model: str, version: str, *, intra_op_threads: int) -> Loaded:
+    """Bring a version up. Blocks for as long as it takes: call it in a thread of its own.
+
+    Raises PackageInvalid if the package is not what it says, InferenceFailed if the model fails on its own rows.
+    """
+    package = source.open(model, version)
+    runtime = OnnxRuntime(package.model_bytes, intra_op_threads=intra_op_threads)
+    if package.manifest is None:
+        signature = runtime.signature
+        rows = _made_up(signature)
+        if signature.batchable and not _is_invariant(runtime, rows):
+            signature = replace(signature, batch_invariant=False)
+    else:
+        signature = package.manifest.signature
+        check_same(signature, runtime.signature)
+        rows = _replay(package, runtime, signature) or _made_up(signature)
+    cost = RunCost()
+    _warm(runtime, signature, rows, cost)
+    return Loaded(runtime, signature, package.digest, cost)
+
+
+def _replay(package: Package, runtime: Runtime, signature: Signature) -> Tensors | None:
+    """Answer the golden requests; returns the inputs of the first, None if there are none."""
+    if not package.golden:
+        return None
+    bound = OipCodec().bind(package.model, package.version, signature)
+    first: Tensors | None = None
+    try:
+        tolerance = float(package.golden["tolerance"]["absolute"])
+        for index, pair in enumerate(package.golden["pairs"]):
+            request = bound.decode(orjson.dumps(pair["request"]), {})
+            first = first or request.inputs
+            outputs = runtime.run(request.inputs)
+            for expected in pair["response"]["outputs"]:
+                _compare(outputs[expected["name"]], expected, tolerance, f"golden pair {index}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackageInvalid(f"golden.json is not what its schema says: {error!r}") from error
+    except GatewayError as error:
+        raise PackageInvalid(f"the golden predictions fail: {error}") from error
+    return first
+
+
+def _compare(found: Array, expected: Mapping[str, Any], tolerance: float, where: str) -> None:
+    flat = found.ravel()
+    values = expected["data"]
+    name = expected["name"]
+    if len(values) != flat.size:
+        raise PackageInvalid(f"{where}, output {name!r}: {flat.size} values, golden has {len(values)}")
+    if flat.dtype == object:
+        same = [value.decode("utf-8", "replace") for value in flat.tolist()] == values
+    elif flat.dtype.kind == "f":
+        golden = np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
+        same = bool(np.allclose(flat.astype(np.float64), golden, rtol=1e-5, atol=tolerance, equal_nan=True))
+    else:
+        same = flat.tolist() == values
+    if not same:
+        raise PackageInvalid(f"{where}, output {name!r}: this machine answers otherwise than the package's own record")
+
+
+def _made_up(signature: Signature) -> Tensors:
+    """A few rows that fit the signature, for models that bring none of their own."""
+    random = np.random.default_rng(7)
+    rows: Tensors = {}
+    for spec in signature.inputs:
+        shape = [_OPEN_SIZE if size == -1 else size for size in spec.shape]
+        if spec.datatype == "BYTES":
+            array: Array = np.full(shape, b"", dtype=object)
+        elif spec.dtype.kind == "f":
+            array = random.normal(size=shape).astype(spec.dtype)
+        else:
+            array = random.integers(0, 2, size=shape).astype(spec.dtype)
+        rows[spec.name] = array
+    return rows
+
+
+def _is_invariant(runtime: Runtime, rows: Tensors) -> bool:
+    """Whether a row alone gets the answer that it gets beside others."""
+    try:
+        together = runtime.run(rows)
+        for index in range(_OPEN_SIZE):
+            alone = runtime.run({name: array[index : index + 1] for name, array in rows.items()})
+            for name, array in alone.items():
+                if array.shape[:1] != (1,) or not _close(array[0], together[name][index]):
+                    return False
+    except GatewayError:
+        return True  # made-up rows may be outside of what the model can read; nothing is learned from them
+    return True
+
+
+def _close(a: Array, b: Array) -> bool:
+    if a.dtype.kind == "f":
+        return bool(np.allclose(a, b, rtol=_INVARIANCE_TOLERANCE, atol=_INVARIANCE_TOLERANCE, equal_nan=True))
+    return bool(np.array_equal(a, b))
+
+
+def _warm(runtime: Runtime, signature: Signature, rows: Tensors, cost: RunCost) -> None:
+    """Run every warm size until the cost of a run is known; made-up rows that the model refuses end it early."""
+    until_s = time.monotonic() + _WARM_BUDGET_S
+    sizes = _WARM_ROWS if signature.batchable else (1,)
+    for turn in range(MIN_RUNS):
+        size = sizes[turn % len(sizes)]
+        inputs = rows if not signature.batchable else {name: _resized(array, size) for name, array in rows.items()}
+        begun_s = time.monotonic()
+        try:
+            runtime.run(inputs)
+        except GatewayError:
+            return
+        # The first run at each size pays for memory that later runs reuse: it teaches nothing about them.
+        if turn >= len(sizes):
+            cost.observe(size, time.monotonic() - begun_s)
+        if time.monotonic() > until_s:
+            return
+
+
+def _resized(array: Array, rows: int) -> Array:
+    return np.resize(array, (rows, *array.shape[1:])) if array.shape[0] != rows else array

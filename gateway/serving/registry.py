@@ -1,0 +1,195 @@
+"""The versions that this worker holds: loading, warm, failed, or kept only until their last request is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from logging import getLogger
+from typing import Literal
+
+from gateway.codecs.codec import BoundCodec, Codec
+from gateway.errors import Draining, GatewayError
+from gateway.metrics import ServingMetrics
+from gateway.models.source import ModelSource
+from gateway.serving.batcher import Batcher
+from gateway.serving.counts import Counts
+from gateway.serving.loading import Loaded, load
+from gateway.settings import BatchSettings
+
+log = getLogger(__name__)
+
+State = Literal["loading", "warm", "failed"]
+# How often a failed version looks whether its package has changed.
+_RETRY_S = 1.0
+
+
+class LiveVersion:
+    """A warm version. holders counts the calls that still need it."""
+
+    __slots__ = ("batcher", "bound", "digest", "holders", "model", "signature", "version")
+
+    def __init__(self, model: str, version: str, loaded: Loaded, batcher: Batcher, codecs: Sequence[Codec]) -> None:
+        self.model = model
+        self.version = version
+        self.digest = loaded.digest
+        self.signature = loaded.signature
+        self.batcher = batcher
+        self.bound: dict[str, BoundCodec] = {
+            codec.name: codec.bind(model, version, loaded.signature) for codec in codecs
+        }
+        self.holders = 0
+
+
+class _Slot:
+    """One declared version, from its declaration to its dismissal."""
+
+    __slots__ = ("dismissed", "live", "reason", "state")
+
+    def __init__(self) -> None:
+        self.state: State = "loading"
+        self.reason = ""
+        self.live: LiveVersion | None = None
+        self.dismissed = threading.Event()
+
+
+class Registry:
+    """Versions by (model, version). All methods are called on the event loop; loads run in threads of their own.
+
+    A thread per load, not a pool: one package that hangs must not keep another from loading.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        codecs: Sequence[Codec],
+        settings: BatchSettings,
+        pool: Executor,
+        counts: Counts,
+        metrics: ServingMetrics,
+        *,
+        on_change: Callable[[], None],
+        on_drop: Callable[[LiveVersion], None],
+    ) -> None:
+        self._source = source
+        self._codecs = codecs
+        self._settings = settings
+        self._pool = pool
+        self._counts = counts
+        self._metrics = metrics
+        self._on_change = on_change
+        self._on_drop = on_drop
+        self._slots: dict[tuple[str, str], _Slot] = {}
+        self._draining: set[LiveVersion] = set()
+        self._loop = asyncio.get_running_loop()
+
+    def reconcile(self, wanted: set[tuple[str, str]]) -> None:
+        """Start loading what is wanted and not held; let go of what is held and not wanted."""
+        for key in [key for key in self._slots if key not in wanted]:
+            self._dismiss(key)
+        for key in sorted(wanted - self._slots.keys()):
+            slot = self._slots[key] = _Slot()
+            threading.Thread(target=self._load, args=(*key, slot), name=f"load-{key[0]}-{key[1]}", daemon=True).start()
+
+    def find(self, model: str, version: str) -> LiveVersion | None:
+        """The version, if it is warm."""
+        slot = self._slots.get((model, version))
+        return slot.live if slot is not None else None
+
+    def warm_versions(self, model: str) -> list[str]:
+        """Warm versions of a model in the order of their loading."""
+        return [version for (name, version), slot in self._slots.items() if name == model and slot.live is not None]
+
+    def release(self, live: LiveVersion) -> None:
+        """Give back a version that was taken by raising its holders; the last one out turns off the light."""
+        live.holders -= 1
+        if live.holders == 0 and live in self._draining:
+            self._draining.discard(live)
+            self._drop(live)
+
+    def describe(self, model: str) -> dict[str, dict[str, str]]:
+        """State, reason and digest of each version of a model, for the status document."""
+        told: dict[str, dict[str, str]] = {
+            live.version: {"state": "draining", "reason": "", "digest": live.digest}
+            for live in self._draining
+            if live.model == model
+        }
+        for (name, version), slot in self._slots.items():
+            if name == model:
+                digest = slot.live.digest if slot.live is not None else ""
+                told[version] = {"state": slot.state, "reason": slot.reason, "digest": digest}
+        return told
+
+    def state(self, model: str, version: str) -> State | None:
+        """Where a declared version stands; None if it is not declared."""
+        slot = self._slots.get((model, version))
+        return slot.state if slot is not None else None
+
+    def close(self) -> None:
+        """Let go of everything; what still waits is answered with Draining."""
+        for key in list(self._slots):
+            slot = self._slots.pop(key)
+            slot.dismissed.set()
+            if slot.live is not None:
+                slot.live.batcher.close(Draining("the gateway is stopping"))
+
+    def _dismiss(self, key: tuple[str, str]) -> None:
+        slot = self._slots.pop(key)
+        slot.dismissed.set()
+        if slot.live is None:
+            return
+        if slot.live.holders:
+            self._draining.add(slot.live)
+        else:
+            self._drop(slot.live)
+
+    def _drop(self, live: LiveVersion) -> None:
+        log.info("dropped", extra={"model": live.model, "version": live.version})
+        self._on_drop(live)
+        self._on_change()
+
+    def _load(self, model: str, version: str, slot: _Slot) -> None:
+        """In the load's own thread: load, and after a failure wait for the package to change."""
+        while not slot.dismissed.is_set():
+            stamp = self._source.stamp(model, version)
+            try:
+                loaded = load(self._source, model, version, intra_op_threads=self._settings.intra_op_threads)
+            except Exception as error:  # a package may break anything on its way; it must only fail itself
+                reason = str(error) if isinstance(error, GatewayError) else f"unexpected: {error!r}"
+                self._tell(self._failed, model, version, slot, reason)
+            else:
+                self._tell(self._loaded, model, version, slot, loaded)
+                return
+            while not slot.dismissed.wait(_RETRY_S) and self._source.stamp(model, version) == stamp:
+                pass
+
+    def _tell(self, method: Callable[..., None], *arguments: object) -> None:
+        # RuntimeError: the loop is closed and the worker on its way out.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(method, *arguments)
+
+    def _failed(self, model: str, version: str, slot: _Slot, reason: str) -> None:
+        if slot.dismissed.is_set():
+            return
+        slot.state, slot.reason = "failed", reason
+        self._metrics.load_failures.labels(model, version).inc()
+        log.error("cannot serve this version", extra={"model": model, "version": version, "reason": reason})
+        self._on_change()
+
+    def _loaded(self, model: str, version: str, slot: _Slot, loaded: Loaded) -> None:
+        if slot.dismissed.is_set():
+            return
+        batcher = Batcher(
+            loaded.runtime,
+            loaded.signature,
+            loaded.cost,
+            self._settings,
+            self._pool,
+            on_run=self._counts.ran(model, version),
+        )
+        slot.live = LiveVersion(model, version, loaded, batcher, self._codecs)
+        slot.state, slot.reason = "warm", ""
+        log.info("warm", extra={"model": model, "version": version, "digest": loaded.digest[:12]})
+        self._on_change()

@@ -1,0 +1,83 @@
+"""Which version answers: the routes that this worker has adopted, asked once per prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion
+from gateway.flags.compile import PINNED, Decision, ModelOptions, Route
+from gateway.serving.call import Call
+from gateway.serving.registry import LiveVersion, Registry
+
+# The variant's name of a prediction that asked for its version itself: it counts for no variant's share.
+PINNED_VARIANT = "pinned"
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A model's route in force in this worker, and the options that its other flags give."""
+
+    route: Route
+    options: ModelOptions
+
+
+class Router:
+    """Adopted routes by model; `watch` replaces them, each by one assignment. Used on the event loop only."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.adopted: dict[str, Adopted] = {}
+        self.known: set[str] = set()  # models that the flags name, adopted or not
+
+    def route(self, call: Call) -> None:
+        """Choose the version of *call* and hold it until `Registry.release`.
+
+        Raises UnknownModel, UnknownVersion (pinned and not warm), ModelNotReady, TargetingKeyMissing.
+        """
+        adopted = self.adopted.get(call.model)
+        if adopted is None:
+            raise self._unknown(call.model)
+        route = adopted.route
+        if call.pinned is None:
+            decision = route.decide(call.targeting_key, call.prediction_id, call.headers, call.codec.name)
+        else:
+            decision = Decision(PINNED_VARIANT, call.pinned, PINNED)
+        live = self._registry.find(call.model, decision.version)
+        if live is None:
+            raise self._not_loaded(call, decision)
+        live.holders += 1
+        call.route = route
+        call.options = adopted.options
+        call.decision = decision
+        call.live = live
+
+    def default(self, model: str) -> LiveVersion:
+        """The version that answers by default, for questions about the model. Raises UnknownModel, ModelNotReady."""
+        adopted = self.adopted.get(model)
+        live = self._registry.find(model, adopted.route.default_version) if adopted is not None else None
+        if live is None:
+            raise self._unknown(model)
+        return live
+
+    def pinned(self, model: str, version: str) -> LiveVersion:
+        """A warm version, for questions about it. Raises UnknownModel, UnknownVersion."""
+        if model not in self.known:
+            raise self._unknown(model)
+        live = self._registry.find(model, version)
+        if live is None:
+            raise self._unknown_version(model, version)
+        return live
+
+    def _unknown(self, model: str) -> UnknownModel | ModelNotReady:
+        if model in self.known:
+            return ModelNotReady(f"no version of model {model!r} is warm yet")
+        return UnknownModel(f"model {model!r} is not served here")
+
+    def _unknown_version(self, model: str, version: str) -> UnknownVersion:
+        warm = ", ".join(self._registry.warm_versions(model)) or "none"
+        return UnknownVersion(f"version {version!r} of model {model!r} is not loaded here; loaded: {warm}")
+
+    def _not_loaded(self, call: Call, decision: Decision) -> UnknownVersion | ModelNotReady:
+        if call.pinned is not None:
+            return self._unknown_version(call.model, call.pinned)
+        return ModelNotReady(f"version {decision.version!r} of model {call.model!r} is not warm here")

@@ -1,0 +1,234 @@
+"""Following the flags: every change is loaded for, adopted when its versions are warm, and reported.
+
+Adoption is per model. A route is adopted once every version that it could now give to a request is warm in this
+worker; until then the route before stays in force, and a newer revision supersedes the one that still waits. A route
+back to warm versions (kill switch, rollback) therefore never waits for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from gateway.errors import InvalidFlag, StoreUnavailable
+from gateway.flags.compile import Route, compile_options, compile_route
+from gateway.flags.document import FlagDocument
+from gateway.flags.store import SqliteStore, read_last_known_good
+from gateway.metrics import ServingMetrics
+from gateway.serving.cache import PredictionCache
+from gateway.serving.counts import Counts
+from gateway.serving.registry import LiveVersion, Registry
+from gateway.serving.router import Adopted, Router
+from gateway.settings import Settings
+
+log = getLogger(__name__)
+
+STATUS_INTERVAL_S = 1.0
+STATUS_SCHEMA = 1
+
+
+class Watch:
+    """Takes the flag document from the store to the router. Everything runs on the event loop of one worker."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        router: Router,
+        registry: Registry,
+        cache: PredictionCache,
+        metrics: ServingMetrics,
+        *,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._router = router
+        self._registry = registry
+        self._cache = cache
+        self._metrics = metrics
+        self._on_ready = on_ready
+        self._store = SqliteStore(settings.flag_store_path, read_only=True)
+        self._document: FlagDocument | None = None
+        self._pending: dict[str, Route] = {}
+        self._refused: dict[str, str] = {}  # models whose newest flags this worker cannot read, with the reason
+        self._store_failed = False
+        self.changed = asyncio.Event()  # something that the status document tells has changed
+        self.ready = False
+
+    async def follow(self) -> None:
+        """Poll the store for ever; the poll costs some microseconds."""
+        self._poll()
+        if self._document is None:
+            self._read_last_known_good()
+        while True:
+            self._poll()
+            await asyncio.sleep(self._settings.flags.poll_s)
+
+    def _poll(self) -> None:
+        try:
+            if self._store.changed():
+                document = self._store.load()
+                if document is not None and (self._document is None or document.revision != self._document.revision):
+                    self._take(document)
+            if self._store_failed:
+                log.info("the flag store can be read again")
+            self._store_failed = False
+        except StoreUnavailable as error:
+            if not self._store_failed:
+                log.error("the flag store cannot be read; serving on with the flags at hand", extra={"why": str(error)})
+            self._store_failed = True
+
+    def _read_last_known_good(self) -> None:
+        """Start from the file that control left, so that a start without a readable store still serves."""
+        try:
+            document = read_last_known_good(self._settings.last_known_good_path)
+        except (StoreUnavailable, InvalidFlag) as error:
+            log.error("the last-known-good flags cannot be read", extra={"why": str(error)})
+            return
+        if document is not None:
+            self._take(document)
+
+    def _take(self, document: FlagDocument) -> None:
+        """Compile what has changed, start the loads that it needs, adopt what is warm already."""
+        self._document = document
+        routes = document.routes()
+        for model in self._router.known - routes.keys():
+            self._router.adopted.pop(model, None)
+            self._pending.pop(model, None)
+            self._refused.pop(model, None)
+        self._router.known = set(routes)
+        for model, flag in routes.items():
+            try:
+                options = compile_options(document, model)
+                route = compile_route(model, flag, document.bucketing)
+            except InvalidFlag as error:  # control validates; this is a document from elsewhere
+                log.error("cannot follow the flags of this model", extra={"model": model, "why": str(error)})
+                self._refused[model] = str(error)
+                continue
+            self._refused.pop(model, None)
+            adopted = self._router.adopted.get(model)
+            if adopted is not None and adopted.route.revision == route.revision:
+                self._pending.pop(model, None)
+                self._adopt(model, Adopted(adopted.route, options))
+            else:
+                self._pending[model] = route
+        self._settle()
+        self._metrics.flag_revision.set(document.revision)
+
+    def on_change(self) -> None:
+        """A version became warm, failed or was dropped."""
+        self._settle()
+        self._metrics.versions_loaded.set(sum(len(self._registry.warm_versions(m)) for m in self._router.known))
+
+    def on_drop(self, live: LiveVersion) -> None:
+        """A version is gone: forget its answers."""
+        self._cache.purge(live.digest)
+
+    def _settle(self) -> None:
+        """Load what is named, adopt what is warm."""
+        self._registry.reconcile(self._wanted())
+        for model, route in list(self._pending.items()):
+            if all(self._registry.find(model, version) is not None for version in route.reachable):
+                assert self._document is not None
+                del self._pending[model]
+                self._adopt(model, Adopted(route, compile_options(self._document, model)))
+        self._registry.reconcile(self._wanted())
+        self._set_batching()
+        if not self.ready and self._is_ready():
+            self.ready = True
+            self._on_ready()
+        self.changed.set()
+
+    def _wanted(self) -> set[tuple[str, str]]:
+        """All versions that the routes in force or waiting name."""
+        wanted = {
+            (model, version) for model, adopted in self._router.adopted.items() for version in adopted.route.named
+        }
+        # While a route waits, the versions that only the old one names stay: they are answering.
+        return wanted | {(model, version) for model, route in self._pending.items() for version in route.named}
+
+    def _adopt(self, model: str, adopted: Adopted) -> None:
+        before = self._router.adopted.get(model)
+        self._router.adopted[model] = adopted
+        if before is None or before.route.revision != adopted.route.revision:
+            log.info("adopted", extra={"model": model, "revision": adopted.route.revision})
+
+    def _set_batching(self) -> None:
+        """Hand the batching flags to the batchers of all warm versions."""
+        for model, adopted in self._router.adopted.items():
+            options = adopted.options
+            rows = options.max_batch_rows or self._settings.batching.max_batch_rows
+            for version in adopted.route.named:
+                live = self._registry.find(model, version)
+                if live is not None:
+                    live.batcher.set_limits(enabled=options.batching_enabled, max_batch_rows=rows)
+
+    def _is_ready(self) -> bool:
+        """Ready once every model answers, or cannot and will not: a failed package must not keep the others out."""
+        if self._document is None:
+            return False
+        for model, route in self._pending.items():
+            states = [self._registry.state(model, version) for version in route.reachable]
+            if "failed" not in states and model not in self._refused:
+                return False
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        """The models' part of the status document."""
+        models: dict[str, Any] = {}
+        for model in sorted(self._router.known):
+            adopted = self._router.adopted.get(model)
+            pending = self._pending.get(model)
+            revision = adopted.route.revision if adopted is not None else None
+            models[model] = {
+                "adopted_revision": revision,
+                "pending_revision": pending.revision if pending is not None else None,
+                "refused": self._refused.get(model),
+                "versions": self._registry.describe(model),
+            }
+        return {"revision": self._document.revision if self._document is not None else None, "models": models}
+
+    def close(self) -> None:
+        """Close the store's connection."""
+        self._store.close()
+
+
+async def write_status(
+    path: Path, watch: Watch, counts: Counts, *, slot: int, boot: str, beat: Callable[[], None]
+) -> None:
+    """Write the status document at once after each change, and each second as the sign of life; for ever."""
+    while True:
+        watch.changed.clear()
+        document = {
+            "schema": STATUS_SCHEMA,
+            "slot": slot,
+            "pid": os.getpid(),
+            "boot": boot,
+            "written_at": time.time(),
+            **watch.describe(),
+            "counts": [
+                {"model": m, "version": v, "variant": a, "answered": t[0], "failed": t[1], "latency_sum_s": t[2]}
+                for (m, v, a), t in counts.totals.items()
+            ],
+        }
+        beat()
+        # In a thread: a slow or full disk must not hold the event loop.
+        await asyncio.to_thread(_replace, path, json.dumps(document).encode())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(watch.changed.wait(), STATUS_INTERVAL_S)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put *content* in place at once; readers see the old or the new document. A full disk keeps the old one."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("cannot write the status document", extra={"why": str(error)})

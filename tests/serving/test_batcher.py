@@ -1,0 +1,319 @@
+"""The batch queue: who shares a run, who is refused, who is told what, and that everybody is told once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import (
+    CallerLeft,
+    DeadlineExceeded,
+    Draining,
+    GatewayError,
+    InferenceFailed,
+    InvalidInput,
+    QueueFull,
+)
+from gateway.serving.batch_policy import MIN_RUNS, RunCost
+from gateway.serving.batcher import Batcher, Entry, Run
+from gateway.settings import BatchSettings
+from gateway.tensors import Signature, Tensors
+from tests.puppet import DOUBLER, POISON, FakeClock, PuppetRuntime
+
+FAR_S = 1e9
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+class Bench:
+    """A batcher with a puppet for a model, and what came out of it."""
+
+    def __init__(self, pool: ThreadPoolExecutor, signature: Signature = DOUBLER, **limits: int) -> None:
+        self.runtime = PuppetRuntime(signature)
+        self.clock = FakeClock()
+        self.runs: list[Run] = []
+        self.answers: dict[Entry, list[Tensors | GatewayError]] = {}
+        self.batcher = Batcher(
+            self.runtime,
+            signature,
+            RunCost(),
+            BatchSettings(**limits),
+            pool,
+            on_run=self.runs.append,
+            clock=self.clock,
+        )
+
+    def submit(self, *values: float, deadline_s: float = FAR_S) -> Entry:
+        rows = np.array(values, np.float64).reshape(-1, 1)
+        entry = Entry({"x": rows}, len(values), deadline_s, self._on_done)
+        self.batcher.submit(entry)
+        self.answers[entry] = []
+        return entry
+
+    def _on_done(self, entry: Entry, result: Tensors | GatewayError) -> None:
+        self.answers[entry].append(result)
+
+    async def all_answered(self) -> None:
+        async with asyncio.timeout(20):
+            while not all(self.answers.values()):
+                await asyncio.sleep(0)
+
+    async def running(self) -> None:
+        """Until the puppet is inside a run."""
+        async with asyncio.timeout(20):
+            while not self.runtime.entered.acquire(blocking=False):
+                await asyncio.sleep(0)
+
+    def values(self, entry: Entry) -> list[float]:
+        (answer,) = self.answers[entry]
+        assert isinstance(answer, dict), answer
+        return answer["y"].ravel().tolist()
+
+    def error(self, entry: Entry) -> GatewayError:
+        (answer,) = self.answers[entry]
+        assert isinstance(answer, GatewayError), answer
+        return answer
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(scenario())
+
+
+def test_requests_of_one_turn_of_the_loop_share_a_run(pool: ThreadPoolExecutor) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool)
+        entries = [bench.submit(value) for value in (1, 2, 3)]
+        await bench.all_answered()
+        assert [bench.values(entry) for entry in entries] == [[2], [4], [6]]
+        assert bench.runtime.batches == [3]
+
+    run(scenario)
+
+
+def test_what_comes_while_the_model_is_busy_leaves_together_when_it_is_free(pool: ThreadPoolExecutor) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool)
+        bench.runtime.hold()
+        bench.submit(1)
+        await bench.running()
+        for value in range(5):
+            bench.submit(value)
+            await asyncio.sleep(0)
+        bench.runtime.release()
+        await bench.all_answered()
+        assert bench.runtime.batches == [1, 5]
+
+    run(scenario)
+
+
+def test_a_large_request_is_split_and_put_together_again(pool: ThreadPoolExecutor) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool, max_batch_rows=4)
+        large = bench.submit(*range(10))
+        small = bench.submit(7)
+        await bench.all_answered()
+        assert bench.values(large) == [2 * value for value in range(10)]
+        assert bench.values(small) == [14]
+        assert bench.runtime.batches == [4, 4, 3]
+
+    run(scenario)
+
+
+def test_only_the_guilty_request_of_a_failed_batch_fails(pool: ThreadPoolExecutor) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool)
+        good, bad, also_good = bench.submit(1), bench.submit(POISON), bench.submit(3)
+        await bench.all_answered()
+        assert isinstance(bench.error(bad), InferenceFailed)
+        assert [bench.values(good), bench.values(also_good)] == [[2], [6]]
+
+    run(scenario)
+
+
+def test_a_full_queue_refuses_and_takes_again_once_it_has_room(pool: ThreadPoolExecutor) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool, max_batch_rows=2, max_queue_rows=4)
+        bench.runtime.hold()
+        bench.submit(0)
+        await bench.running()
+        bench.submit(1, 2, 3)
+        with pytest.raises(QueueFull) as caught:
+            bench.submit(4, 5)
+        assert caught.value.retry_after_s >= 1
+        with pytest.raises(InvalidInput, match="at most 4"):
+            bench.submit(*range(5))
+        bench.runtime.release()
+        await bench.all_answered()
+        bench.submit(4, 5)
+        await bench.all_answered()
+
+    run(scenario)
+
+
+def test_who_waited_past_the_deadline_is_told_so_and_never_run(pool: ThreadPoolExecutor) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool)
+        bench.runtime.hold()
+        bench.submit(0)
+        await bench.running()
+        late = bench.submit(1, deadline_s=bench.clock() + 1)
+        in_time = bench.submit(2, deadline_s=bench.clock() + 3)
+        bench.clock.advance(2)
+        bench.runtime.release()
+        await bench.all_answered()
+        assert isinstance(bench.error(late), DeadlineExceeded)
+        assert bench.values(in_time) == [4]
+        assert bench.runtime.batches == [1, 1]
+
+    run(scenario)
+
+
+def test_who_left_is_skipped(pool: ThreadPoolExecutor) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool)
+        gone, here = bench.submit(1), bench.submit(2)
+        gone.gone = True
+        await bench.all_answered()
+        assert isinstance(bench.error(gone), CallerLeft)
+        assert bench.values(here) == [4]
+        assert bench.runtime.batches == [1]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("change", [{"batch_invariant": False}, {"batchable": False}], ids=["not-invariant", "fixed"])
+def test_a_version_whose_rows_may_not_mix_runs_every_request_alone(
+    pool: ThreadPoolExecutor, change: dict[str, bool]
+) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool, replace(DOUBLER, **change), max_batch_rows=2)
+        entries = [bench.submit(1), bench.submit(2, 3, 4), bench.submit(5)]
+        await bench.all_answered()
+        assert [bench.values(entry) for entry in entries] == [[2], [4, 6, 8], [10]]
+        assert bench.runtime.batches == [1, 3, 1]
+
+    run(scenario)
+
+
+def test_batching_can_be_switched_off_by_flag(pool: ThreadPoolExecutor) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool)
+        bench.batcher.set_limits(enabled=False, max_batch_rows=2)
+        large, small = bench.submit(1, 2, 3), bench.submit(4)
+        await bench.all_answered()
+        assert [bench.values(large), bench.values(small)] == [[2, 4, 6], [8]]
+        assert bench.runtime.batches == [2, 1, 1]
+
+    run(scenario)
+
+
+def test_requests_of_different_open_shapes_never_share_a_run(pool: ThreadPoolExecutor) -> None:
+    async def scenario() -> None:
+        signature = replace(DOUBLER, inputs=(replace(DOUBLER.inputs[0], shape=(-1, -1)),))
+        bench = Bench(pool, signature)
+        narrow = bench.submit(1)
+        wide = Entry({"x": np.array([[1.0, 2.0]])}, 1, FAR_S, lambda entry, result: bench.answers[entry].append(result))
+        bench.batcher.submit(wide)
+        bench.answers[wide] = []
+        await bench.all_answered()
+        assert bench.values(narrow) == [2]
+        assert bench.values(wide) == [2, 4]
+        assert bench.runtime.batches == [1, 1]
+
+    run(scenario)
+
+
+def test_closing_tells_everybody_who_still_waits(pool: ThreadPoolExecutor) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool)
+        waiting = bench.submit(1)
+        bench.batcher.close(Draining("stopping"))
+        assert isinstance(bench.error(waiting), Draining)
+        assert bench.batcher.queued_rows == 0
+
+    run(scenario)
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from([1.0, 2.0, 3.0, POISON]), min_size=1, max_size=9),
+        st.sampled_from(["stays", "leaves", "late"]),
+        st.booleans(),  # a turn of the loop before the next one
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(requests=REQUESTS, max_batch_rows=st.integers(1, 8), invariant=st.booleans())
+def test_everybody_gets_one_answer_and_it_is_their_own(
+    requests: list[tuple[list[float], str, bool]], max_batch_rows: int, invariant: bool
+) -> None:
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            bench = Bench(pool, replace(DOUBLER, batch_invariant=invariant), max_batch_rows=max_batch_rows)
+            submitted = []
+            for values, fate, turn in requests:
+                deadline_s = bench.clock() if fate == "late" else FAR_S
+                entry = bench.submit(*values, deadline_s=deadline_s)
+                entry.gone = fate == "leaves"
+                submitted.append((entry, values, fate))
+                if turn:
+                    await asyncio.sleep(0)
+            await bench.all_answered()
+            for entry, values, fate in submitted:
+                (answer,) = bench.answers[entry]
+                if isinstance(answer, dict):
+                    assert answer["y"].ravel().tolist() == [2 * value for value in values]
+                    assert POISON not in values
+                elif fate == "stays":
+                    assert isinstance(answer, InferenceFailed)
+                    assert POISON in values
+                else:
+                    assert isinstance(answer, CallerLeft | DeadlineExceeded | InferenceFailed)
+            assert bench.batcher.queued_rows == 0
+            if invariant:
+                assert max(bench.runtime.batches, default=0) <= max_batch_rows
+
+    run(scenario)
+
+
+@given(
+    base_us=st.floats(1, 500),
+    row_us=st.floats(0.01, 50),
+    rows=st.lists(st.integers(1, 256), min_size=MIN_RUNS, max_size=80),
+    asked=st.integers(1, 256),
+)
+def test_the_cost_of_a_run_is_learned(base_us: float, row_us: float, rows: list[int], asked: int) -> None:
+    cost = RunCost()
+    for count in rows:
+        cost.observe(count, (base_us + row_us * count) * 1e-6)
+    if len(set(rows)) > 1:
+        assert math.isclose(cost.expected_s(asked), (base_us + row_us * asked) * 1e-6, rel_tol=1e-3, abs_tol=1e-9)
+    else:
+        assert cost.expected_s(rows[0]) == pytest.approx((base_us + row_us * rows[0]) * 1e-6)
+
+
+def test_nothing_is_short_before_it_is_known_and_a_spike_does_not_change_that() -> None:
+    cost = RunCost()
+    assert cost.expected_s(1) == math.inf
+    for _ in range(MIN_RUNS):
+        assert not cost.is_short(1, 200e-6)
+        cost.observe(1, 50e-6)
+    assert cost.is_short(1, 200e-6)
+    cost.observe(1, 3.0)
+    assert cost.is_short(1, 200e-6)

@@ -25,6 +25,8 @@ ChildRole = Literal["worker", "control", "monitor"]
 
 # After its last chance to finish requests, time for a child to flush logs and leave before it is killed.
 FLUSH_GRACE_S = 5.0
+# Connections that may wait to be accepted; the kernel's net.core.somaxconn bounds it too.
+BACKLOG = 2048
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ def _run_room(spec: ChildSpec, report: Callable[[str], None]) -> None:
         return
     assert spec.socket_fd is not None
     listener = socket.socket(fileno=spec.socket_fd)
+    report = _listening_when_ready(report, listener)
     if spec.role == "control":
         from gateway.control.app import run_control
 
@@ -132,6 +135,18 @@ def _reporter(fd: int) -> Callable[[str], None]:
             os.write(fd, word.encode() + b"\n")
 
     return report
+
+
+def _listening_when_ready(report: Callable[[str], None], listener: socket.socket) -> Callable[[str], None]:
+    """A report function that keeps what "ready" promises: the room's server may be a moment behind with listening."""
+
+    def listen_and_report(word: str) -> None:
+        if word == "ready":
+            with contextlib.suppress(OSError):  # the room is on its way out and has closed it
+                listener.listen(BACKLOG)
+        report(word)
+
+    return listen_and_report
 
 
 def _leave_with_supervisor(spec: ChildSpec) -> None:

@@ -44,6 +44,15 @@ def eventually(check: Callable[[], Found | None], what: str, *, timeout_s: float
     raise AssertionError(f"{what}: not within {timeout_s:g} s; last seen: {last!r}")
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process of that id exists and is more than a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
 def write_settings(path: Path, settings: SettingsTable) -> None:
     """Write a settings file."""
     lines: list[str] = []
@@ -56,8 +65,8 @@ class LiveGateway:
     """A context manager: entering starts the gateway and waits until all its children are ready; leaving stops it.
 
     models: directory of packages. state: state directory; its parent gets the log, the settings file and the ready
-    file, named after the state directory. settings: as in the settings file. data, control: HTTP clients of the two
-    ports while it runs; control sends the admin token.
+    file, named after the state directory and the role. settings: as in the settings file. data, control: HTTP clients
+    of the two ports while it runs; control sends the admin token.
     """
 
     data: httpx.Client
@@ -76,9 +85,9 @@ class LiveGateway:
     ) -> None:
         self.models = models
         self.state = state
-        self._ready_file = state.with_name(f"{state.name}.ready.json")
-        self._log_file = state.with_name(f"{state.name}.log")
-        config = state.with_name(f"{state.name}.toml")
+        self._ready_file = state.with_name(f"{state.name}.{role}.ready.json")
+        self._log_file = state.with_name(f"{state.name}.{role}.log")
+        config = state.with_name(f"{state.name}.{role}.toml")
         write_settings(config, settings or {})
         self._command = [
             *(sys.executable, "-m", "gateway", "serve", "--role", role, "--config", str(config)),

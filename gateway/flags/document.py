@@ -108,9 +108,9 @@ def parse(plain: Json) -> FlagDocument:
     """
     _is_object(plain, "document")
     _only_known(plain, _DOCUMENT_FIELDS, "document")
-    evaluators = plain.get("$evaluators") or {}
+    evaluators = plain.get("$evaluators", {})
     _is_object(evaluators, "$evaluators")
-    flags = plain.get("flags") or {}
+    flags = plain.get("flags", {})
     _is_object(flags, "flags")
     metadata, revision = _metadata(plain.get("metadata"), "metadata")
     if metadata.get("bucketing", FLAGD_V3) not in GENERATIONS:

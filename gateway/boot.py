@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -59,29 +60,31 @@ def claim(state: Path, parts: Sequence[str], *, wait_s: float) -> Boot:
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)  # samples and tokens are nobody else's business
         runs.mkdir(mode=0o700, exist_ok=True)
-        part_fds = _lock_parts(runs, parts, state)
-        return _enter(runs, parts, part_fds, wait_s)
+        with contextlib.ExitStack() as on_failure:
+            part_fds = _lock_parts(runs, parts, state, on_failure)
+            claimed = _enter(runs, parts, part_fds, wait_s)
+            on_failure.pop_all()
+            return claimed
     except OSError as error:
         raise CannotStart(
             f"cannot use the state directory {state}: {error.strerror}; name another one with --state"
         ) from error
 
 
-def _lock_parts(runs: Path, parts: Sequence[str], state: Path) -> tuple[int, ...]:
+def _lock_parts(runs: Path, parts: Sequence[str], state: Path, on_failure: contextlib.ExitStack) -> tuple[int, ...]:
     held: list[int] = []
     for part in parts:
         fd = _open(runs / f"{part}.lock")
-        held.append(fd)
+        on_failure.callback(os.close, fd)
         if not _try_lock(fd):
             holder = os.pread(fd, 20, 0).decode(errors="replace").strip()
-            for other in held:
-                os.close(other)
             raise CannotStart(
                 f"another sluicegate (process {holder}) runs {part} on the state directory {state}; "
                 f"stop it, or name another directory with --state"
             )
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        held.append(fd)
     return tuple(held)
 
 

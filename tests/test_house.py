@@ -1,0 +1,72 @@
+"""The rules of the house that no tool checks."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+from gateway import __version__
+
+ROOT = Path(__file__).parent.parent
+CODE = sorted(path for room in ("gateway", "converters", "benchmarks") for path in (ROOT / room).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+MAX_LINES = 400
+# Words that say nothing of what a thing is.
+EMPTY_WORDS = {
+    *("manager", "helper", "helpers", "processor", "handler"),
+    *("util", "utils", "common", "core", "data", "info"),
+}
+READERS_OF_THE_PROCESS = (
+    "gateway/cli/",
+    "gateway/supervisor.py",
+    "gateway/children.py",  # its one argument is the file with its orders
+    "benchmarks/locustfile.py",  # locust starts it and hands it nothing else
+)
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_module_opens_with_a_sentence() -> None:
+    unsigned = []
+    for path in CODE + TESTS:
+        tree = ast.parse(path.read_text())
+        sign = (ast.get_docstring(tree) or "").split("\n")[0].rstrip()
+        if tree.body and not sign.endswith((".", "?")):
+            unsigned.append((named(path), sign))
+    assert not unsigned
+
+
+def test_no_module_is_too_long_to_read_in_one_sitting() -> None:
+    lengths = {named(path): len(path.read_text().splitlines()) for path in CODE}
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
+
+
+def test_modules_and_classes_have_names_that_say_something() -> None:
+    empty = []
+    for path in CODE:
+        classes = [node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+        for name in (path.stem, *classes):
+            words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+            if words & EMPTY_WORDS:
+                empty.append((named(path), name))
+    assert not empty
+
+
+def test_only_the_command_line_and_the_supervisor_read_argv_and_the_environment() -> None:
+    reads = {("sys", "argv"), ("os", "environ"), ("os", "getenv")}
+    found = [
+        (named(path), node.lineno)
+        for path in CODE
+        if not named(path).startswith(READERS_OF_THE_PROCESS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and (node.value.id, node.attr) in reads
+    ]
+    assert not found
+
+
+def test_the_changelog_knows_this_version() -> None:
+    headings = re.findall(r"^## \[?([0-9][^\s\]]*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[:1] == [__version__]

@@ -1,0 +1,85 @@
+"""Metrics of many processes: merged on one page, and kept when a process dies."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway import metrics
+
+# Counts as a worker would, says its pid, and stays until its stdin is closed.
+WORKER = """
+import os, sys
+from gateway.metrics import ServingMetrics, process_registry
+counted = ServingMetrics(process_registry())
+counted.requests.labels("iris", "1", "stable", "ok").inc(float(sys.argv[1]))
+counted.run_s.labels("iris", "1").observe(0.002)
+counted.in_flight.set(5)
+print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+
+
+def count_in_a_process(directory: Path, requests: int) -> int:
+    """Let a process count *requests* and end; returns its pid."""
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, str(requests)],
+        env={**os.environ, metrics.DIRECTORY_VARIABLE: str(directory)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+def value_of(page: bytes, name: str) -> float | None:
+    """The sum over all series of *name*, None if there is none."""
+    values = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", page.decode(), re.MULTILINE)
+    return sum(map(float, values)) if values else None
+
+
+def test_the_page_adds_up_what_the_processes_counted(tmp_path: Path) -> None:
+    for requests in (3, 4):
+        count_in_a_process(tmp_path, requests)
+    page = metrics.render(tmp_path)
+    assert value_of(page, "sluicegate_requests_total") == 7
+    assert value_of(page, "sluicegate_run_duration_seconds_count") == 2
+
+
+def test_counts_of_the_dead_stay_and_their_gauges_and_files_go(tmp_path: Path) -> None:
+    pids = [count_in_a_process(tmp_path, requests) for requests in (3, 4, 5)]
+    before = metrics.render(tmp_path)
+    for pid in pids:
+        metrics.fold(tmp_path, pid)
+    after = metrics.render(tmp_path)
+    for name in ("sluicegate_requests_total", "sluicegate_run_duration_seconds_count"):
+        assert value_of(after, name) == value_of(before, name)
+    assert value_of(before, "sluicegate_in_flight_requests") == 15
+    assert value_of(after, "sluicegate_in_flight_requests") is None
+    assert sorted(path.name for path in tmp_path.glob("*.db")) == ["counter_0.db", "histogram_0.db"]
+
+
+def test_folding_a_process_that_counted_nothing_changes_nothing(tmp_path: Path) -> None:
+    pid = count_in_a_process(tmp_path, 3)
+    metrics.fold(tmp_path, pid + 1)
+    assert value_of(metrics.render(tmp_path), "sluicegate_requests_total") == 3
+
+
+def test_a_file_torn_by_a_kill_is_dropped_and_named_and_spoils_nothing(tmp_path: Path) -> None:
+    healthy, torn = (count_in_a_process(tmp_path, requests) for requests in (3, 4))
+    file = tmp_path / f"counter_{torn}.db"
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'["sluicegate_requests"', b'\0"sluicegate_requests"'))
+    assert file.read_bytes() != content
+    with pytest.raises(ValueError, match=rf"counter_{torn}\.db"):
+        metrics.fold(tmp_path, torn)
+    metrics.fold(tmp_path, healthy)
+    page = metrics.render(tmp_path)
+    assert value_of(page, "sluicegate_requests_total") == 3
+    assert value_of(page, "sluicegate_run_duration_seconds_count") == 2, "its other file was whole"

@@ -65,6 +65,7 @@ class BatchSettings:
     inline_budget_s: float = 200e-6  # runs predicted to be shorter happen on the event loop
     run_threads: int = 1  # threads per worker for the longer runs
     intra_op_threads: int = 1  # ONNX Runtime threads inside one run
+    load_timeout_s: float = 300.0  # a version that is not warm by then has failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "batching.inline_budget_s": (0, 1),
     "batching.run_threads": (1, 256),
     "batching.intra_op_threads": (1, 256),
+    "batching.load_timeout_s": (0.1, 86_400),
     "cache.max_bytes": (0, 2**40),
     "cache.ttl_s": (0.001, 10**9),
     "flags.poll_s": (0.001, 10),

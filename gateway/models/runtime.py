@@ -58,6 +58,7 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise PackageInvalid(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
+        self._run_options = onnxruntime.RunOptions()
         inputs = tuple(_spec(argument) for argument in self._session.get_inputs())
         outputs = tuple(_spec(argument) for argument in self._session.get_outputs())
         batchable = all(len(spec.shape) > 0 and spec.shape[0] == -1 for spec in inputs + outputs)
@@ -71,11 +72,19 @@ class OnnxRuntime:
         """What the ONNX file itself says: no classes, features named by position."""
         return self._signature
 
+    def abort(self) -> None:
+        """End the run that is going on in another thread, and refuse all later ones. May be called on any thread."""
+        self._run_options.terminate = True
+
+    @property
+    def aborted(self) -> bool:
+        return bool(self._run_options.terminate)
+
     def run(self, inputs: Tensors) -> Tensors:
         try:
             if self._texts_in:
                 inputs = {**inputs, **{name: _to_text(inputs[name]) for name in self._texts_in}}
-            found = self._session.run(self._names, inputs)
+            found = self._session.run(self._names, inputs, self._run_options)
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise InferenceFailed(f"the model failed on these inputs: {_first_line(error)}") from error
         outputs: Tensors = dict(zip(self._names, found, strict=True))

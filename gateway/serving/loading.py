@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,13 +35,17 @@ class Loaded:
     cost: RunCost
 
 
-def load(source: ModelSource, model: str, version: str, *, intra_op_threads: int) -> Loaded:
+def load(
+    source: ModelSource, model: str, version: str, *, intra_op_threads: int, on_runtime: Callable[[OnnxRuntime], None]
+) -> Loaded:
     """Bring a version up. Blocks for as long as it takes: call it in a thread of its own.
 
+    on_runtime: gets the runtime before its first run, so that another thread can abort a run that does not end.
     Raises PackageInvalid if the package is not what it says, InferenceFailed if the model fails on its own rows.
     """
     package = source.open(model, version)
     runtime = OnnxRuntime(package.model_bytes, intra_op_threads=intra_op_threads)
+    on_runtime(runtime)
     if package.manifest is None:
         signature = runtime.signature
         rows = _made_up(signature)
@@ -53,6 +57,8 @@ def load(source: ModelSource, model: str, version: str, *, intra_op_threads: int
         rows = _replay(package, runtime, signature) or _made_up(signature)
     cost = RunCost()
     _warm(runtime, signature, rows, cost)
+    if runtime.aborted:
+        raise PackageInvalid(f"{model}/{version}: its first run was called off")
     return Loaded(runtime, signature, package.digest, cost)
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from gateway.codecs.codec import BoundCodec, Codec
 from gateway.errors import Draining, GatewayError
 from gateway.metrics import ServingMetrics
+from gateway.models.runtime import OnnxRuntime
 from gateway.models.source import ModelSource
 from gateway.serving.batcher import Batcher
 from gateway.serving.counts import Counts
@@ -46,13 +47,25 @@ class LiveVersion:
 class _Slot:
     """One declared version, from its declaration to its dismissal."""
 
-    __slots__ = ("dismissed", "live", "reason", "state")
+    __slots__ = ("dismissed", "live", "reason", "runtime", "state")
 
     def __init__(self) -> None:
         self.state: State = "loading"
         self.reason = ""
         self.live: LiveVersion | None = None
+        self.runtime: OnnxRuntime | None = None  # while it loads
         self.dismissed = threading.Event()
+
+    def abort(self) -> None:
+        """End a load that still runs; its thread then ends by itself."""
+        if self.live is None and self.runtime is not None:
+            self.runtime.abort()
+
+    def took(self, runtime: OnnxRuntime) -> None:
+        """In the load's thread: its runtime is made and will now be run."""
+        self.runtime = runtime
+        if self.dismissed.is_set():
+            runtime.abort()
 
 
 class Registry:
@@ -92,6 +105,7 @@ class Registry:
         for key in sorted(wanted - self._slots.keys()):
             slot = self._slots[key] = _Slot()
             threading.Thread(target=self._load, args=(*key, slot), name=f"load-{key[0]}-{key[1]}", daemon=True).start()
+            self._loop.call_later(self._settings.load_timeout_s, self._overdue, *key, slot)
 
     def find(self, model: str, version: str) -> LiveVersion | None:
         """The version, if it is warm."""
@@ -132,12 +146,14 @@ class Registry:
         for key in list(self._slots):
             slot = self._slots.pop(key)
             slot.dismissed.set()
+            slot.abort()
             if slot.live is not None:
                 slot.live.batcher.close(Draining("the gateway is stopping"))
 
     def _dismiss(self, key: tuple[str, str]) -> None:
         slot = self._slots.pop(key)
         slot.dismissed.set()
+        slot.abort()
         if slot.live is None:
             return
         if slot.live.holders:
@@ -155,7 +171,8 @@ class Registry:
         while not slot.dismissed.is_set():
             stamp = self._source.stamp(model, version)
             try:
-                loaded = load(self._source, model, version, intra_op_threads=self._settings.intra_op_threads)
+                threads = self._settings.intra_op_threads
+                loaded = load(self._source, model, version, intra_op_threads=threads, on_runtime=slot.took)
             except Exception as error:  # a package may break anything on its way; it must only fail itself
                 reason = str(error) if isinstance(error, GatewayError) else f"unexpected: {error!r}"
                 self._tell(self._failed, model, version, slot, reason)
@@ -164,6 +181,11 @@ class Registry:
                 return
             while not slot.dismissed.wait(_RETRY_S) and self._source.stamp(model, version) == stamp:
                 pass
+
+    def _overdue(self, model: str, version: str, slot: _Slot) -> None:
+        if slot.state == "loading" and not slot.dismissed.is_set():
+            slot.abort()
+            self._failed(model, version, slot, f"not warm after {self._settings.load_timeout_s:g} s")
 
     def _tell(self, method: Callable[..., None], *arguments: object) -> None:
         # RuntimeError: the loop is closed and the worker on its way out.

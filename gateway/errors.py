@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class GatewayError(Exception):
     """Root of every error that this project raises on purpose."""
@@ -128,6 +131,10 @@ class ConversionRefused(GatewayError):
 
     code = "conversion_refused"
 
+    def __init__(self, message: str, *, report: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = report  # what was compared, if it came that far
+
 
 # -- flags and the control plane ------------------------------------------------------------------
 
@@ -170,6 +177,12 @@ class StoreUnavailable(Refused):
     """The flag store cannot be read or written now."""
 
     code = "store_unavailable"
+
+
+class AuditBroken(GatewayError):
+    """The audit trail is not what was written: a row is missing, changed or out of order."""
+
+    code = "audit_broken"
 
 
 class Unauthenticated(GatewayError):

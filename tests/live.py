@@ -64,6 +64,8 @@ def write_settings(path: Path, settings: SettingsTable) -> None:
 class LiveGateway:
     """A context manager: entering starts the gateway and waits until all its children are ready; leaving stops it.
 
+    Inside it may be stopped, and started again; with wait=False entering does not wait for readiness.
+
     models: directory of packages. state: state directory; its parent gets the log, the settings file and the ready
     file, named after the state directory and the role. settings: as in the settings file. data, control: HTTP clients
     of the two ports while it runs; control sends the admin token.
@@ -82,6 +84,7 @@ class LiveGateway:
         settings: SettingsTable | None = None,
         environment: Mapping[str, str] | None = None,
         options: tuple[str, ...] = (),
+        wait: bool = True,
     ) -> None:
         self.models = models
         self.state = state
@@ -96,11 +99,12 @@ class LiveGateway:
             *options,
         ]
         self._environment = {**os.environ, **(environment or {})}
+        self._wait = wait
         self._process: subprocess.Popen[bytes] | None = None
         self._started: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        self.start()
+        self.start(wait=self._wait)
         return self
 
     def __exit__(
@@ -117,6 +121,7 @@ class LiveGateway:
     def start(self, *, wait: bool = True) -> None:
         """Start the process. wait: until all children are ready; else the caller does that with wait_ready()."""
         assert self._process is None, "this gateway runs already"
+        self._ready_file.unlink(missing_ok=True)  # a killed supervisor leaves its own behind
         with self._log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment

@@ -19,7 +19,6 @@ SCHEMA_FILE = "sample.schema.json"
 # The only reason whose rows may enter statistics: every prediction had the same chance to be written.
 RANDOM = "random"
 
-_SHORT_FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 _HASH_SPAN = 2**32
 
 
@@ -177,6 +176,8 @@ class _Layout:
             if len(picks) < rows:
                 whole = whole[picks]
             columns = side.get(tensor)
+            if not self.signature.batchable and columns is not None and len(columns.names) != whole.shape[1]:
+                columns = None  # its first dimension is not the rows: the names do not fit the whole tensor
             table = None if columns is None else columns.table(whole)
             if columns is None or table is None:
                 shape = array.shape[1:] if self.signature.batchable else array.shape
@@ -200,20 +201,17 @@ def _add(side: dict[str, _Columns], tensor: str, name: str, position: int) -> No
 
 def _plain(table: Array) -> list[list[Any]]:
     """The values as JSON knows them; the shape stays [rows, columns]."""
+    plain: list[list[Any]]
     if table.dtype == object:
         return [[_text(value) for value in row] for row in table.tolist()]
-    plain: list[list[Any]]
     if table.dtype.kind != "f":
         plain = table.tolist()
         return plain
-    if table.dtype in _SHORT_FLOATS:
-        # numpy widens to 64 bits and would write 0.10000000149011612 for 0.1; orjson knows the short form.
-        plain = orjson.loads(orjson.dumps(np.ascontiguousarray(table), option=orjson.OPT_SERIALIZE_NUMPY))
-    else:
-        plain = table.tolist()  # orjson writes NaN as null
-    infinite = np.isinf(table)
-    if infinite.any():
-        for row, column in np.argwhere(infinite).tolist():
+    # Not tolist: it widens to 64 bits and gives 0.10000000149011612 for 0.1; orjson knows the short form.
+    raw = orjson.dumps(np.ascontiguousarray(table), option=orjson.OPT_SERIALIZE_NUMPY)
+    plain = orjson.loads(raw)
+    if b"null" in raw:  # NaN, as it should be, or an infinity
+        for row, column in np.argwhere(np.isinf(table)).tolist():
             plain[row][column] = "Infinity" if table[row, column] > 0 else "-Infinity"
     return plain
 

@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ CLOSED = ".jsonl"
 OPEN = ".jsonl.open"
 
 _HOUR_NS = 3600 * 10**9
+# Rows of an hour may be written a little after it, since they wait in a queue; after this long it is over.
+_LATE_ROWS_S = 900.0
 _SEGMENT_NAME = re.compile(r"(?P<boot>.+)-(?P<pid>\d+)-(?P<seq>\d+)\.jsonl(\.open)?")
 
 
@@ -213,3 +215,136 @@ def _whole_lines_bytes(fd: int) -> int:
             return start + newline + 1
         end = start
     return 0
+
+
+@dataclass(slots=True)
+class Watermark:
+    """How far a reader has come. As plain values it can be stored and read back.
+
+    offsets: relative file, always without ``.open``, so that it survives the closing -> bytes read. finished:
+    ``model=M/version=V`` -> the last folder ``date=.../hour=..`` of that version which, like all before it, is read to
+    its end; offsets of files in there are forgotten, or the watermark would grow with the log.
+    """
+
+    offsets: dict[str, int] = field(default_factory=dict)
+    finished: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Found:
+    """One segment as a reader sees it."""
+
+    relative: str
+    path: Path
+    is_open: bool
+
+
+class SegmentReader:
+    """Follows a log from a watermark: closed segments, and the complete lines of open ones. Used by one thread."""
+
+    def __init__(
+        self, root: Path, watermark: Watermark | None = None, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._root = root
+        self._clock = clock
+        self._read_to_end: set[str] = set()  # closed segments that need not be looked at again
+        self.watermark = watermark if watermark is not None else Watermark()
+
+    def read(self, max_bytes: int) -> Iterator[tuple[str, bytes]]:
+        """(relative file, whole lines) of what is new, oldest hour first, until about *max_bytes* were given.
+
+        The watermark moves with each block that is given. A line longer than max_bytes is given whole. Raises OSError
+        if a segment cannot be read; one that vanishes is passed over.
+        """
+        budget = max_bytes
+        for segment in self._segments():
+            if budget <= 0:
+                return
+            offset = self.watermark.offsets.get(segment.relative, 0)
+            block, is_end = self._block(segment, offset, budget)
+            if is_end and not segment.is_open:
+                self._read_to_end.add(segment.relative)
+            self.watermark.offsets[segment.relative] = offset + len(block)
+            if block:
+                budget -= len(block)
+                yield segment.relative, block
+
+    def forget_finished(self) -> None:
+        """Drop from the watermark what need not be remembered: hours that are over and read, files that are gone."""
+        over = time.strftime("date=%Y-%m-%d/hour=%H", time.gmtime(self._clock() - 3600.0 - _LATE_ROWS_S))
+        waiting: set[str] = set()  # versions with an hour that is not finished; none after it can be
+        for version, hour, folder in self._hours():
+            inside = f"{version}/{hour}/"
+            segments = list(_segments_in(folder, f"{version}/{hour}"))
+            names = {segment.relative for segment in segments}
+            names |= {name for name in self.watermark.offsets if name.startswith(inside) and self._exists(name)}
+            is_read = not any(segment.is_open for segment in segments) and names <= self._read_to_end
+            if hour <= over and version not in waiting and is_read:
+                self.watermark.finished[version] = hour
+                self._read_to_end -= names
+            else:
+                waiting.add(version)
+        for name in list(self.watermark.offsets):
+            if self._is_finished(name) or not self._exists(name):
+                del self.watermark.offsets[name]
+                self._read_to_end.discard(name)
+
+    def _is_finished(self, relative: str) -> bool:
+        model, version, date, hour, _name = relative.split("/")
+        return f"{date}/{hour}" <= self.watermark.finished.get(f"{model}/{version}", "")
+
+    def _exists(self, relative: str) -> bool:
+        """Asked by name, open before closed: a listing may miss a file that is renamed meanwhile."""
+        path = self._root / relative
+        return path.with_name(path.name + ".open").exists() or path.exists()
+
+    def _segments(self) -> list[_Found]:
+        """The segments that may hold something new, by hour and then by name."""
+        found = [
+            (hour, segment)
+            for version, hour, folder in self._hours()
+            for segment in _segments_in(folder, f"{version}/{hour}")
+            if segment.relative not in self._read_to_end
+        ]
+        found.sort(key=lambda entry: (entry[0], entry[1].relative))
+        return [segment for _hour, segment in found]
+
+    def _hours(self) -> Iterator[tuple[str, str, Path]]:
+        """(version folder, hour folder, path) of the hours that are not finished, each version's in order."""
+        for version in sorted(self._root.glob("model=*/version=*")):
+            relative = version.relative_to(self._root).as_posix()
+            finished = self.watermark.finished.get(relative, "")
+            for date in sorted(version.glob("date=*")):
+                if date.name < finished.partition("/")[0]:
+                    continue
+                for folder in sorted(date.glob("hour=*")):
+                    hour = f"{date.name}/{folder.name}"
+                    if hour > finished:
+                        yield relative, hour, folder
+
+    def _block(self, segment: _Found, offset: int, budget: int) -> tuple[bytes, bool]:
+        """Whole lines from *offset* on, and whether no more of them can be there now."""
+        try:
+            file = segment.path.open("rb")
+        except FileNotFoundError:
+            try:
+                file = closed_name(segment.path).open("rb")  # closed since we looked
+            except FileNotFoundError:
+                return b"", False
+        with file:
+            file.seek(offset)
+            block = file.read(budget)
+            whole = block.rfind(b"\n") + 1
+            while not whole and len(block) == budget:  # a line longer than the budget
+                budget *= 2
+                block += file.read(budget - len(block))
+                whole = block.rfind(b"\n") + 1
+            return block[:whole], len(block) < budget
+
+
+def _segments_in(folder: Path, relative: str) -> Iterator[_Found]:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith((OPEN, CLOSED)):
+                name = entry.name.removesuffix(".open")
+                yield _Found(f"{relative}/{name}", Path(entry.path), entry.name.endswith(OPEN))

@@ -1,0 +1,201 @@
+"""One line per row: what stands in it, and that the values come back as they were."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from gateway.samples.record import LineBuilder, is_sampled, json_schema, picked_rows, to_lines
+from gateway.tensors import Array, Feature, Signature, Tensors, TensorSpec, features_of
+from tests.builders import classifier
+from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample, sample_of
+
+_ANSWER = TensorSpec("answer", "FP32", (-1,))
+
+
+def _signature(*inputs: TensorSpec, **fields: Any) -> Signature:
+    return Signature(inputs, (_ANSWER,), features_of(inputs), **fields)
+
+
+def _records(tensors: Tensors, signature: Signature, rows: int) -> list[dict[str, Any]]:
+    sample = sample_of(tensors, {"answer": np.zeros(rows, np.float32)}, signature, rows=rows)
+    return [json.loads(line) for line in to_lines(sample, 10_000)]
+
+
+def test_a_line_tells_who_asked_what_was_answered_and_why() -> None:
+    linear = classifier()
+    rows = iris_rows(2)
+    lines = to_lines(linear_sample(rows, cache="hit", batch_rows=0, run_s=0.0), 64)
+    assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
+    first, second = (json.loads(line) for line in lines)
+    assert (first["row"], second["row"]) == (0, 1)
+    answer = linear.answer(rows)
+    assert np.array(list(second["inputs"].values()), np.float32).tolist() == rows[1].tolist()
+    assert second.pop("inputs").keys() == set(linear.features)
+    assert second["outputs"]["label"] == answer["label"][1]
+    assert second.pop("outputs").keys() == {"label", "probabilities.0", "probabilities.1", "probabilities.2"}
+    assert second == {
+        "schema": 1,
+        "prediction_id": "p0",
+        "row": 1,
+        "rows": 2,
+        "request_id": "r0",
+        "ts_ns": TEN_O_CLOCK_NS,
+        "model": "iris",
+        "version": "1",
+        "digest": "d1",
+        "variant": "stable",
+        "flag_revision": 3,
+        "reason": "STATIC",
+        "sample_rate": 1.0,
+        "sample_reason": "random",
+        "protocol": "native",
+        "latency_us": {"queue": 250, "run": 0},
+        "batch_rows": 0,
+        "cache": "hit",
+    }
+
+
+def test_the_schema_beside_the_data_lists_exactly_the_fields_of_a_line() -> None:
+    record = json.loads(to_lines(linear_sample(iris_rows(1)), 64)[0])
+    schema = json.loads(json_schema())
+    assert schema["required"] == list(record) == list(schema["properties"])
+    assert record["cache"] in schema["properties"]["cache"]["enum"]
+
+
+@given(
+    hnp.arrays(
+        hnp.floating_dtypes(endianness="=", sizes=(16, 32, 64)),
+        st.tuples(st.integers(1, 5), st.integers(1, 6)),
+        elements={"allow_nan": True, "allow_infinity": True},
+    )
+)
+def test_every_float_reads_back_to_the_same_bits_with_missing_and_infinite_told_apart(table: Array) -> None:
+    spec = TensorSpec("x", {2: "FP16", 4: "FP32", 8: "FP64"}[table.dtype.itemsize], (-1, table.shape[1]))
+    records = _records({"x": table}, _signature(spec), len(table))
+    for record, row in zip(records, table, strict=True):
+        values = list(record["inputs"].values())
+        assert len(values) == len(row)
+        for value, wanted in zip(values, row, strict=True):
+            if math.isnan(wanted):
+                assert value is None
+            elif math.isinf(wanted):
+                assert value == ("Infinity" if wanted > 0 else "-Infinity")
+            else:
+                assert table.dtype.type(value) == wanted
+
+
+@given(hnp.arrays(hnp.integer_dtypes(endianness="=") | hnp.unsigned_integer_dtypes(endianness="="), (3, 2)))
+def test_every_whole_number_reads_back_exactly(table: Array) -> None:
+    records = _records({"x": table}, _signature(TensorSpec("x", "INT64", (-1, 2))), 3)
+    assert [list(record["inputs"].values()) for record in records] == table.tolist()
+
+
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=4))
+def test_every_text_reads_back_exactly(texts: list[str]) -> None:
+    column = np.array([text.encode() for text in texts], object).reshape(-1, 1)
+    records = _records({"city": column}, _signature(TensorSpec("city", "BYTES", (-1, 1))), len(texts))
+    assert [record["inputs"]["city"] for record in records] == texts
+
+
+def test_bytes_that_are_no_text_do_not_spoil_the_line() -> None:
+    column = np.array([b"\xff\n", None], object)
+    records = _records({"city": column}, _signature(TensorSpec("city", "BYTES", (-1,))), 2)
+    assert [record["inputs"]["city"] for record in records] == ["\\xff\n", None]
+
+
+def test_a_short_decimal_stays_short() -> None:
+    line = to_lines(linear_sample(np.full((1, 4), 0.1)), 64)[0]
+    assert b'"sepal_length":0.1,' in line
+
+
+def test_features_of_several_inputs_stand_together_in_one_row() -> None:
+    signature = Signature(
+        inputs=(
+            TensorSpec("size", "FP32", (-1, 1)),
+            TensorSpec("colour", "BYTES", (-1, 1)),
+            TensorSpec("n", "INT64", (-1,)),
+        ),
+        outputs=(_ANSWER,),
+        features=(Feature("size", "size", 0), Feature("colour", "colour", 0, "categorical"), Feature("n", "n", 0)),
+    )
+    tensors: Tensors = {
+        "size": np.array([[1.5], [np.nan]], np.float32),
+        "colour": np.array([[b"red"], [b"blue"]], object),
+        "n": np.array([7, 8]),
+    }
+    assert [record["inputs"] for record in _records(tensors, signature, 2)] == [
+        {"size": 1.5, "colour": "red", "n": 7},
+        {"size": None, "colour": "blue", "n": 8},
+    ]
+
+
+def test_named_columns_of_a_wider_input_are_picked_by_position() -> None:
+    signature = Signature(
+        (TensorSpec("x", "FP32", (-1, 3)),), (_ANSWER,), (Feature("last", "x", 2), Feature("first", "x", 0))
+    )
+    table = np.array([[1, 2, 3]], np.float32)
+    assert _records({"x": table}, signature, 1)[0]["inputs"] == {"last": 3.0, "first": 1.0}
+
+
+def test_an_image_is_written_as_a_summary_by_which_equal_ones_are_found() -> None:
+    spec = TensorSpec("image", "FP32", (-1, 3, 8, 8))
+    images = np.zeros((3, 3, 8, 8), np.float32)
+    images[2] = 1
+    first, second, third = (record["inputs"]["image"] for record in _records({"image": images}, _signature(spec), 3))
+    assert (first["datatype"], first["shape"]) == ("FP32", [3, 8, 8])
+    assert first == second != third
+
+
+def test_a_model_without_rows_gives_one_line() -> None:
+    signature = _signature(TensorSpec("image", "FP32", (3, 8)), batchable=False)
+    record = _records({"image": np.zeros((3, 8), np.float32)}, signature, 1)[0]
+    assert record["inputs"]["image"]["shape"] == [3, 8]
+
+
+@given(st.integers(1, 5000), st.integers(1, 100))
+def test_a_large_request_is_written_in_rows_spread_evenly(rows: int, max_rows: int) -> None:
+    picks = list(picked_rows(rows, max_rows))
+    assert len(picks) == min(rows, max_rows)
+    assert all(0 <= pick < rows for pick in picks)
+    gaps = {right - left for left, right in pairwise(picks)}
+    assert not gaps or (min(gaps) >= 1 and max(gaps) - min(gaps) <= 1)
+
+
+def test_the_rows_of_a_large_request_carry_their_own_values_and_the_true_number_of_rows() -> None:
+    rows = iris_rows(1000)
+    records = [json.loads(line) for line in to_lines(linear_sample(rows), 10)]
+    assert [record["row"] for record in records] == list(range(0, 1000, 100))
+    assert {record["rows"] for record in records} == {1000}
+    written = np.array([list(record["inputs"].values()) for record in records], np.float32)
+    assert written.tolist() == rows[::100].tolist()
+
+
+def test_one_builder_keeps_the_layouts_of_many_signatures_apart() -> None:
+    builder = LineBuilder(64)
+    for width in (1, 2, 3) * 200:  # new signatures all the time, as under reloads
+        names = tuple(f"f{index}" for index in range(width))
+        sample = linear_sample(np.ones((1, width)), classifier(features=names))
+        assert list(json.loads(builder.lines(sample)[0])["inputs"]) == list(names)
+
+
+@given(st.uuids(), st.floats(0, 1), st.floats(0, 1))
+def test_what_a_lower_rate_samples_a_higher_one_samples_too(identity: object, one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    assert not is_sampled(str(identity), low) or is_sampled(str(identity), high)
+    assert is_sampled(str(identity), 1.0)
+    assert not is_sampled(str(identity), 0.0)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.5])
+def test_a_rate_samples_that_share(rate: float) -> None:
+    share = sum(is_sampled(f"id-{index}", rate) for index in range(20_000)) / 20_000
+    assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / 20_000)

@@ -64,13 +64,14 @@ class _Part:
 class Run:
     """What one batch did, for the metrics."""
 
-    __slots__ = ("failed", "oldest_wait_s", "requests", "rows", "run_s")
+    __slots__ = ("cost_s", "failed", "oldest_wait_s", "requests", "rows", "run_s")
 
     def __init__(self, rows: int, requests: int, oldest_wait_s: float) -> None:
         self.rows = rows
         self.requests = requests
         self.oldest_wait_s = oldest_wait_s
         self.run_s = 0.0
+        self.cost_s = 0.0
         self.failed = False
 
 
@@ -90,6 +91,7 @@ class Batcher:
         *,
         on_run: Callable[[Run], None],
         clock: Callable[[], float] = time.monotonic,
+        cost_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._runtime = runtime
         self._cost = cost
@@ -97,6 +99,9 @@ class Batcher:
         self._pool = pool
         self._on_run = on_run
         self._clock = clock
+        # What a run costs is told by the processor time of its thread: on the wall clock, a run in the pool also waits
+        # for the interpreter, which under load makes a short run look long and keeps it in the pool for ever.
+        self._cost_clock = cost_clock if settings.intra_op_threads == 1 else clock
         self._shares = signature.batchable and signature.batch_invariant
         self._variable = [spec.name for spec in signature.inputs if -1 in spec.shape[1:]]
         self._queue: deque[Entry] = deque()
@@ -205,7 +210,7 @@ class Batcher:
 
     def _run(self, parts: list[_Part], run: Run) -> list[Tensors | GatewayError]:
         """Run a batch; if it fails, run its parts singly so that only the guilty one fails."""
-        begun_s = self._clock()
+        begun_s, begun_cost_s = self._clock(), self._cost_clock()
         try:
             results: list[Tensors | GatewayError] = list(self._run_together(parts, run.rows))
         except Exception as error:  # whatever a run raises, every entry of the batch must get an answer
@@ -214,6 +219,7 @@ class Batcher:
                 error = InferenceFailed(f"the run failed: {error!r}")
             results = [error] if len(parts) == 1 else [self._run_alone(part) for part in parts]
         run.run_s = self._clock() - begun_s
+        run.cost_s = self._cost_clock() - begun_cost_s
         return results
 
     def _run_together(self, parts: list[_Part], rows: int) -> list[Tensors]:
@@ -243,7 +249,7 @@ class Batcher:
 
     def _finish(self, parts: list[_Part], run: Run, results: list[Tensors | GatewayError]) -> None:
         if not run.failed:
-            self._cost.observe(run.rows, run.run_s)
+            self._cost.observe(run.rows, run.cost_s)
         self._on_run(run)
         if self._queue:
             self._plan()

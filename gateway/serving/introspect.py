@@ -7,7 +7,7 @@ from typing import Any
 from gateway import __version__
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.router import Router
-from gateway.tensors import TensorSpec
+from gateway.tensors import Signature, TensorSpec
 
 EXTENSIONS = ("binary_tensor_data",)
 PLATFORM = "onnxruntime_onnx"
@@ -26,6 +26,7 @@ def model_metadata(live: LiveVersion, registry: Registry) -> dict[str, Any]:
         "platform": PLATFORM,
         "inputs": [_tensor(spec) for spec in live.signature.inputs],
         "outputs": [_tensor(spec) for spec in live.signature.outputs],
+        "parameters": _names(live.signature),
     }
 
 
@@ -36,3 +37,11 @@ def models(router: Router) -> dict[str, Any]:
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
+
+
+def _names(signature: Signature) -> dict[str, Any]:
+    """What the tensors' shapes do not tell: the features that are an input's columns, in order, and the classes."""
+    columns = sorted(signature.features, key=lambda feature: feature.column)
+    features = {spec.name: [f.name for f in columns if f.input == spec.name] for spec in signature.inputs}
+    names: dict[str, Any] = {"features": features} if signature.features else {}
+    return names if signature.classes is None else {**names, "classes": list(signature.classes)}

@@ -143,14 +143,14 @@ def _warm(runtime: Runtime, signature: Signature, rows: Tensors, cost: RunCost) 
     for turn in range(MIN_RUNS):
         size = sizes[turn % len(sizes)]
         inputs = rows if not signature.batchable else {name: _resized(array, size) for name, array in rows.items()}
-        begun_s = time.monotonic()
+        begun_s = time.thread_time()
         try:
             runtime.run(inputs)
         except GatewayError:
             return
         # The first run at each size pays for memory that later runs reuse: it teaches nothing about them.
         if turn >= len(sizes):
-            cost.observe(size, time.monotonic() - begun_s)
+            cost.observe(size, time.thread_time() - begun_s)
         if time.monotonic() > until_s:
             return
 

@@ -1,0 +1,145 @@
+"""A model that takes its time: deadlines, full queues, and equal requests whose first caller leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests.builders import classifier, write_package
+from tests.live import LiveGateway, eventually
+from tests.traffic import Answer, Client
+
+# About 20 us a turn: a run takes near a second.
+SLOW = classifier("slow", "1", iterations=40_000)
+QUICK = classifier("quick", "1")
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
+    root = tmp_path_factory.mktemp("slow")
+    for model in (SLOW, QUICK):
+        write_package(root / "models", model)
+    settings = {"batching": {"max_queue_rows": 4, "max_batch_rows": 2}, "limits": {"max_in_flight": 40}}
+    with LiveGateway(root / "models", root / "state", settings=settings) as live:
+        yield live
+
+
+def body(number: float, rows: int = 1) -> bytes:
+    data = [[number, 2.0, 3.0, 4.0]] * rows
+    tensor = {"name": "input", "shape": [rows, 4], "datatype": "FP32", "data": data}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+async def ask(gateway: LiveGateway, content: bytes, model: str = "slow", **headers: str) -> Answer:
+    async with Client(gateway.data_url) as client:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await client.post(f"/v2/models/{model}/infer", content, named)
+
+
+def in_flight(gateway: LiveGateway) -> float:
+    page = gateway.control.get("/metrics").text
+    (line,) = [line for line in page.splitlines() if line.startswith("sluicegate_in_flight_requests ")]
+    return float(line.split()[1])
+
+
+def idle(gateway: LiveGateway) -> None:
+    eventually(lambda: in_flight(gateway) == 0.0, "the worker is idle")
+
+
+def test_a_deadline_is_kept_while_the_model_runs_on(gateway: LiveGateway) -> None:
+    idle(gateway)
+    answer = asyncio.run(ask(gateway, body(1), x_request_timeout_ms="50"))
+    assert answer.status == 504
+    assert "deadline" in answer.json()["error"]
+    timed = json.loads(body(1.5)) | {"parameters": {"timeout": 50_000}}
+    assert asyncio.run(ask(gateway, json.dumps(timed).encode())).status == 504
+
+
+def test_a_slow_model_does_not_hold_up_a_quick_one(gateway: LiveGateway) -> None:
+    idle(gateway)
+
+    async def both() -> None:
+        slow = asyncio.create_task(ask(gateway, body(2)))
+        await asyncio.sleep(0)
+        for _ in range(20):
+            answer = await ask(gateway, body(2), "quick", x_request_timeout_ms="5000")
+            assert answer.status == 200
+        assert (await slow).status == 200
+
+    asyncio.run(both())
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back(gateway: LiveGateway) -> None:
+    idle(gateway)
+
+    async def crowd() -> list[Answer]:
+        return list(await asyncio.gather(*(ask(gateway, body(100 + number)) for number in range(16))))
+
+    answers = asyncio.run(crowd())
+    statuses = {answer.status for answer in answers}
+    assert statuses == {200, 503}
+    for answer in answers:
+        if answer.status == 503:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "may be" in answer.json()["error"]
+    idle(gateway)
+    assert asyncio.run(ask(gateway, body(3))).status == 200
+
+
+def test_too_many_requests_at_once_are_refused_before_their_bodies_are_read(gateway: LiveGateway) -> None:
+    idle(gateway)
+
+    async def crowd() -> list[int]:
+        async with asyncio.timeout(30):
+            # These send a head and no body: they are admitted and wait.
+            waiting = [await Client(gateway.data_url).__aenter__() for _ in range(40)]
+            for client in waiting:
+                await client.send(b"POST /v2/models/quick/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
+            await asyncio.to_thread(eventually, lambda: in_flight(gateway) == 40.0, "all heads are admitted")
+            refused = await ask(gateway, body(1), "quick")
+            for client in waiting:
+                await client.send(b"{bad}")
+            answers = [(await client.receive()).status for client in waiting]
+            for client in waiting:
+                await client.__aexit__(None, None, None)
+            return [refused.status, *answers]
+
+    statuses = asyncio.run(crowd())
+    assert statuses[0] == 503
+    assert set(statuses[1:]) == {400}
+
+
+def test_who_waits_with_an_equal_request_is_answered_though_the_first_caller_leaves(gateway: LiveGateway) -> None:
+    idle(gateway)
+
+    async def scenario() -> Answer:
+        async with asyncio.timeout(30):
+            async with Client(gateway.data_url) as blocker, Client(gateway.data_url) as first:
+                blocked = asyncio.create_task(blocker.post("/v2/models/slow/infer", body(5)))
+                await asyncio.to_thread(eventually, lambda: in_flight(gateway) == 1.0, "the model is busy")
+                content = body(6)
+                head = f"POST /v2/models/slow/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+                await first.send(head.encode() + content)
+                await asyncio.to_thread(eventually, lambda: in_flight(gateway) == 2.0, "the first caller waits")
+                follower = asyncio.create_task(ask(gateway, content))
+                await asyncio.to_thread(eventually, lambda: in_flight(gateway) == 3.0, "an equal request waits too")
+                await first.__aexit__(None, None, None)
+                await blocked
+                return await follower
+
+    answer = asyncio.run(scenario())
+    assert answer.status == 200
+    np.testing.assert_allclose(
+        answer.json()["outputs"][1]["data"], SLOW.answer([[6.0, 2.0, 3.0, 4.0]])["probabilities"][0], atol=1e-6
+    )
+
+
+def test_a_request_of_more_rows_than_the_queue_holds_is_told_so(gateway: LiveGateway) -> None:
+    idle(gateway)
+    answer = asyncio.run(ask(gateway, body(1, rows=5)))
+    assert answer.status == 400
+    assert "at most 4 in one request" in answer.json()["error"]

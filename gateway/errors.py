@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -167,10 +169,23 @@ class RevisionConflict(GatewayError):
         self.current_revision = current_revision
 
 
-class VersionNotWarm(GatewayError):
-    """A change would send traffic to a version that some live worker has not warmed."""
+class ChangeRefused(GatewayError):
+    """The change is well formed, but what it changes is in a state that does not allow it."""
+
+    code = "change_refused"
+
+
+class VersionNotWarm(ChangeRefused):
+    """A change would send traffic to a version that some live worker has not warmed.
+
+    blocking: one entry per worker and version, with the keys worker, version, state and reason.
+    """
 
     code = "version_not_warm"
+
+    def __init__(self, message: str, *, blocking: Sequence[Mapping[str, object]]) -> None:
+        super().__init__(message)
+        self.blocking = blocking
 
 
 class StoreUnavailable(Refused):
@@ -189,6 +204,12 @@ class Unauthenticated(GatewayError):
     """No token came, or one that is not known."""
 
     code = "unauthenticated"
+
+
+class UnknownToken(GatewayError):
+    """No token has that id."""
+
+    code = "unknown_token"
 
 
 class Forbidden(GatewayError):

@@ -194,12 +194,16 @@ def test_who_left_is_skipped(pool: ThreadPoolExecutor) -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("change", [{"batch_invariant": False}, {"batchable": False}], ids=["not-invariant", "fixed"])
+@pytest.mark.parametrize(
+    "signature",
+    [replace(DOUBLER, batch_invariant=False), replace(DOUBLER, batchable=False)],
+    ids=["not-invariant", "fixed"],
+)
 def test_a_version_whose_rows_may_not_mix_runs_every_request_alone(
-    pool: ThreadPoolExecutor, change: dict[str, bool]
+    pool: ThreadPoolExecutor, signature: Signature
 ) -> None:
     async def scenario() -> None:
-        bench = Bench(pool, replace(DOUBLER, **change), max_batch_rows=2)
+        bench = Bench(pool, signature, max_batch_rows=2)
         entries = [bench.submit(1), bench.submit(2, 3, 4), bench.submit(5)]
         await bench.all_answered()
         assert [bench.values(entry) for entry in entries] == [[2], [4, 6, 8], [10]]

@@ -1,0 +1,106 @@
+"""Debian's Prometheus, with the configuration that we ship, scrapes a running gateway."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.builders import classifier, write_package
+from tests.live import LiveGateway, eventually
+
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "prometheus" / "prometheus.yml"
+INSTALL_IT = "prometheus is not installed; on Debian: apt-get install prometheus"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prometheus_is_there() -> None:
+    """Without Prometheus there is nothing to show; where everything is built (CI is set) that is a failure."""
+    if shutil.which("prometheus") is None:
+        if os.environ.get("CI"):
+            pytest.fail(INSTALL_IT)
+        pytest.skip(INSTALL_IT)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
+    root = tmp_path_factory.mktemp("scraped")
+    write_package(root / "models", classifier())
+    with LiveGateway(root / "models", root / "state", workers=2) as live:
+        yield live
+
+
+def configure(directory: Path, gateway: LiveGateway) -> Path:
+    """Our configuration for this gateway's port and token, and scraping more often."""
+    text = CONFIGURATION.read_text()
+    for shipped, here in (
+        ("127.0.0.1:8081", gateway.control_url.removeprefix("http://")),
+        ("/etc/prometheus/sluicegate.token", str(gateway.state / "admin.token")),
+        ("scrape_interval: 15s", "scrape_interval: 500ms"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, here)
+    path = directory / "prometheus.yml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def prometheus(gateway: LiveGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of the query API of a Prometheus that scrapes the gateway."""
+    root = tmp_path_factory.mktemp("prometheus")
+    log = root / "prometheus.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={configure(root, gateway)}",
+                f"--storage.tsdb.path={root / 'series'}",
+                "--web.listen-address=127.0.0.1:0",
+            ],
+            stderr=stderr,
+        )
+    try:
+        found = eventually(
+            lambda: re.search(r'msg="Listening on".*? address=(127\.0\.0\.1:\d+)', log.read_text()), "prometheus listens"
+        )
+        with httpx.Client(base_url=f"http://{found[1]}") as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def query(prometheus: httpx.Client, expression: str) -> float | None:
+    """The value of *expression*, None if it has no series."""
+    answer = prometheus.get("/api/v1/query", params={"query": expression}).raise_for_status().json()
+    result = answer["data"]["result"]
+    return float(result[0]["value"][1]) if result else None
+
+
+def test_the_shipped_configuration_is_valid(gateway: LiveGateway, tmp_path: Path) -> None:
+    done = subprocess.run(["promtool", "check", "config", configure(tmp_path, gateway)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_our_metrics_follow_the_rules_of_prometheus(gateway: LiveGateway) -> None:
+    page = gateway.control.get("/metrics").raise_for_status().text
+    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_a_query_gives_the_predictions_that_were_made(gateway: LiveGateway, prometheus: httpx.Client) -> None:
+    row = dict.fromkeys(classifier().features, 0.5)
+    for _ in range(10):
+        gateway.data.post("/predict/iris", json={"rows": [row]}).raise_for_status()
+    eventually(lambda: query(prometheus, 'up{job="sluicegate"}') == 1, "the gateway is scraped")
+    eventually(
+        lambda: query(prometheus, 'sum(sluicegate_requests_total{model="iris",outcome="ok"})') == 10,
+        "the predictions are found by a query",
+    )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gateway import __version__, boot, sockets
 from gateway.children import FLUSH_GRACE_S
+from gateway.errors import CannotStart
 from gateway.settings import Settings
 from gateway.slots import Slot, Surroundings
 
@@ -47,6 +48,8 @@ def run(settings: Settings, *, role: Role, ready_file: Path | None, environment:
     """
     parts = ("serving", "control", "monitor") if role == "all" else (role,)
     if ready_file is not None:
+        if not ready_file.parent.is_dir():
+            raise CannotStart(f"there is no directory {ready_file.parent} for the ready file; create it")
         ready_file.unlink(missing_ok=True)  # left by a gateway that was killed, it would lie about this one
     with contextlib.ExitStack() as stack:
         wait_s = settings.server.drain_timeout_s + 2 * FLUSH_GRACE_S
@@ -239,7 +242,10 @@ class Supervisor:
             self._was_ready = True
             self._greet()
         if self._ready_file is not None:
-            _write_whole(self._ready_file, json.dumps(self._addresses(), indent=1) + "\n")
+            try:
+                _write_whole(self._ready_file, json.dumps(self._addresses(), indent=1) + "\n")
+            except OSError as error:  # a full disk is no reason to stop serving
+                _log.error("cannot write the ready file %s: %s", self._ready_file, error.strerror)
 
     def _addresses(self) -> dict[str, Any]:
         def address(role: str) -> dict[str, Any] | None:

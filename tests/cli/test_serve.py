@@ -74,3 +74,10 @@ def test_a_port_in_use_is_refused_by_number(
 def test_a_setting_out_of_bounds_is_refused_by_name(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--models", str(models), "--workers", "0"]) == 1
     assert "'server.workers' (command line): expected 1 to 256, got 0" in capsys.readouterr().err
+
+
+def test_a_ready_file_in_a_directory_that_is_not_there_is_refused(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--models", str(models), "--ready-file", "nowhere/ready.json"]) == 1
+    assert capsys.readouterr().err == "sluicegate: there is no directory nowhere for the ready file; create it\n"

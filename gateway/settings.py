@@ -106,7 +106,7 @@ class MonitorSettings:
     window_rows: int = 1000  # most recent sampled rows that are compared with the reference
     min_window_rows: int = 100  # fewer rows: the verdict is "insufficient data"
     max_false_discovery_rate: float = 0.05
-    min_effect: float = 0.1  # KS distance or Cramer's V below this is called negligible however small p is
+    min_effect: float = 0.08  # KS distance or Cramer's V below this is called negligible however small p is
 
 
 @dataclass(frozen=True, slots=True)

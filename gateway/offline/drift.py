@@ -1,0 +1,274 @@
+"""Whether the rows of now still look like the rows of then: one reference, one window, one verdict per column.
+
+Pure functions of two samples. The tests are scipy's; ours is what surrounds them: what is comparable at all, how many
+tests were made at once (Benjamini-Hochberg), and how large a difference must be to matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from gateway.tensors import Array, Kind
+
+Role = Literal["input", "output"]
+Verdict = Literal["drifted", "stable", "insufficient"]
+
+# Names of the tests, as they stand in the drift document and the metrics.
+KS, CHI_SQUARE, FISHER, MISSING = "ks", "chi2", "fisher", "missing"
+
+# Cochran (1954), Some methods for strengthening the common chi-square tests, Biometrics 10: expected counts below 5
+# make the chi-square approximation poor, below 1 useless.
+_MIN_EXPECTED = 5.0
+_MIN_EXPECTED_POOLED = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """When a difference is called drift.
+
+    min_rows: fewer rows on either side give the verdict "insufficient". max_false_discovery_rate: largest q that
+    counts. min_effect: smallest KS distance or Cramer's V that counts, however small q is.
+    """
+
+    min_rows: int
+    max_false_discovery_rate: float
+    min_effect: float
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One feature or output, then and now.
+
+    reference, current: one value per row, of the same kind: float64 with NaN for missing if numeric; objects with None
+    for missing if categorical.
+    """
+
+    name: str
+    role: Role
+    kind: Kind
+    reference: Array
+    current: Array
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnDrift:
+    """What was found for one column.
+
+    n_ref, n_cur: rows on each side, missing ones too. missing_ref, missing_cur: share of them that is missing, 0..1.
+    test: the one that decided; "" if none could be made, and then statistic, p, q and effect are None.
+    """
+
+    name: str
+    role: Role
+    kind: Kind
+    n_ref: int
+    n_cur: int
+    missing_ref: float
+    missing_cur: float
+    test: str
+    statistic: float | None
+    p: float | None
+    q: float | None
+    effect: float | None
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    name: str
+    statistic: float
+    p: float
+    effect: float
+    q: float = math.nan
+
+
+def compare(columns: Sequence[Column], rules: Rules) -> list[ColumnDrift]:
+    """Compare each column's window with its reference; results in the order of *columns*.
+
+    All tests of one call are one family: q is the p-value after Benjamini and Hochberg (1995), Controlling the false
+    discovery rate, J. R. Statist. Soc. B 57: of the columns called drifted, on average at most
+    max_false_discovery_rate are called so wrongly. A column with missing values on either side has a second test, of
+    the share that is missing; it is drifted if either test says so.
+    """
+    from scipy import stats
+
+    tests = [_tests(column, rules) for column in columns]
+    family = [test for of_column in tests for test in of_column]
+    adjusted = stats.false_discovery_control([test.p for test in family]) if family else []
+    q = iter(adjusted)
+    tests = [[replace(test, q=float(next(q))) for test in of_column] for of_column in tests]
+    return [_verdict(column, of_column, rules) for column, of_column in zip(columns, tests, strict=True)]
+
+
+def ks(reference: Array, current: Array) -> tuple[float, float]:
+    """The two-sample Kolmogorov-Smirnov test: (distance, p).
+
+    The distance is sup |F_ref(x) - F_cur(x)| over the empirical distribution functions: 0 for equal ones, 1 for
+    disjoint ones, and a measure of effect by itself, since it does not depend on how many rows there are. A shift of a
+    normal distribution by d standard deviations has the distance 2 * Phi(d / 2) - 1. p is asymptotic; ties make it
+    too large, never too small. Source: scipy.stats.ks_2samp; Hodges (1958), Arkiv foer Matematik 3.
+
+    >>> ks(np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.0, 4.0, 5.0, 6.0]))[0]
+    0.5
+    """
+    from scipy import stats
+
+    found = stats.ks_2samp(reference, current, method="asymp")
+    return float(found.statistic), float(found.pvalue)
+
+
+def chi_square(table: Array) -> tuple[str, float, float]:
+    """Whether the two rows of *table* (counts per category, [2, k]) come from one distribution: (test, statistic, p).
+
+    The statistic is Pearson's chi-square without continuity correction; p is that of the chi-square distribution with
+    k - 1 degrees of freedom, or Fisher's exact one if k is 2 and an expected count is below 5.
+    Source: scipy.stats.chi2_contingency and fisher_exact.
+    """
+    from scipy import stats
+
+    found = stats.chi2_contingency(table, correction=False)
+    if table.shape[1] == 2 and found.expected_freq.min() < _MIN_EXPECTED:
+        return FISHER, float(found.statistic), float(stats.fisher_exact(table).pvalue)
+    return CHI_SQUARE, float(found.statistic), float(found.pvalue)
+
+
+def cramers_v(table: Array) -> float:
+    """Cramer's V of two rows of counts [2, k], each row given the same weight: 0 for equal shares, 1 for disjoint.
+
+    V = sqrt(chi2 / n) of the table of shares (p, q) = sqrt(1/2 * sum (p - q)^2 / (p + q)). Weighted by the counts, as V
+    usually is, the same change of shares would look smaller the more the reference outnumbers the window. For rows of
+    equal size it is scipy.stats.contingency.association(table, method="cramer").
+
+    >>> round(cramers_v(np.array([[50, 50], [70, 30]])), 3)
+    0.204
+    """
+    p, q = table / table.sum(axis=1, keepdims=True)
+    return float(np.sqrt(0.5 * np.sum((p - q) ** 2 / (p + q))))
+
+
+def count_table(reference: Sequence[Any], current: Sequence[Any]) -> Array:
+    """Counts per category, [2, k] without empty columns, rare categories pooled.
+
+    A category whose expected count on the smaller side is below 5 goes into one pool; the pool joins the smallest
+    other category if it still expects less than 1 itself. So a new category counts as soon as it is frequent enough to
+    be tested. k = 1 means that nothing is left to compare.
+    """
+    then, now = Counter(reference), Counter(current)
+    n = len(reference) + len(current)
+    smaller = min(len(reference), len(current)) / n
+    kept: list[list[int]] = []
+    pool = [0, 0]
+    for category in then.keys() | now.keys():
+        counts = [then[category], now[category]]
+        if sum(counts) * smaller >= _MIN_EXPECTED:
+            kept.append(counts)
+        else:
+            pool = [pool[0] + counts[0], pool[1] + counts[1]]
+    pooled = sum(pool)
+    kept.sort(key=sum, reverse=True)
+    if pooled and (not kept or pooled * smaller >= _MIN_EXPECTED_POOLED):
+        kept.append(pool)
+    elif pooled:
+        kept[-1] = [kept[-1][0] + pool[0], kept[-1][1] + pool[1]]
+    return np.array(kept, dtype=np.float64).T
+
+
+def _tests(column: Column, rules: Rules) -> list[_Test]:
+    """The tests that can be made of one column; none if it has too few rows or nothing that could differ."""
+    if min(len(column.reference), len(column.current)) < rules.min_rows:
+        return []
+    tests: list[_Test] = []
+    missing_ref, missing_cur = _missing(column.reference), _missing(column.current)
+    reference, current = column.reference[~missing_ref], column.current[~missing_cur]
+    if min(len(reference), len(current)) >= rules.min_rows:
+        if column.kind == "numeric":
+            distance, p = ks(reference, current)
+            tests.append(_Test(KS, distance, p, distance))
+        else:
+            table = count_table(reference.tolist(), current.tolist())
+            if table.shape[1] > 1:
+                name, statistic, p = chi_square(table)
+                tests.append(_Test(name, statistic, p, cramers_v(table)))
+    if missing_ref.any() or missing_cur.any():
+        gone = np.array([missing_ref.sum(), missing_cur.sum()])
+        table = np.stack([gone, [len(missing_ref), len(missing_cur)] - gone], axis=1).astype(np.float64)
+        if table.sum(axis=0).all():
+            _name, statistic, p = chi_square(table)
+            tests.append(_Test(MISSING, statistic, p, cramers_v(table)))
+    return tests
+
+
+def _missing(values: Array) -> Array:
+    if values.dtype == object:
+        return np.array([value is None for value in values.tolist()], dtype=np.bool_)
+    return np.isnan(values)
+
+
+def _verdict(column: Column, tests: Sequence[_Test], rules: Rules) -> ColumnDrift:
+    rate_ref, rate_cur = (
+        float(_missing(side).mean()) if len(side) else 0.0 for side in (column.reference, column.current)
+    )
+    base = ColumnDrift(
+        column.name,
+        column.role,
+        column.kind,
+        n_ref=len(column.reference),
+        n_cur=len(column.current),
+        missing_ref=rate_ref,
+        missing_cur=rate_cur,
+        test="",
+        statistic=None,
+        p=None,
+        q=None,
+        effect=None,
+        verdict="insufficient",
+        reason="",
+    )
+    if not tests:
+        verdict, reason = _untested(column, rules)
+        return replace(base, verdict=verdict, reason=reason)
+    # The test that speaks most clearly for drift is shown, be it enough or not.
+    found = min(tests, key=lambda test: (not _is_drift(test, rules), test.q, -test.effect))
+    reason = f"q {found.q:.2g}, effect {found.effect:.2g}"
+    if found.q > rules.max_false_discovery_rate:
+        reason = f"q {found.q:.2g} is above {rules.max_false_discovery_rate:g}"
+    elif found.effect < rules.min_effect:
+        reason = f"effect {found.effect:.2g} is below {rules.min_effect:g}"
+    elif found.name == MISSING:
+        reason = f"missing {rate_cur:.1%} of the window, {rate_ref:.1%} of the reference"
+    return replace(
+        base,
+        test=found.name,
+        statistic=found.statistic,
+        p=found.p,
+        q=found.q,
+        effect=found.effect,
+        verdict="drifted" if _is_drift(found, rules) else "stable",
+        reason=reason,
+    )
+
+
+def _is_drift(test: _Test, rules: Rules) -> bool:
+    return test.q <= rules.max_false_discovery_rate and test.effect >= rules.min_effect
+
+
+def _untested(column: Column, rules: Rules) -> tuple[Verdict, str]:
+    """The verdict on a column of which no test could be made."""
+    for side, values in (("reference", column.reference), ("window", column.current)):
+        if len(values) < rules.min_rows:
+            return "insufficient", f"the {side} has {len(values)} rows of at least {rules.min_rows}"
+    for side, values in (("reference", column.reference), ("window", column.current)):
+        present = len(values) - int(_missing(values).sum())
+        if 0 < present < rules.min_rows:
+            return "insufficient", f"the {side} has {present} present values of at least {rules.min_rows}"
+    kinds = {*column.reference.tolist(), *column.current.tolist()} if column.kind == "categorical" else set()
+    if len(kinds) > 1:
+        return "insufficient", "no two categories are frequent enough to be compared"
+    return "stable", "the same value everywhere" if kinds - {None} else "missing everywhere"

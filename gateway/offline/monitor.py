@@ -1,0 +1,332 @@
+"""The drift monitor: a process that follows the sample log and says which columns no longer look like the reference.
+
+It only reads what serving writes and writes files that others may read, so it can lag, crash or be killed without
+anybody noticing but the reader of its reports.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+from gateway.errors import PackageInvalid
+from gateway.metrics import MonitorMetrics, process_registry
+from gateway.models.manifest import NAME_PATTERN, VERSION_PATTERN
+from gateway.offline.drift import Column, ColumnDrift, Rules, compare
+from gateway.offline.reference import Reference, load_reference, values_of
+from gateway.offline.report import DriftDocument, VersionReport, status_of
+from gateway.offline.windows import Memory, Window, load_memory, replace_file
+from gateway.samples.record import RANDOM, SCHEMA
+from gateway.samples.segments import SegmentReader
+from gateway.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MEMORY_FILE = "memory.json"
+
+_BEAT_S = 1.0
+_TIDY_S = 60.0
+_SAVE_S = 5.0
+# What one step reads at most (about 0.2 s of work), so that it beats and reports while it catches up.
+_STEP_BYTES = 4 * 1024 * 1024
+# Reports and saves rest this many times as long as they took: however large the windows, they cost 10 % of a core.
+_REST = 10
+# A package without a reference is looked at again, since it may be on its way.
+_RETRY_S = 10.0
+# Columns of a version that get metrics of their own; the drift document has them all.
+_MAX_METRIC_COLUMNS = 100
+# The monitor gives way to the workers.
+_NICENESS = 10
+
+
+class Monitor:
+    """Follows one sample log. Used by one thread; the caller decides when a step is due."""
+
+    def __init__(self, settings: Settings, metrics: MonitorMetrics, *, clock: Callable[[], float] = time.time) -> None:
+        """Read the memory of an earlier monitor, if there is one. Raises OSError."""
+        self._settings = settings
+        self._rules = Rules(
+            settings.monitor.min_window_rows, settings.monitor.max_false_discovery_rate, settings.monitor.min_effect
+        )
+        self._metrics = metrics
+        self._clock = clock
+        self._memory_path = settings.monitor_path / MEMORY_FILE
+        self._memory = self._remember()
+        self._reader = SegmentReader(settings.sample_log_path, self._memory.watermark, clock=clock)
+        self._references: dict[tuple[str, str], Reference | str] = {}  # or why there is none
+        self._retry_at: dict[tuple[str, str], float] = {}
+        self._changed = {model for model, _version in self._memory.windows}
+        self._shown_tests: dict[tuple[str, str, str], str] = {}
+        self._unsaved_rows = 0
+        self._is_dirty = False
+
+    @property
+    def has_reports_due(self) -> bool:
+        """Whether rows came in since the last report."""
+        return bool(self._changed)
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether something was read since the memory was saved."""
+        return self._is_dirty
+
+    def step(self) -> bool:
+        """Read what is new, up to a bound; returns whether there may be more. Raises OSError."""
+        read_bytes = 0
+        for relative, block in self._reader.read(_STEP_BYTES):
+            read_bytes += len(block)
+            self._is_dirty = True
+            bad_lines = sum(not self._take(line) for line in block.splitlines())
+            if bad_lines:
+                log.warning("lines that are no samples", extra={"file": relative, "lines": bad_lines})
+        return read_bytes >= _STEP_BYTES
+
+    def report(self) -> None:
+        """Write the drift documents of all models whose windows changed. Raises OSError."""
+        for model in sorted(self._changed):
+            versions = tuple(
+                self._examine(model, version)
+                for name, version in sorted(self._memory.windows)
+                if name == model and (model, version) in self._memory.windows
+            )
+            now = self._clock()
+            document = DriftDocument(model, now, self._settings.monitor.window_rows, self._rules, versions)
+            replace_file(self._document_path(model), document.to_json(), sync=False)
+            for found in versions:
+                self._show(model, found)
+            self._metrics.last_report_s.labels(model).set(now)
+        self._changed.clear()
+
+    def save(self) -> None:
+        """Make what was read survive a kill. Raises OSError."""
+        self._memory.watermark = self._reader.watermark
+        self._memory.save(self._memory_path)
+        self._is_dirty = False
+        # Only now: after a kill, rows that were not saved are read, and counted, again.
+        self._metrics.read_rows.inc(self._unsaved_rows)
+        self._unsaved_rows = 0
+
+    def tidy(self) -> None:
+        """Forget finished hours of the log, and versions whose package is gone. Raises OSError."""
+        self._reader.forget_finished()
+        models = self._settings.paths.models
+        if not models.is_dir():
+            return
+        for model, version in list(self._memory.windows):
+            if not (models / model / version).is_dir():
+                del self._memory.windows[model, version]
+                self._references.pop((model, version), None)
+                self._metrics.window_rows.labels(model, version).set(0)
+                self._metrics.drifted_features.labels(model, version).set(0)
+                for labels in [labels for labels in self._shown_tests if labels[:2] == (model, version)]:
+                    self._metrics.drifted.labels(*labels).set(0)
+                    del self._shown_tests[labels]
+                self._changed.add(model)
+                self._is_dirty = True
+        watched = {model for model, _version in self._memory.windows}
+        for model in self._changed - watched:
+            self._document_path(model).unlink(missing_ok=True)
+        self._changed &= watched
+
+    # -- the parts of a step ---------------------------------------------------------------------------
+
+    def _remember(self) -> Memory:
+        try:
+            return load_memory(self._memory_path, limit_rows=self._settings.monitor.window_rows)
+        except ValueError as error:
+            # The log is still there: reading it again from its start gives the same windows.
+            log.warning("the monitor's memory cannot be read; reading the whole log again", extra={"error": str(error)})
+            return Memory()
+
+    def _take(self, line: bytes) -> bool:
+        """Put one line of the log into its window; False if it is no sample."""
+        try:
+            record = orjson.loads(line)
+            if record["schema"] != SCHEMA:
+                return False
+            if record["sample_reason"] == RANDOM:
+                model, version = record["model"], record["version"]
+                window = self._window(model, version, record["digest"], record["ts_ns"])
+                if window is not None:
+                    window.add(record)
+                    self._unsaved_rows += 1
+                    self._changed.add(model)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return True
+
+    def _window(self, model: str, version: str, digest: str, ts_ns: int) -> Window | None:
+        """The window that a row belongs to; None if the row is of a package that has since been replaced.
+
+        Raises ValueError if these are no names of a model and a version.
+        """
+        window = self._memory.windows.get((model, version))
+        if window is None:
+            if not (NAME_PATTERN.fullmatch(model) and VERSION_PATTERN.fullmatch(version)):
+                raise ValueError("neither may lead out of the directories that they name files in")
+            window = Window(self._settings.monitor.window_rows, digest)
+            window.restart(digest, self._reference(model, version))
+            self._memory.windows[model, version] = window
+        elif window.digest != digest:
+            if ts_ns < window.newest_ts_ns():
+                return None
+            self._references.pop((model, version), None)
+            window.restart(digest, self._reference(model, version))
+        return window
+
+    def _reference(self, model: str, version: str) -> Reference | None:
+        key = (model, version)
+        known = self._references.get(key)
+        if known is None or (isinstance(known, str) and self._clock() >= self._retry_at[key]):
+            try:
+                known = load_reference(self._settings.paths.models / model / version)
+            except PackageInvalid as error:
+                known = str(error)
+                self._retry_at[key] = self._clock() + _RETRY_S
+            self._references[key] = known
+        return None if isinstance(known, str) else known
+
+    def _examine(self, model: str, version: str) -> VersionReport:
+        """Compare one version's window with its reference."""
+        window = self._memory.windows[model, version]
+        reference = self._reference(model, version)
+        if reference is not None and not window.has_columns_of(reference):
+            window.restart(window.digest, reference)  # the reference came, or changed, after the first rows
+        rows = window.rows()
+        found: tuple[ColumnDrift, ...] = ()
+        if reference is not None:
+            found = tuple(compare(_columns(reference, window), self._rules))
+            status, reason = status_of(found)
+        else:
+            status, reason = "no reference", str(self._references[model, version])
+        return VersionReport(
+            version,
+            window.digest,
+            status,
+            reason,
+            window_rows=len(rows),
+            window_from_ns=rows[0][0] if rows else 0,
+            window_to_ns=rows[-1][0] if rows else 0,
+            rows_total=window.rows_total,
+            reference_rows=reference.rows if reference is not None else 0,
+            columns=found,
+        )
+
+    def _show(self, model: str, found: VersionReport) -> None:
+        """Set the gauges of one version."""
+        metrics, version = self._metrics, found.version
+        metrics.window_rows.labels(model, version).set(found.window_rows)
+        metrics.drifted_features.labels(model, version).set(len(found.drifted))
+        outputs_first = sorted(found.columns, key=lambda column: column.role == "input")
+        for column in outputs_first[:_MAX_METRIC_COLUMNS]:
+            labels = (model, version, column.name)
+            metrics.drifted.labels(*labels).set(column.verdict == "drifted")
+            metrics.q_value.labels(*labels).set(_or_nan(column.q))
+            metrics.effect.labels(*labels).set(_or_nan(column.effect))
+            shown = self._shown_tests.get(labels)
+            if shown is not None and shown != column.test:
+                metrics.statistic.labels(*labels, shown).set(math.nan)
+            if column.test:
+                metrics.statistic.labels(*labels, column.test).set(_or_nan(column.statistic))
+                self._shown_tests[labels] = column.test
+
+    def _document_path(self, model: str) -> Path:
+        return self._settings.drift_path / f"{model}.json"
+
+
+def _columns(reference: Reference, window: Window) -> list[Column]:
+    values = [row[3] for row in window.rows()]
+    return [
+        Column(
+            column.name,
+            column.role,
+            column.kind,
+            column.values,
+            values_of([row[index] for row in values], column.kind, column.datatype),
+        )
+        for index, column in enumerate(reference.columns)
+    ]
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+class _Schedule:
+    """When something that costs time is due again: after *every_s*, or longer if it took long."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._due_at = 0.0
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due_at
+
+    def run(self, work: Callable[[], None]) -> None:
+        started = time.monotonic()
+        work()
+        ended = time.monotonic()
+        self._due_at = ended + max(self._every_s, _REST * (ended - started))
+
+
+def run_monitor(
+    settings: Settings, *, boot: str, run_dir: Path, report: Callable[[str], None], lifeline_fd: int
+) -> None:
+    """Follow the log until SIGTERM, SIGINT or the end of file on *lifeline_fd*; then save and return.
+
+    Blocks; to be called in the main thread of a process of its own, which it makes less important than the others.
+    Calls report("ready") once and report("beat") each second. Raises what a broken disk raises when it starts;
+    later it goes on trying.
+    """
+    stop_read_fd, stop_write_fd = os.pipe()
+    os.set_blocking(stop_write_fd, False)
+
+    def stop(_signal: int, _frame: object) -> None:
+        os.write(stop_write_fd, b"x")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    os.nice(_NICENESS)
+    monitor = Monitor(settings, MonitorMetrics(process_registry()))
+    log.info("following the sample log", extra={"boot": boot, "log": str(settings.sample_log_path)})
+    report("ready")
+    _follow(monitor, settings.monitor.poll_s, report, (stop_read_fd, lifeline_fd))
+    try:
+        monitor.save()
+    except OSError as error:
+        log.warning("the monitor's memory is not saved; it will read these rows again", extra={"error": str(error)})
+    os.close(stop_read_fd)
+    os.close(stop_write_fd)
+
+
+def _follow(monitor: Monitor, poll_s: float, report: Callable[[str], None], stop_fds: tuple[int, int]) -> None:
+    """The main loop: read, report, save, each at its own pace, until one of *stop_fds* has something to say."""
+    reports, saves, tidying, beats = _Schedule(poll_s), _Schedule(_SAVE_S), _Schedule(_TIDY_S), _Schedule(_BEAT_S)
+    trouble = ""
+    pause_s = 0.0
+    while not select.select(stop_fds, [], [], pause_s)[0]:
+        has_more = False
+        try:
+            has_more = monitor.step()
+            if monitor.has_reports_due and reports.is_due():
+                reports.run(monitor.report)
+            if monitor.has_unsaved and saves.is_due():
+                saves.run(monitor.save)
+            if tidying.is_due():
+                tidying.run(monitor.tidy)
+            trouble = ""
+        except OSError as error:  # a full or broken disk: nothing is lost, since the log is read on from the watermark
+            if str(error) != trouble:
+                log.warning("the monitor cannot go on for now", extra={"error": str(error)})
+            trouble = str(error)
+        if beats.is_due():
+            beats.run(lambda: report("beat"))
+        pause_s = 0.0 if has_more else min(poll_s, _BEAT_S)

@@ -1,0 +1,89 @@
+"""The drift document: the shape in which the monitor tells the world what it found, one file per model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from gateway.offline.drift import ColumnDrift, Rules
+
+SCHEMA = 1
+
+Status = Literal["drifted", "stable", "insufficient", "no reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionReport:
+    """What was found for one version.
+
+    window_rows: rows compared, from window_from_ns to window_to_ns (Unix time; 0 if there are none). rows_total: rows
+    ever counted. columns: features, then outputs; empty if there is no reference.
+    """
+
+    version: str
+    digest: str
+    status: Status
+    reason: str
+    window_rows: int
+    window_from_ns: int
+    window_to_ns: int
+    rows_total: int
+    reference_rows: int
+    columns: tuple[ColumnDrift, ...]
+
+    @property
+    def drifted(self) -> tuple[ColumnDrift, ...]:
+        """The drifted columns, the largest effect first."""
+        found = (column for column in self.columns if column.verdict == "drifted")
+        return tuple(sorted(found, key=lambda column: -(column.effect or 0.0)))
+
+
+@dataclass(frozen=True, slots=True)
+class DriftDocument:
+    """The latest findings on one model. written_at: Unix time in seconds. window_rows: the bound of each window."""
+
+    model: str
+    written_at: float
+    window_rows: int
+    rules: Rules
+    versions: tuple[VersionReport, ...]
+
+    def to_json(self) -> bytes:
+        plain = {
+            "schema": SCHEMA,
+            "model": self.model,
+            "written_at": self.written_at,
+            "window_rows": self.window_rows,
+            "rules": self.rules,
+            "versions": self.versions,
+        }
+        return orjson.dumps(plain, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def status_of(columns: Sequence[ColumnDrift]) -> tuple[Status, str]:
+    """The verdict on a version from those on its columns, and why."""
+    drifted = sum(column.verdict == "drifted" for column in columns)
+    if drifted:
+        return "drifted", f"{drifted} of {len(columns)} columns drifted"
+    if columns and all(column.verdict == "insufficient" for column in columns):
+        return "insufficient", columns[0].reason
+    return "stable", f"none of {len(columns)} columns drifted"
+
+
+def parse(plain: Mapping[str, Any]) -> DriftDocument:
+    """The inverse of to_json, from decoded JSON. Raises ValueError if it is not a drift document of this schema."""
+    if plain.get("schema") != SCHEMA:
+        raise ValueError(f"expected a drift document of schema {SCHEMA}, got {plain.get('schema')!r}")
+    try:
+        versions = tuple(
+            VersionReport(**{**version, "columns": tuple(ColumnDrift(**column) for column in version["columns"])})
+            for version in plain["versions"]
+        )
+        return DriftDocument(
+            plain["model"], plain["written_at"], plain["window_rows"], Rules(**plain["rules"]), versions
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a drift document: {error}") from error

@@ -1,0 +1,238 @@
+"""The original: a fitted scikit-learn estimator, what it says of itself, and its answers in the shape of ours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import joblib
+import numpy as np
+from sklearn.base import BaseEstimator, is_classifier, is_regressor
+from sklearn.compose import ColumnTransformer
+from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from converters.rows import bytes_array, is_text
+from gateway.errors import ConversionRefused, InvalidInput
+from gateway.tensors import Array, Tensors
+
+Task = Literal["classifier", "regressor"]
+Family = Literal["neural network", "trees", "linear", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the original gives for some rows, named as the ONNX outputs are.
+
+    outputs: ``label`` (int64 or bytes) and, if it has them, ``probabilities`` [rows, classes]; or ``value`` [rows, 1].
+    margin: how far the best class is ahead of the second, per row; None for a regressor.
+    """
+
+    outputs: Tensors
+    margin: Array | None
+
+
+def load(path: Path, *, trust: bool) -> tuple[Original, list[str]]:
+    """Load a joblib file, which runs the code inside it; hence nothing is read unless *trust*.
+
+    Returns the model and notes for the user. Raises InvalidInput, or ConversionRefused without trust.
+    """
+    if not path.is_file():
+        raise InvalidInput("model", f"no file {path}", "a joblib file")
+    if not trust:
+        raise ConversionRefused(
+            f"loading {path.name} runs whatever code is stored in it: if you know where the file comes from, "
+            "say so with --trust"
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            estimator = joblib.load(path)
+        except Exception as error:  # unpickling runs foreign code, which may raise anything
+            raise InvalidInput("model", f"{path.name}: {_named(error)}", "a joblib file that loads here") from error
+    notes = [
+        first_line(Exception(str(warning.message)))
+        for warning in caught
+        if issubclass(warning.category, InconsistentVersionWarning)
+    ]
+    return Original(estimator), sorted(set(notes))
+
+
+class Original:
+    """A fitted classifier or regressor. Raises InvalidInput if it is not one, or one that cannot be packaged."""
+
+    def __init__(self, estimator: Any) -> None:
+        # A search answers by the best of what it tried.
+        estimator = getattr(estimator, "best_estimator_", estimator)
+        if not isinstance(estimator, BaseEstimator):
+            raise InvalidInput("model", f"a {type(estimator).__name__}", "a scikit-learn estimator or Pipeline")
+        if not is_classifier(estimator) and not is_regressor(estimator):
+            raise InvalidInput("model", f"a {type(estimator).__name__}", "a classifier or a regressor")
+        try:
+            check_is_fitted(estimator)
+        except NotFittedError as error:
+            raise InvalidInput("model", f"an unfitted {type(estimator).__name__}", "one that was fitted") from error
+        self.estimator = estimator
+        self.task: Task = "classifier" if is_classifier(estimator) else "regressor"
+        self.has_probabilities = hasattr(estimator, "predict_proba")
+        names = getattr(estimator, "feature_names_in_", None)
+        self.feature_names: tuple[str, ...] | None = None if names is None else tuple(str(name) for name in names)
+        width = getattr(estimator, "n_features_in_", None)
+        self.width: int | None = None if width is None else int(width)
+        self.classes = _classes(estimator) if self.task == "classifier" else None
+
+    @property
+    def description(self) -> str:
+        """``Pipeline(StandardScaler, LogisticRegression)``."""
+        steps = [type(step).__name__ for step in _steps(self.estimator)]
+        name = type(self.estimator).__name__
+        return f"{name}({', '.join(steps)})" if isinstance(self.estimator, Pipeline) else name
+
+    @property
+    def family(self) -> Family:
+        """What kind of model decides in the end, after all preparation."""
+        last = list(_steps(self.estimator))[-1]
+        module = type(last).__module__
+        if module.startswith("sklearn.neural_network") and type(last).__name__.startswith("MLP"):
+            return "neural network"
+        if module.startswith("sklearn.tree") or (
+            module.startswith("sklearn.ensemble")
+            and any(word in type(last).__name__ for word in ("Forest", "Trees", "Boost"))
+        ):
+            return "trees"
+        is_linear = module.startswith("sklearn.linear_model") or type(last).__name__ in ("LinearSVC", "LinearSVR")
+        return "linear" if is_linear else "other"
+
+    @property
+    def selects_by_name(self) -> bool:
+        """Whether its first step picks columns by name, so that it needs them one by one."""
+        head = next(_steps(self.estimator))
+        return isinstance(head, ColumnTransformer) and any(
+            isinstance(column, str) for _, _, columns in head.transformers_ for column in _listed(columns)
+        )
+
+    def text_categories(self) -> dict[str, tuple[str, ...]]:
+        """The texts that its encoders know, by column; columns of numbers are left out."""
+        head = next(_steps(self.estimator))
+        names = self.feature_names or ()
+        branches = (
+            [(step, columns) for _, step, columns in head.transformers_]
+            if isinstance(head, ColumnTransformer)
+            else [(head, names)]
+        )
+        found: dict[str, tuple[str, ...]] = {}
+        for branch, columns in branches:
+            own = [name if isinstance(name, str) else _at(names, name) for name in _listed(columns)]
+            for step in _steps(branch):
+                categories = getattr(step, "categories_", None)
+                if isinstance(categories, list) and len(categories) == len(own):
+                    for name, known in zip(own, categories, strict=True):
+                        if name is not None and any(isinstance(text, str) for text in known):
+                            found[name] = tuple(text for text in known if isinstance(text, str))
+        return found
+
+    def answer(self, frame: Any) -> Answer:
+        """Answer the rows of a DataFrame that holds the model's features.
+
+        Raises ConversionRefused if the model itself fails on them.
+        """
+        rows = frame if self.feature_names is not None else _matrix(frame)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # unseen categories and the like: asked for on purpose
+            try:
+                predicted = np.asarray(self.estimator.predict(rows))
+                scores = self._scores(rows) if self.task == "classifier" else None
+            except Exception as error:  # an estimator may raise anything on rows that it cannot read
+                raise ConversionRefused(f"the original model fails on these rows: {_named(error)}") from error
+        if predicted.ndim > 1 and predicted.shape[1] != 1:
+            raise InvalidInput("model", f"{predicted.shape[1]} outputs per row", "one label or value per row")
+        if self.task == "regressor":
+            return Answer({"value": predicted.astype(np.float64).reshape(-1, 1)}, None)
+        assert scores is not None
+        assert self.classes is not None
+        outputs: Tensors = {"label": as_labels(predicted.ravel(), self.classes)}
+        if self.has_probabilities:
+            outputs["probabilities"] = scores
+        return Answer(outputs, _margin(scores))
+
+    def _scores(self, rows: Any) -> Array:
+        if self.has_probabilities:
+            return np.asarray(self.estimator.predict_proba(rows), dtype=np.float64)
+        if hasattr(self.estimator, "decision_function"):
+            return np.asarray(self.estimator.decision_function(rows), dtype=np.float64)
+        return np.full((len(rows), 2), [1.0, 0.0])  # no scores: no row is a tie
+
+
+def _matrix(frame: Any) -> Array:
+    """A DataFrame as the array that an estimator fitted without names was given: float64 unless it holds texts."""
+    texts = any(is_text(frame[name], name) for name in frame.columns)
+    matrix: Array = frame.to_numpy(dtype=object if texts else np.float64)
+    return matrix
+
+
+def as_labels(values: Any, classes: Sequence[int | str]) -> Array:
+    """Labels in the type of the classes: an int64 array, or an object array of bytes."""
+    if isinstance(classes[0], str):
+        return bytes_array(values)
+    return np.asarray(values).astype(np.int64)
+
+
+def _margin(scores: Array) -> Array:
+    if scores.ndim == 1:  # a decision function of two classes: its sign decides
+        return np.abs(scores)
+    if scores.shape[1] < 2:
+        return np.full(len(scores), np.inf)
+    best = np.sort(scores, axis=1)
+    margin: Array = best[:, -1] - best[:, -2]
+    return margin
+
+
+def _classes(estimator: Any) -> tuple[int | str, ...]:
+    found = estimator.classes_
+    if isinstance(found, list):
+        raise InvalidInput("model", f"{len(found)} outputs per row", "one label per row")
+    kind = np.asarray(found).dtype.kind
+    if kind in "iub" or (kind == "f" and all(float(label).is_integer() for label in found)):
+        return tuple(int(label) for label in found)
+    if all(isinstance(label, str) for label in found):
+        return tuple(str(label) for label in found)
+    raise InvalidInput("model", f"classes {list(found)[:5]}", "whole numbers or texts")
+
+
+def _steps(estimator: Any) -> Iterator[Any]:
+    """The steps of a Pipeline and of the pipelines inside it, in order; an estimator by itself is one step."""
+    if isinstance(estimator, Pipeline):
+        for _, step in estimator.steps:
+            if step is not None and not isinstance(step, str):  # 'passthrough'
+                yield from _steps(step)
+    else:
+        yield estimator
+
+
+def _listed(columns: Any) -> list[Any]:
+    """The columns of a branch of a fitted ColumnTransformer: names or positions."""
+    if isinstance(columns, str | int | np.integer):
+        return [columns]
+    if isinstance(columns, slice):
+        return [end for end in (columns.start, columns.stop) if isinstance(end, str)]
+    listed = list(columns)
+    if listed and all(isinstance(column, bool | np.bool_) for column in listed):
+        return [index for index, chosen in enumerate(listed) if chosen]
+    return listed
+
+
+def _at(names: Sequence[str], position: Any) -> str | None:
+    return names[int(position)] if -len(names) <= int(position) < len(names) else None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a foreign error's text, cut to what a person reads."""
+    return str(error).strip().split("\n", 1)[0][:300]
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

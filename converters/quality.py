@@ -1,0 +1,82 @@
+"""How good the answers are where the true ones are known: the figures of the manifest's ``metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, mean_absolute_error, r2_score, root_mean_squared_error
+
+from converters.original import Original, as_labels
+from gateway.errors import InvalidInput
+from gateway.tensors import Array, Tensors
+
+
+class Truth:
+    """The true label or value of each row that has one.
+
+    column: the target column of the data. Raises InvalidInput if it holds what the model can never answer.
+    """
+
+    def __init__(self, original: Original, column: Any) -> None:
+        self.name = str(column.name)
+        self._classes = original.classes
+        present = column.dropna()
+        self._rows = present.index.to_numpy()
+        if not len(present):
+            raise InvalidInput("target", f"column {self.name!r} without a value", "the true label of some rows")
+        if self._classes is None:
+            self._values: Array = self._numbers(present)
+        elif isinstance(self._classes[0], str):
+            self._values = as_labels(present, self._classes)  # texts, or numbers that a CSV made of them
+        else:
+            self._values = as_labels(self._numbers(present), self._classes)
+        if self._classes is not None:
+            self._check_known()
+
+    @property
+    def rows(self) -> int:
+        return len(self._rows)
+
+    @property
+    def primary(self) -> str:
+        """The figure by which variants of one model are judged: the higher the better."""
+        return "r2" if self._classes is None else "accuracy"
+
+    def measure(self, outputs: Tensors) -> Mapping[str, float]:
+        """The figures of a model's answers to all rows of the data."""
+        if self._classes is None:
+            values = outputs["value"][self._rows].ravel()
+            return {
+                "r2": float(r2_score(self._values, values)) if self.rows > 1 else 0.0,
+                "mean_absolute_error": float(mean_absolute_error(self._values, values)),
+                "root_mean_squared_error": float(root_mean_squared_error(self._values, values)),
+            }
+        labels = outputs["label"][self._rows]
+        figures = {"accuracy": float(accuracy_score(self._values.astype(str), labels.astype(str)))}
+        if "probabilities" in outputs:
+            known = [label.encode() if isinstance(label, str) else label for label in self._classes]
+            columns = np.array([known.index(label) for label in self._values.tolist()])
+            given = outputs["probabilities"][self._rows, columns].astype(np.float64)
+            figures["log_loss"] = float(np.abs(np.log(np.clip(given, np.finfo(np.float64).eps, 1.0))).mean())
+        return figures
+
+    def _numbers(self, present: Any) -> Array:
+        try:
+            numbers: Array = present.to_numpy(dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput("target", f"texts in column {self.name!r}", "numbers, as the model answers") from error
+        return numbers
+
+    def _check_known(self) -> None:
+        assert self._classes is not None
+        known = {label.encode() if isinstance(label, str) else label for label in self._classes}
+        for value in self._values.tolist():
+            if value not in known:
+                shown = value.decode() if isinstance(value, bytes) else value
+                raise InvalidInput(
+                    "target",
+                    f"{shown!r} in column {self.name!r}",
+                    f"one of the model's classes {list(self._classes)[:10]}",
+                )

@@ -1,0 +1,132 @@
+"""``sluicegate convert``: turn a fitted scikit-learn model into a model package."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import ConversionRefused
+
+if TYPE_CHECKING:
+    from converters.convert import Converted, Progress
+    from gateway.cli import Subparsers
+
+_GIT_TIMEOUT_S = 5
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "convert",
+        help="turn a fitted scikit-learn model into a model package",
+        description="Turn a fitted scikit-learn estimator or Pipeline into a model package. The ONNX model is compared "
+        "with the original on all given rows; a package that does not answer as the original does is not written.",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", type=Path, help="a joblib file")
+    add("--name", required=True, metavar="N", help="the model's public name")
+    add("--version", required=True, metavar="V", help="the version; a version never changes once it is written")
+    add("--data", required=True, metavar="ROWS", type=Path, help="rows of features, .csv or .parquet")
+    add("--target", metavar="COL", help="the column with the true labels or values; it is no feature")
+    add("--held-out", action="store_true", help="the model was not trained on these rows; the manifest will say so")
+    add("--quantize", choices=("auto", "off"), default="auto", help="int8 where it is good and faster (default: auto)")
+    add("--out", required=True, metavar="DIR", type=Path, help="the models directory; DIR/<name>/<version> is written")
+    add("--trust", action="store_true", help="loading MODEL runs whatever code is stored in it: needed to go on")
+    add("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        from converters.convert import Order, convert
+    except ImportError as error:
+        raise ConversionRefused(f"{error.name} is missing: pip install 'sluicegate[convert]' first") from error
+    order = Order(
+        model=options.model,
+        name=options.name,
+        version=options.version,
+        data=options.data,
+        out=options.out,
+        target=options.target,
+        held_out=options.held_out,
+        quantize=options.quantize,
+        trust=options.trust,
+        git_commit=_git_commit(options.model.absolute().parent),
+    )
+    try:
+        with progress_bar() as progress:
+            converted = convert(order, progress=progress)
+    except ConversionRefused as error:
+        return _tell_refusal(error, as_json=options.json)
+    _tell(converted, options.out, as_json=options.json)
+    return 0
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress callback that draws a bar on stderr, and nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("")
+
+        def show(step: str, done: int, steps: int) -> None:
+            bar.update(task, description=step, completed=done, total=steps)
+
+        yield show
+
+
+def _tell(converted: Converted, out: Path, *, as_json: bool) -> None:
+    manifest = converted.manifest
+    if as_json:
+        plain = dataclasses.asdict(manifest)
+        report = {key: plain[key] for key in ("name", "version", "parity", "quantization", "metrics", "lineage")}
+        print(json.dumps({"package": str(converted.path), **report}, indent=1))
+        return
+    from gateway.cli.package_view import console, print_report
+
+    screen = console()
+    print_report(screen, manifest)
+    screen.print(f"wrote {converted.path}; serve it with: sluicegate serve --models {out}")
+
+
+def _tell_refusal(error: ConversionRefused, *, as_json: bool) -> int:
+    if as_json:
+        document: dict[str, Any] = {"error": {"code": error.code, "message": str(error)}, "parity": error.report}
+        print(json.dumps(document, indent=1))
+    elif error.report is not None:
+        from gateway.cli.package_view import console, parity_notes, parity_table
+
+        screen = console()
+        screen.print(parity_table(error.report))
+        for note in parity_notes(error.report):
+            screen.print(note)
+    print(f"sluicegate: {error}", file=sys.stderr)
+    return 1
+
+
+def _git_commit(directory: Path) -> str | None:
+    """The commit that is checked out where the model lies, if that is a git repository."""
+    git = shutil.which("git")
+    if git is None or not directory.is_dir():
+        return None
+    try:
+        found = subprocess.run(
+            [git, "-C", str(directory), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None

@@ -1,0 +1,142 @@
+"""``sluicegate models``: list, show and verify the packages of a models directory."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import GatewayError, PackageInvalid
+
+if TYPE_CHECKING:
+    from gateway.cli import Subparsers
+    from gateway.models.manifest import Manifest
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("models", help="list, show or verify model packages")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name, run, text in (
+        ("list", _list, "list the packages: estimator, quantization, quality"),
+        ("show", _show, "show signature, parity, quantization, quality and lineage"),
+        ("verify", _verify, "check every file's checksum and replay the golden predictions on this machine"),
+    ):
+        verb = verbs.add_parser(name, help=text, description=text.capitalize() + ".")
+        verb.add_argument("directory", metavar="DIR", type=Path, help="a models directory, a model's or one package's")
+        verb.add_argument("--json", action="store_true", help="print as JSON")
+        verb.set_defaults(run=run)
+
+
+def _list(options: argparse.Namespace) -> int:
+    rows = [_summary(package, _manifest(package)) for package in _packages(options.directory)]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    from rich.table import Table
+
+    from gateway.cli.package_view import console
+
+    table = Table()
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    console().print(table)
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    packages = _packages(options.directory)
+    found = [(package, _manifest(package)) for package in packages]
+    if options.json:
+        plain = [None if manifest is None else dataclasses.asdict(manifest) for _, manifest in found]
+        print(json.dumps(plain, indent=1))
+        return 0
+    from gateway.cli.package_view import console, print_manifest
+
+    screen = console()
+    for package, manifest in found:
+        if manifest is None:
+            screen.print(f"{package.parent.name} {package.name}: only model.onnx, no manifest")
+        else:
+            print_manifest(screen, manifest)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    found = [_verified(package) for package in _packages(options.directory)]
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for row in found:
+            told = f"ok: {row['files']} files, {row['golden_pairs']} golden pairs" if row["ok"] else row["problem"]
+            print(f"{row['model']} {row['version']}: {told}")
+    return 0 if all(row["ok"] for row in found) else 1
+
+
+def _packages(directory: Path) -> list[Path]:
+    """The packages at or below *directory*, by model and version; broken ones too. Raises PackageInvalid if none."""
+    from gateway.models.manifest import MANIFEST_FILE, MODEL_FILE, NAME_PATTERN, VERSION_PATTERN, version_order
+
+    root = directory.resolve()
+    found = {path.parent for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}{MODEL_FILE}")}
+    found |= {path.parent for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}{MANIFEST_FILE}")}
+    named = [
+        path for path in found if NAME_PATTERN.fullmatch(path.parent.name) and VERSION_PATTERN.fullmatch(path.name)
+    ]
+    if not named:
+        raise PackageInvalid(f"no model packages in {directory}; `sluicegate convert ... --out {directory}` writes one")
+    return sorted(named, key=lambda path: (path.parent.name, version_order(path.name)))
+
+
+def _manifest(package: Path) -> Manifest | None:
+    from gateway.models.manifest import MANIFEST_FILE, parse
+
+    path = package / MANIFEST_FILE
+    try:
+        return parse(path.read_bytes(), where=str(path)) if path.exists() else None
+    except OSError as error:
+        raise PackageInvalid(f"{path}: {error.strerror}") from error
+
+
+def _summary(package: Path, manifest: Manifest | None) -> Mapping[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(("model", "version", "estimator", "served as", "quality", "created"))
+    row |= {"model": package.parent.name, "version": package.name}
+    if manifest is not None:
+        row |= {
+            "estimator": manifest.framework.get("estimator"),
+            "served as": manifest.quantization.get("chosen"),
+            "created": manifest.created or None,
+        }
+        if manifest.metrics:
+            primary = manifest.metrics["primary"]
+            row["quality"] = f"{primary} {manifest.metrics['served'][primary]:.4f}"
+    return row
+
+
+def _verified(package: Path) -> Mapping[str, Any]:
+    """Bring the package up just as a worker does before it gives it traffic."""
+    from gateway.models.source import DirectorySource
+    from gateway.serving.loading import load
+
+    source = DirectorySource(package.parent.parent)
+    model, version = package.parent.name, package.name
+    row: dict[str, Any] = {
+        "model": model,
+        "version": version,
+        "ok": False,
+        "files": 0,
+        "golden_pairs": 0,
+        "problem": "",
+    }
+    try:
+        read = source.open(model, version)
+        load(source, model, version, intra_op_threads=1, on_runtime=lambda _runtime: None)
+    except GatewayError as error:
+        return {**row, "problem": str(error)}
+    row["files"] = 1 if read.manifest is None else len(read.manifest.files)
+    row["golden_pairs"] = len(read.golden["pairs"]) if read.golden else 0
+    return {**row, "ok": True}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from gateway.errors import AuditBroken, InvalidFlag, RevisionConflict, StoreUnavailable, UnknownFlag
+from gateway.errors import AuditBroken, RevisionConflict, UnknownFlag
 from gateway.flags.audit import (
     GENESIS,
     AuditRow,
@@ -26,26 +26,21 @@ from gateway.flags.audit import (
     targets_of,
     verify,
 )
+from gateway.flags.database import connect, is_set_up, transaction, troubles
 from gateway.flags.document import Flag, FlagDocument, change, dump, parse
 
 _SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE document (only INTEGER PRIMARY KEY CHECK (only = 1), revision INTEGER NOT NULL, body TEXT NOT NULL);
-CREATE TABLE audit (
-  seq INTEGER PRIMARY KEY,
-  body TEXT NOT NULL,
-  hash TEXT NOT NULL,
-  target TEXT GENERATED ALWAYS AS (json_extract(body, '$.target')) VIRTUAL
-);
-CREATE INDEX audit_by_target ON audit (target, seq);
-CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit rows are never changed'); END;
-CREATE TRIGGER audit_remains BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit rows are never deleted'); END;
-"""
+_SCHEMA = (
+    "CREATE TABLE document (only INTEGER PRIMARY KEY CHECK (only = 1), revision INTEGER NOT NULL, body TEXT NOT NULL)",
+    "CREATE TABLE audit (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, hash TEXT NOT NULL,"
+    " target TEXT GENERATED ALWAYS AS (json_extract(body, '$.target')) VIRTUAL)",
+    "CREATE INDEX audit_by_target ON audit (target, seq)",
+    "CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit rows are never changed'); END",
+    "CREATE TRIGGER audit_remains BEFORE DELETE ON audit"
+    " BEGIN SELECT RAISE(ABORT, 'audit rows are never deleted'); END",
+)
 _OLDEST_FIRST = "SELECT body, hash FROM audit WHERE seq > ? AND (? IS NULL OR target = ?) ORDER BY seq LIMIT ?"
 _NEWEST_FIRST = "SELECT body, hash FROM audit WHERE seq > ? AND (? IS NULL OR target = ?) ORDER BY seq DESC LIMIT ?"
-# A writer may wait for another one; a reader sits on an event loop and would rather look again 20 ms later.
-_WRITER_BUSY_S = 5.0
-_READER_BUSY_S = 0.02
 _VERIFY_CHUNK_ROWS = 1000
 
 _MISSING = (0, 0, 0, 0)
@@ -106,11 +101,9 @@ class SqliteStore:
 
         def edit(before: FlagDocument) -> FlagDocument:
             found = before.flags.get(key)
-            current = found.revision if found is not None else 0
             if flag is None and found is None:
                 raise UnknownFlag(f"no flag {key!r}")
-            if expected_revision is not None and current != expected_revision:
-                raise RevisionConflict(_conflict(key, current, expected_revision), current_revision=current)
+            check_revision(f"flag {key!r}", found.revision if found is not None else 0, expected_revision)
             return change(before, drop=[key]) if flag is None else change(before, put=[flag])
 
         return self._transact(edit, author, verb, reason)
@@ -124,10 +117,7 @@ class SqliteStore:
         """
 
         def edit(before: FlagDocument) -> FlagDocument:
-            if expected_revision is not None and before.revision != expected_revision:
-                raise RevisionConflict(
-                    _conflict("the flag document", before.revision, expected_revision), current_revision=before.revision
-                )
+            check_revision("the flag document", before.revision, expected_revision)
             return change(
                 before,
                 put=document.flags.values(),
@@ -138,11 +128,25 @@ class SqliteStore:
 
         return self._transact(edit, author, verb, reason)
 
+    def restore(self, document: FlagDocument, *, author: Author, reason: str) -> FlagDocument:
+        """Write *document* into an empty store, under a revision above its own. Raises RevisionConflict."""
+
+        def edit(before: FlagDocument) -> FlagDocument:
+            check_revision("the flag document", before.revision, 0)
+            return change(
+                FlagDocument(document.revision),
+                put=document.flags.values(),
+                metadata=document.metadata,
+                evaluators=document.evaluators,
+            )
+
+        return self._transact(edit, author, "flags.restore", reason)
+
     def record(self, *, author: Author, verb: str, target: str, after: object, reason: str) -> AuditRow:
         """Write an audit row for something that is no flag, as a new token."""
         with self._guarded():
             connection = self._open()
-            with _transaction(connection):
+            with transaction(connection):
                 document = self._document(connection) or FlagDocument()
                 head = _head(connection)
                 row = next_row(
@@ -164,7 +168,7 @@ class SqliteStore:
     ) -> FlagDocument:
         with self._guarded():
             connection = self._open()
-            with _transaction(connection):
+            with transaction(connection):
                 before = self._document(connection) or FlagDocument()
                 after = edit(before)
                 if after is before:
@@ -221,7 +225,7 @@ class SqliteStore:
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        with self._lock, _troubles(self._path):
+        with self._lock, troubles(self._path):
             try:
                 yield
             except sqlite3.DatabaseError:
@@ -246,7 +250,7 @@ class SqliteStore:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            connection = _connect(self._path, self._read_only)
+            connection = connect(self._path, _SCHEMA, version=_SCHEMA_VERSION, read_only=self._read_only)
             found = os.stat(self._path)
             self._connection, self._file = connection, (found.st_dev, found.st_ino)
             self._connections += 1
@@ -258,63 +262,10 @@ class SqliteStore:
             self._connection, self._file = None, (0, 0)
 
     def _document(self, connection: sqlite3.Connection) -> FlagDocument | None:
-        if self._read_only and not _is_set_up(connection):
+        if self._read_only and not is_set_up(connection, _SCHEMA_VERSION):
             return None  # the writer has made the file, but not its tables
         found = connection.execute("SELECT body FROM document").fetchone()
         return None if found is None else parse(orjson.loads(found[0]))
-
-
-def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
-    if not read_only:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
-        uri=True,
-        timeout=_READER_BUSY_S if read_only else _WRITER_BUSY_S,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    try:
-        if not read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            with _transaction(connection):
-                if not _is_set_up(connection):
-                    for statement in _SCHEMA.split(";\n"):
-                        connection.execute(statement)
-                    connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _is_set_up(connection: sqlite3.Connection) -> bool:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version not in (0, _SCHEMA_VERSION):
-        raise StoreUnavailable(f"the flag store has schema {version}, this gateway reads {_SCHEMA_VERSION}")
-    return bool(version)
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-@contextlib.contextmanager
-def _troubles(path: Path) -> Iterator[None]:
-    """Whatever keeps the file from being read or written is one error to callers."""
-    try:
-        yield
-    except (sqlite3.Error, OSError, InvalidFlag, orjson.JSONDecodeError) as error:
-        raise StoreUnavailable(f"the flag store {path} cannot be used: {error}") from error
 
 
 def _head(connection: sqlite3.Connection) -> Head:
@@ -341,12 +292,21 @@ def _differences(before: FlagDocument, after: FlagDocument) -> list[tuple[str, o
     ]
 
 
-def _conflict(what: str, current: int, expected: int) -> str:
+def check_revision(what: str, current: int, expected: int | None) -> None:
+    """The compare of compare-and-set: revision 0 is "does not exist", expecting None is "any".
+
+    Raises RevisionConflict.
+    """
+    if expected is None or current == expected:
+        return
+    based = f"the change is based on revision {expected}"
     if expected == 0:
-        return f"{what} exists already, at revision {current}"
-    if current == 0:
-        return f"{what} does not exist; the change is based on revision {expected}"
-    return f"{what} is at revision {current} now; the change is based on revision {expected}"
+        message = f"{what} exists already, at revision {current}"
+    elif current == 0:
+        message = f"{what} does not exist; {based}"
+    else:
+        message = f"{what} is at revision {current} now; {based}"
+    raise RevisionConflict(message, current_revision=current)
 
 
 # -- the last known good document ---------------------------------------------------------------
@@ -354,13 +314,13 @@ def _conflict(what: str, current: int, expected: int) -> str:
 
 def write_last_known_good(path: Path, document: FlagDocument) -> None:
     """Write *document* as flagd JSON; a reader sees the old file or the new one. Raises StoreUnavailable."""
-    with _troubles(path):
+    with troubles(path):
         replace_file(path, orjson.dumps(dump(document), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def read_last_known_good(path: Path) -> FlagDocument | None:
     """The document as last written; None if there is no such file. Raises StoreUnavailable."""
-    with _troubles(path):
+    with troubles(path):
         try:
             raw = path.read_bytes()
         except FileNotFoundError:

@@ -1,0 +1,196 @@
+"""The control process: all parts of the control room made, wired and run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+
+from gateway.control.auth import TokenStore
+from gateway.control.changes import Desk
+from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
+from gateway.control.problems import on_gateway_error, on_http_error, on_unexpected
+from gateway.control.seed import Seeder
+from gateway.control.status import WorkerStatus, read_workers
+from gateway.control.views import Views
+from gateway.errors import GatewayError, StoreUnavailable
+from gateway.flags.store import SqliteStore
+from gateway.models.source import DirectorySource
+from gateway.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+BEAT_INTERVAL_S = 1.0
+DRAIN_TIMEOUT_S = 3  # admin requests take milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The parts of the control process."""
+
+    store: SqliteStore
+    tokens: TokenStore
+    desk: Desk
+    seeder: Seeder
+    app: Starlette
+
+    def close(self) -> None:
+        self.store.close()
+        self.tokens.close()
+
+
+def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], float] = time.time) -> Control:
+    """Make the parts and wire them; nothing is opened or started."""
+
+    def workers() -> list[WorkerStatus]:
+        return read_workers(run_dir, clock())
+
+    store = SqliteStore(settings.flag_store_path, clock=clock)
+    tokens = TokenStore(settings.token_store_path, clock=clock)
+    source = DirectorySource(settings.paths.models)
+    desk = Desk(store, last_known_good=settings.last_known_good_path, source=source, workers=workers)
+    views = Views(
+        desk,
+        tokens,
+        source,
+        workers,
+        boot=boot,
+        models_dir=settings.paths.models,
+        drift_dir=settings.drift_path,
+        metrics_dir=run_dir / "metrics",
+    )
+    app = Starlette(
+        routes=[
+            *views.routes(),
+            *FlagEndpoints(desk, store, tokens).routes(),
+            *TokenEndpoints(tokens, store).routes(),
+        ],
+        exception_handlers={
+            GatewayError: on_gateway_error,
+            HTTPException: on_http_error,
+            Exception: on_unexpected,
+        },
+    )
+    return Control(store, tokens, desk, Seeder(source, desk, clock=clock), app)
+
+
+def run_control(
+    settings: Settings,
+    *,
+    boot: str,
+    run_dir: Path,
+    listener: socket.socket,
+    report: Callable[[str], None],
+    lifeline_fd: int,
+) -> None:
+    """Serve the control plane on *listener* until SIGTERM, SIGINT or the end of the lifeline; then return.
+
+    Runs in the main thread of the control process. report("ready") is called once the socket is served.
+    """
+    (run_dir / "metrics").mkdir(parents=True, exist_ok=True)
+    control = build(settings, boot=boot, run_dir=run_dir)
+    server = _Server(control.app, on_started=lambda: report("ready"))
+    # Before anything else, and kept to the very end: a signal must stop the server, never cut it short.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    try:
+        asyncio.run(_serve(control, server, settings, listener, report, lifeline_fd))
+    finally:
+        control.close()
+    _log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, told to stop by us and not by signals: it would raise them again after it has stopped."""
+
+    def __init__(self, app: Starlette, *, on_started: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=DRAIN_TIMEOUT_S,
+            )
+        )
+        self._on_started = on_started
+
+    def stop(self) -> None:
+        """Finish the requests in flight and end; safe in a signal handler."""
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(
+    control: Control,
+    server: _Server,
+    settings: Settings,
+    listener: socket.socket,
+    report: Callable[[str], None],
+    lifeline_fd: int,
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def supervisor_died() -> None:
+        loop.remove_reader(lifeline_fd)  # an end of file stays readable for ever
+        server.stop()
+
+    loop.add_reader(lifeline_fd, supervisor_died)
+    await asyncio.to_thread(_prepare, control, settings)
+    async with _background(control, server, report):
+        await server.serve(sockets=[listener])
+    loop.remove_reader(lifeline_fd)
+
+
+def _prepare(control: Control, settings: Settings) -> None:
+    """What must be in place before the first request. A store that is down does not keep the process from saying so."""
+    for step in (lambda: control.tokens.create_first(settings.admin_token_path), control.desk.recover):
+        try:
+            step()
+        except StoreUnavailable as error:
+            _log.error("control starts without a part of its state", extra={"why": str(error)})
+    control.seeder.scan()
+
+
+@contextlib.asynccontextmanager
+async def _background(control: Control, server: _Server, report: Callable[[str], None]) -> AsyncIterator[None]:
+    """The process's own tasks. If one fails, the process stops with its error: the supervisor starts another."""
+    tasks = [asyncio.create_task(control.seeder.run()), asyncio.create_task(_beat(report))]
+    for task in tasks:
+        task.add_done_callback(lambda done: None if done.cancelled() else server.stop())
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+async def _beat(report: Callable[[str], None]) -> None:
+    while True:
+        report("beat")
+        await asyncio.sleep(BEAT_INTERVAL_S)

@@ -1,0 +1,225 @@
+"""The doors to the flags: read, write, try and look back; each translates HTTP to the desk and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.control import requests
+from gateway.control.auth import ADMIN, OPERATOR, VIEWER, Token, TokenStore
+from gateway.control.changes import Desk, Outcome
+from gateway.control.merge import differences, merge
+from gateway.errors import InvalidInput, UnknownFlag
+from gateway.flags.audit import AuditRow
+from gateway.flags.document import Json, dump, dump_flag
+from gateway.flags.store import SqliteStore
+
+HISTORY_ROWS = 50
+AUDIT_ROWS = 1000
+MAX_ROWS = 10_000
+
+
+def reply(document: Any, *, status: int = 200, revision: int | None = None) -> Response:
+    """A JSON reply. revision: becomes the ETag."""
+    headers = {"cache-control": "no-store"}
+    if revision is not None:
+        headers["etag"] = f'"{revision}"'
+    return Response(orjson.dumps(document), status, headers, "application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class FlagEndpoints:
+    """``/admin/v1/flags`` and what hangs below it."""
+
+    desk: Desk
+    store: SqliteStore
+    tokens: TokenStore
+
+    def routes(self) -> list[Route]:
+        flag = "/admin/v1/flags/{key}"
+        return [
+            Route("/admin/v1/flags", self.read_all, methods=["GET"]),
+            Route("/admin/v1/flags", self.write_all, methods=["PUT", "PATCH"]),
+            Route(flag, self.read, methods=["GET"]),
+            Route(flag, self.write, methods=["PUT", "PATCH", "DELETE"]),
+            Route(f"{flag}/history", self.history, methods=["GET"]),
+            Route("/admin/v1/audit", self.audit, methods=["GET"]),
+        ]
+
+    async def read_all(self, request: Request) -> Response:
+        """All flags as flagd JSON."""
+        await requests.sender(request, self.tokens, VIEWER)
+        document = await run_in_threadpool(self.desk.document)
+        return reply(dump(document), revision=document.revision)
+
+    async def read(self, request: Request) -> Response:
+        """One flag as flagd JSON."""
+        await requests.sender(request, self.tokens, VIEWER)
+        key = request.path_params["key"]
+        flag = (await run_in_threadpool(self.desk.document)).flags.get(key)
+        if flag is None:
+            raise UnknownFlag(f"no flag {key!r}")
+        return reply(dump_flag(flag), revision=flag.revision)
+
+    async def write(self, request: Request) -> Response:
+        """Put, patch or delete one flag."""
+        token = await requests.sender(request, self.tokens, OPERATOR)
+        key = request.path_params["key"]
+        based_on = requests.precondition(request)
+        dry_run = requests.switch(request, "dryRun")
+        reason = "" if dry_run else requests.reason(request)
+        body = {} if request.method == "DELETE" else await requests.json_object(request)
+        edit = _EDITS[request.method](key, body)
+
+        def checked(before: Json | None) -> Json | None:
+            based_on.check(f"flag {key!r}", before is not None)
+            return edit(before)
+
+        outcome = await run_in_threadpool(
+            self.desk.change_flag,
+            key,
+            checked,
+            expected_revision=based_on.expected_revision,
+            author=requests.author(request, token),
+            verb=f"flag.{request.method.lower()}",
+            reason=reason,
+            dry_run=dry_run,
+        )
+        if dry_run:
+            moved_share = await run_in_threadpool(self.desk.moved_share, outcome.before, outcome.after, key)
+            return _tried(outcome, {"movedShare": moved_share})
+        if outcome.after is None:
+            return Response(status_code=204)
+        created = outcome.before is None
+        return reply(outcome.after, status=201 if created else 200, revision=outcome.document.flags[key].revision)
+
+    async def write_all(self, request: Request) -> Response:
+        """Put or patch the whole document as one revision."""
+        token = await requests.sender(request, self.tokens, OPERATOR)
+        based_on = requests.precondition(request)
+        dry_run = requests.switch(request, "dryRun")
+        reason = "" if dry_run else requests.reason(request)
+        body = await requests.json_object(request)
+        patch = request.method == "PATCH"
+        outcome = await run_in_threadpool(
+            self.desk.change_document,
+            (lambda before: merge(before, body)) if patch else (lambda _before: body),
+            expected_revision=based_on.expected_revision,
+            author=requests.author(request, token),
+            verb=f"flags.{request.method.lower()}",
+            reason=reason,
+            dry_run=dry_run,
+        )
+        return _tried(outcome, {}) if dry_run else reply(outcome.after, revision=outcome.document.revision)
+
+    async def history(self, request: Request) -> Response:
+        """The audit rows of one flag, newest first."""
+        await requests.sender(request, self.tokens, VIEWER)
+        key = request.path_params["key"]
+        limit = requests.whole_number(request, "limit", HISTORY_ROWS, low=1, high=MAX_ROWS)
+        rows = await run_in_threadpool(self.store.history, key, limit=limit, newest_first=True)
+        if not rows:
+            raise UnknownFlag(f"no flag {key!r}, and there never was one")
+        return _rows(rows)
+
+    async def audit(self, request: Request) -> Response:
+        """Audit rows after a seq, oldest first."""
+        await requests.sender(request, self.tokens, VIEWER)
+        after = requests.whole_number(request, "after", 0, low=0, high=10**17)
+        limit = requests.whole_number(request, "limit", AUDIT_ROWS, low=1, high=MAX_ROWS)
+        return _rows(await run_in_threadpool(self.store.history, after=after, limit=limit))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEndpoints:
+    """``/admin/v1/tokens``."""
+
+    tokens: TokenStore
+    store: SqliteStore
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/admin/v1/tokens", self.list, methods=["GET"]),
+            Route("/admin/v1/tokens", self.create, methods=["POST"]),
+            Route("/admin/v1/tokens/{id}", self.revoke, methods=["DELETE"]),
+        ]
+
+    async def list(self, request: Request) -> Response:
+        """All tokens, without their secrets."""
+        await requests.sender(request, self.tokens, ADMIN)
+        found = await run_in_threadpool(self.tokens.tokens)
+        return reply({"tokens": [token.to_json() for token in found]})
+
+    async def create(self, request: Request) -> Response:
+        """A new token from ``{"name", "scope"}``; the reply is the only one that ever shows its secret."""
+        sender = await requests.sender(request, self.tokens, ADMIN)
+        body = await requests.json_object(request)
+        for name in body.keys() - {"name", "scope"}:
+            raise InvalidInput(name, "an unknown field", "only name and scope")
+
+        def announce(token: Token) -> None:
+            self._record(request, sender, "token.create", token)
+
+        token, secret = await run_in_threadpool(
+            self.tokens.create, body.get("name", ""), body.get("scope", ""), announce=announce
+        )
+        return reply({**token.to_json(), "token": secret}, status=201)
+
+    async def revoke(self, request: Request) -> Response:
+        """End a token, even while the flag store cannot take the audit row: it may be urgent."""
+        sender = await requests.sender(request, self.tokens, ADMIN)
+        token = await run_in_threadpool(self.tokens.revoke, request.path_params["id"])
+        await run_in_threadpool(self._record, request, sender, "token.revoke", token)
+        return Response(status_code=204)
+
+    def _record(self, request: Request, sender: Token, verb: str, token: Token) -> None:
+        self.store.record(
+            author=requests.author(request, sender),
+            verb=verb,
+            target=f"token:{token.id}",
+            after=token.to_json(),
+            reason=requests.text_header(request, requests.REASON_HEADER)[: requests.MAX_REASON_CHARACTERS],
+        )
+
+
+def _put(_key: str, body: Json) -> Callable[[Json | None], Json | None]:
+    return lambda _before: body
+
+
+def _patch(key: str, body: Json) -> Callable[[Json | None], Json | None]:
+    def merged(before: Json | None) -> Json:
+        if before is None:
+            raise UnknownFlag(f"no flag {key!r}; PUT creates one")
+        return merge(before, body)
+
+    return merged
+
+
+def _delete(_key: str, _body: Json) -> Callable[[Json | None], Json | None]:
+    return lambda _before: None
+
+
+_EDITS = {"PUT": _put, "PATCH": _patch, "DELETE": _delete}
+
+
+def _tried(outcome: Outcome, more: dict[str, Any]) -> Response:
+    """What a dry run found."""
+    found = {
+        "dryRun": True,
+        "changed": outcome.changed,
+        "before": outcome.before,
+        "after": outcome.after,
+        "diff": [*differences(outcome.before or {}, outcome.after or {})],
+    }
+    return reply({**found, **{name: value for name, value in more.items() if value is not None}})
+
+
+def _rows(rows: list[AuditRow]) -> Response:
+    return reply({"rows": [row.to_json() for row in rows]})

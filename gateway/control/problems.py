@@ -1,0 +1,77 @@
+"""How errors leave the control plane: RFC 9457 problem documents, one status per error."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import errors
+
+CONTENT_TYPE = "application/problem+json"
+
+# Looked up along the class's bases, so that a kind of error stands for its special cases.
+STATUS: dict[type[errors.GatewayError], int] = {
+    errors.InvalidInput: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.UnknownFlag: 404,
+    errors.UnknownModel: 404,
+    errors.UnknownToken: 404,
+    errors.ChangeRefused: 409,
+    errors.RevisionConflict: 412,
+    errors.BodyTooLarge: 413,
+    errors.InvalidFlag: 422,
+    errors.PreconditionMissing: 428,
+    errors.GatewayError: 500,
+    errors.StoreUnavailable: 503,
+}
+
+
+async def on_gateway_error(_request: Request, error: Exception) -> Response:
+    """Any error of ours."""
+    assert isinstance(error, errors.GatewayError)
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    headers: dict[str, str] = {}
+    more: dict[str, Any] = {}
+    if isinstance(error, errors.InvalidInput):
+        more = {"field": error.field, "came": error.came, "expected": error.expected}
+    elif isinstance(error, errors.RevisionConflict):
+        more = {"current_revision": error.current_revision}
+        headers = {"etag": f'"{error.current_revision}"'} if error.current_revision else {}
+    elif isinstance(error, errors.VersionNotWarm):
+        more = {"blocking": list(error.blocking)}
+    elif isinstance(error, errors.Refused):
+        headers = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    elif isinstance(error, errors.Unauthenticated):
+        headers = {"www-authenticate": 'Bearer realm="sluicegate"'}
+    return problem(status, error.code, _title(type(error)), str(error), more, headers)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """What the router found: an unknown path or method."""
+    assert isinstance(error, HTTPException)
+    detail = f"{request.method} {request.url.path}: {error.detail}"
+    code = {404: "unknown_path", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    return problem(error.status_code, code, error.detail, detail, {}, dict(error.headers or {}))
+
+
+async def on_unexpected(_request: Request, error: Exception) -> Response:
+    """A defect of ours; the server logs it after this answer."""
+    return problem(500, errors.GatewayError.code, "Internal error", f"unexpected {type(error).__name__}", {}, {})
+
+
+def problem(status: int, code: str, title: str, detail: str, more: dict[str, Any], headers: dict[str, str]) -> Response:
+    """A problem document: type, title, status, detail, our code, and what the kind of problem adds."""
+    document = {"type": f"urn:sluicegate:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    return Response(orjson.dumps(document | more), status, headers, CONTENT_TYPE)
+
+
+def _title(kind: type[errors.GatewayError]) -> str:
+    """``Version not warm`` of VersionNotWarm."""
+    words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in kind.__name__).strip()
+    return words[:1].upper() + words[1:]

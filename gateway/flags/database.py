@@ -1,0 +1,76 @@
+"""SQLite files opened so that what was committed is never lost, and one error for all that can go wrong with them."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import orjson
+
+from gateway.errors import InvalidFlag, StoreUnavailable
+
+# A writer may wait for another one; a reader sits on an event loop and would rather look again 20 ms later.
+_WRITER_BUSY_S = 5.0
+_READER_BUSY_S = 0.02
+
+
+def connect(path: Path, schema: Sequence[str], *, version: int, read_only: bool = False) -> sqlite3.Connection:
+    """Open the file, in WAL mode with a full sync per commit; make it and its tables unless *read_only*.
+
+    The connection is in autocommit mode and may be used from any thread, one at a time. Raises sqlite3.Error, OSError,
+    and StoreUnavailable if the file is of another schema *version*.
+    """
+    if not read_only:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
+        uri=True,
+        timeout=_READER_BUSY_S if read_only else _WRITER_BUSY_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        if not read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            with transaction(connection):
+                if not is_set_up(connection, version):
+                    for statement in schema:
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {version}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def is_set_up(connection: sqlite3.Connection, version: int) -> bool:
+    """Whether the tables are there. Raises StoreUnavailable if they are of another schema version."""
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    if found not in (0, version):
+        raise StoreUnavailable(f"the file has schema {found}, this gateway reads {version}")
+    return bool(found)
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """One write transaction: committed at the end, rolled back on any error."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def troubles(path: Path) -> Iterator[None]:
+    """Whatever keeps *path* from being read or written becomes StoreUnavailable."""
+    try:
+        yield
+    except (sqlite3.Error, OSError, InvalidFlag, orjson.JSONDecodeError) as error:
+        raise StoreUnavailable(f"{path} cannot be used: {error}") from error

@@ -1,0 +1,288 @@
+"""The supervisor, by what happens to real processes: killed, hung, crash-looping, stopped, and started twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.builders import classifier, regressor, write_package
+from tests.live import ChildRole, LiveGateway, eventually, is_running
+
+ROLES: tuple[ChildRole, ...] = ("worker", "control", "monitor")
+
+
+@pytest.fixture
+def models(models: Path) -> Path:
+    """A models directory with one small model."""
+    write_package(models, classifier())
+    return models
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
+    """A gateway with two workers that the tests may hurt, but not stop."""
+    root = tmp_path_factory.mktemp("supervised")
+    write_package(root / "models", classifier())
+    with LiveGateway(root / "models", root / "state", workers=2) as live:
+        yield live
+
+
+def all_pids(gateway: LiveGateway) -> list[int]:
+    return [child["pid"] for child in gateway.ready["children"]]
+
+
+def metric(gateway: LiveGateway, name: str, label: str = "") -> float:
+    """The sum of a metric over all its series that carry *label*, as the metrics page shows it."""
+    page = gateway.control.get("/metrics")
+    assert page.status_code == 200, page.text
+    series = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", page.text, re.MULTILINE)
+    return sum(float(value) for labels, value in series if label in labels)
+
+
+def log_records(gateway: LiveGateway) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in gateway.log.splitlines() if line.startswith("{")]
+
+
+def predict(gateway: LiveGateway) -> httpx.Response:
+    row = dict.fromkeys(classifier().features, 1.0)
+    return gateway.data.post("/predict/iris", json={"rows": [row]})
+
+
+def alive_on_a_new_connection(gateway: LiveGateway, *, timeout_s: float) -> bool:
+    return httpx.get(f"{gateway.data_url}/livez", timeout=timeout_s).status_code == 200
+
+
+# -- what dies comes back --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_killed_child_comes_back_and_serving_goes_on(gateway: LiveGateway, role: ChildRole) -> None:
+    before = metric(gateway, "sluicegate_process_restarts_total", f'role="{role}"')
+    others = set(all_pids(gateway)) - {gateway.child_pids(role)[0]}
+    old_pid = gateway.signal_child(role)
+    while gateway.child_pids(role).get(0) in (None, old_pid):
+        assert alive_on_a_new_connection(gateway, timeout_s=20)
+    assert others < set(all_pids(gateway)), "nobody else was disturbed"
+    eventually(
+        lambda: metric(gateway, "sluicegate_process_restarts_total", f'role="{role}"') == before + 1,
+        "the restart is counted",
+    )
+    assert f"{'worker-0' if role == 'worker' else role} died: killed by SIGKILL" in gateway.log
+
+
+def test_counts_of_a_killed_worker_stay_on_the_page(gateway: LiveGateway) -> None:
+    for _ in range(20):
+        assert predict(gateway).status_code == 200
+    eventually(lambda: metric(gateway, "sluicegate_requests_total") >= 20, "the predictions are counted")
+    before = metric(gateway, "sluicegate_requests_total")
+    for slot in (0, 1):
+        gateway.kill("worker", slot)
+    assert metric(gateway, "sluicegate_requests_total") == before
+
+
+def test_the_status_document_of_a_dead_worker_is_removed_and_its_successor_writes_one(gateway: LiveGateway) -> None:
+    status = gateway.run_dir / "status" / "worker-1.json"
+    old_pid = gateway.signal_child("worker", 1, signal.SIGSTOP)
+    os.kill(old_pid, signal.SIGKILL)
+    new_pid = gateway.wait_replaced("worker", 1, old_pid)
+    assert eventually(lambda: json.loads(status.read_text())["pid"] == new_pid, "the successor writes its status")
+
+
+def test_a_worker_told_to_stop_by_hand_is_replaced(gateway: LiveGateway) -> None:
+    old_pid = gateway.signal_child("worker", 0, signal.SIGTERM)
+    assert gateway.wait_replaced("worker", 0, old_pid) != old_pid
+
+
+def test_a_connection_made_while_the_only_worker_is_dead_is_answered_by_its_successor(
+    models: Path, state: Path
+) -> None:
+    with LiveGateway(models, state, role="all", settings={"supervisor": {"backoff_min_s": 0.5}}) as gateway:
+        old_pid = gateway.signal_child("worker")
+        eventually(lambda: not is_running(old_pid), "the worker is dead")
+        assert alive_on_a_new_connection(gateway, timeout_s=30)
+        assert gateway.wait_replaced("worker", 0, old_pid) != old_pid
+
+
+def test_a_child_that_hangs_is_killed_and_replaced(models: Path, state: Path) -> None:
+    settings = {"supervisor": {"heartbeat_timeout_s": 3}}
+    with LiveGateway(models, state, role="all", settings=settings) as gateway:
+        hung = {role: gateway.signal_child(role, 0, signal.SIGSTOP) for role in ROLES}
+        for role, old_pid in hung.items():
+            gateway.wait_replaced(role, 0, old_pid)
+            assert not is_running(old_pid)
+        assert gateway.log.count("is silent and is killed") == len(ROLES)
+
+
+def test_a_crash_loop_backs_off_and_leaves_its_connections_to_the_other_worker(models: Path, state: Path) -> None:
+    settings = {"supervisor": {"backoff_min_s": 1.5}}
+    with LiveGateway(models, state, workers=2, settings=settings) as gateway:
+        gateway.kill("worker", 0)
+        old_pid = gateway.signal_child("worker", 0)
+        eventually(lambda: "deaths_in_a_row" in log_records(gateway)[-1], "the second death is noted")
+        for _ in range(40):
+            assert alive_on_a_new_connection(gateway, timeout_s=1), "its share of the connections went nowhere"
+        new_pid = gateway.wait_replaced("worker", 0, old_pid)
+        deaths = [record for record in log_records(gateway) if "deaths_in_a_row" in record]
+        assert [record["deaths_in_a_row"] for record in deaths] == [1, 2]
+        assert "started again in 1.5 s" in deaths[0]["message"]
+        assert "started again in 3.0 s" in deaths[1]["message"]
+        eventually(lambda: connections_of(new_pid, gateway), "the replacement gets connections again")
+
+
+def connections_of(pid: int, gateway: LiveGateway) -> bool:
+    """Whether a new connection to the data port is taken by the process *pid*."""
+    with socket.create_connection(("127.0.0.1", int(gateway.data_url.rpartition(":")[2])), timeout=5) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert connection.recv(100)
+        ours = f":{connection.getsockname()[1]:04X} "
+        inodes = {
+            line.split()[9]
+            for line in Path("/proc/net/tcp").read_text().splitlines()
+            if line.split()[2].endswith(ours.strip())
+        }
+        targets = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+        return any(f"socket:[{inode}]" in targets for inode in inodes)
+
+
+def test_a_child_that_cannot_start_is_told_of_in_the_log_and_holds_up_nobody(models: Path, state: Path) -> None:
+    state.mkdir()
+    (state / "monitor").write_text("not a directory")
+    with LiveGateway(models, state, settings={"supervisor": {"backoff_max_s": 0.2}}, wait=False) as gateway:
+        eventually(
+            lambda: gateway.log.count("monitor died: exit code 1") >= 3, "the monitor is started again and again"
+        )
+        eventually(lambda: "worker-0 is ready" in gateway.log, "the worker serves all the same")
+        assert not gateway.is_ready_file_there
+        assert f"{state}/monitor" in gateway.log, "the log says what is wrong"
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_signal_ends_everything_with_exit_code_0(models: Path, state: Path, number: signal.Signals) -> None:
+    with LiveGateway(models, state, workers=2) as gateway:
+        pids, run_dir, address = all_pids(gateway), gateway.run_dir, gateway.ready["data"]
+        gateway.stop(number=number)
+        assert not [pid for pid in pids if is_running(pid)]
+        assert not gateway.is_ready_file_there
+        assert not run_dir.exists()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address["host"], address["port"]), timeout=5)
+
+
+def test_a_request_in_flight_at_sigterm_is_answered(models: Path, state: Path) -> None:
+    write_package(models, regressor("slow", iterations=50_000))
+    with LiveGateway(models, state) as gateway, httpx.Client(base_url=gateway.data_url, timeout=60) as client:
+        rows = [{"rooms": 1.0, "age": 2.0}]
+        answers: list[int] = []
+        request = threading.Thread(
+            target=lambda: answers.append(client.post("/predict/slow", json={"rows": rows}).status_code)
+        )
+        request.start()
+        eventually(lambda: metric(gateway, "sluicegate_in_flight_requests") == 1, "the request is in flight")
+        gateway.stop()
+        request.join()
+        assert answers == [200]
+
+
+def test_a_worker_that_does_not_stop_is_killed_when_the_budget_ends(models: Path, state: Path) -> None:
+    with LiveGateway(models, state, settings={"server": {"drain_timeout_s": 0}}) as gateway:
+        pid = gateway.signal_child("worker", 0, signal.SIGSTOP)
+        gateway.stop()
+        assert not is_running(pid)
+        assert "worker-0 did not stop in time and is killed" in gateway.log
+
+
+def test_a_second_signal_hurries(models: Path, state: Path) -> None:
+    with LiveGateway(models, state, settings={"server": {"drain_timeout_s": 3600}}) as gateway:
+        pid = gateway.signal_child("worker", 0, signal.SIGSTOP)
+        gateway.signal(signal.SIGTERM)
+        eventually(lambda: "stopping on SIGTERM" in gateway.log, "the first signal is heard")
+        gateway.signal(signal.SIGTERM)
+        gateway.wait_stopped()
+        assert not is_running(pid)
+
+
+def test_children_leave_when_the_supervisor_is_killed_and_the_next_one_takes_over(models: Path, state: Path) -> None:
+    with LiveGateway(models, state, workers=2) as gateway:
+        pids, run_dir = all_pids(gateway), gateway.run_dir
+        gateway.signal(signal.SIGKILL)
+        gateway.wait_stopped(exit_code=-signal.SIGKILL)
+        gateway.start()
+        assert not [pid for pid in pids if is_running(pid)], "the next one waits until the orphans are gone"
+        assert not run_dir.exists()
+        assert predict(gateway).status_code == 200
+
+
+# -- together and alone ------------------------------------------------------------------------------
+
+
+def test_a_second_gateway_on_the_same_state_is_refused_and_the_first_goes_on(gateway: LiveGateway) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "gateway", "serve", "--models", gateway.models, "--state", gateway.state),
+            *("--port", "0", "--control-port", "0"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert f"another sluicegate (process {gateway.pid}) runs serving on the state directory" in done.stderr
+    assert alive_on_a_new_connection(gateway, timeout_s=20)
+
+
+def test_the_parts_run_alone_on_one_state_directory(models: Path, state: Path) -> None:
+    with (
+        LiveGateway(models, state, role="control") as control,
+        LiveGateway(models, state, role="monitor") as monitor,
+        LiveGateway(models, state, role="serving") as serving,
+    ):
+        assert [child["role"] for child in control.ready["children"]] == ["control"]
+        assert [child["role"] for child in monitor.ready["children"]] == ["monitor"]
+        assert [child["role"] for child in serving.ready["children"]] == ["worker"]
+        assert (control.ready["data"], serving.ready["control"]) == (None, None)
+        assert predict(serving).status_code == 200
+
+
+def test_a_terminal_is_told_where_everything_is(models: Path, state: Path) -> None:
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "gateway", "serve", "--models", str(models), "--state", str(state)),
+            *("--host", "127.0.0.1", "--port", "0", "--control-port", "0"),
+        ],
+        stderr=terminal,
+    )
+    os.close(terminal)
+    shown = b""
+    deadline = time.monotonic() + 60
+    while b"admin token  in" not in shown and time.monotonic() < deadline:
+        shown += os.read(screen, 4096)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # raised when the other end is closed
+        while rest := os.read(screen, 4096):
+            shown += rest
+    os.close(screen)
+    assert process.wait(60) == 0
+    text = shown.decode()
+    assert re.search(r"predictions  http://127\.0\.0\.1:\d+\r\n", text), text
+    assert re.search(r"admin        http://127\.0\.0\.1:\d+\r\n", text)
+    assert f"admin token  in {state}/admin.token\r\n" in text
+    assert (state / "admin.token").read_text().strip() not in text

@@ -268,15 +268,14 @@ class OperatorUser(GatewayUser):
             second = next(name for name in flag["variants"] if name != first)
             if isinstance(step, int):
                 rule = {"fractional": [[second, step], [first, 100 - step]]}
-                self._patch(model, {"defaultVariant": first, "targeting": rule}, f"load test: {step} % {second}")
+                self._put(model, {**flag, "targeting": rule}, f"load test: {step} % {second}")
             else:
                 default = second if step == "second" else first
-                self._patch(model, {"defaultVariant": default, "targeting": None}, f"load test: all to {default}")
+                self._put(model, {**flag, "defaultVariant": default, "targeting": None}, f"load test: all {default}")
 
     def on_stop(self) -> None:
         for model, flag in self._before.items():
-            patch = {"defaultVariant": flag["defaultVariant"], "targeting": flag.get("targeting")}
-            self._patch(model, patch, "load test: as before")
+            self._put(model, flag, "load test: as before")
 
     tasks = (_step,)
 
@@ -293,18 +292,18 @@ class OperatorUser(GatewayUser):
             flag: dict[str, Any] = reply.json()
             return flag, reply.headers.get("etag", "")
 
-    def _patch(self, model: str, patch: Mapping[str, Any], reason: str) -> None:
-        """Change a model's route; that somebody else was faster is no failure."""
+    def _put(self, model: str, flag: Mapping[str, Any], reason: str) -> None:
+        """Replace a model's route; that somebody else was faster is no failure."""
         _flag, etag = self._get(model)
         headers = {
             **self._headers(),
-            "content-type": "application/merge-patch+json",
+            "content-type": "application/json",
             "if-match": etag,
             "x-change-reason": reason,
         }
         url = f"{self._url}/{quote(model)}.route"
         with self.client.request(
-            "PATCH", url, tally.CHANGE_FLAG, data=json.dumps(patch), headers=headers, catch_response=True
+            "PUT", url, tally.CHANGE_FLAG, data=json.dumps(flag), headers=headers, catch_response=True
         ) as reply:
             if reply.status_code == CONFLICT:
                 reply.success()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from gateway.codecs.codec import Codec
-from gateway.errors import BodyTooLarge, Draining, InvalidInput, TooManyInFlight, UnsupportedEncoding
+from gateway.errors import BodyTooLarge, InvalidInput, TooManyInFlight, UnsupportedEncoding
 from gateway.serving.call import Call
 from gateway.settings import LimitSettings
 
@@ -29,7 +29,6 @@ class Admission:
         # Ids must differ between workers and boots; they are no secret.
         self._random_bits = random_bits or random.Random().getrandbits
         self.in_flight = 0
-        self.draining = False
 
     @property
     def max_body_bytes(self) -> int:
@@ -42,10 +41,8 @@ class Admission:
     def open(self, codec: Codec, model: str, pinned: str | None, headers: Mapping[str, str]) -> Call:
         """Admit a request by its head. headers: lower-case names. The door calls `close` once it is answered.
 
-        Raises Draining, TooManyInFlight, BodyTooLarge, UnsupportedEncoding, InvalidInput.
+        Raises TooManyInFlight, BodyTooLarge, UnsupportedEncoding, InvalidInput.
         """
-        if self.draining:
-            raise Draining("this worker is stopping; ask again")
         if self.in_flight >= self._settings.max_in_flight:
             raise TooManyInFlight(f"{self.in_flight} requests are in flight in this worker, the most it takes")
         length = headers.get("content-length")

@@ -36,6 +36,9 @@ from gateway.settings import Settings
 
 log = getLogger(__name__)
 
+# How long a starting worker holds back from accepting connections; then it answers 503 for what is still not warm.
+READY_TIMEOUT_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -83,7 +86,7 @@ def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Wo
         sampling_rate=settings.sampling.rate,
     )
     native, oip = (PredictionEndpoint(codec, admission, pipeline, counts) for codec in codecs)
-    questions = Questions(router, registry, admission, lambda: watch.ready)
+    questions = Questions(router, registry, watch.ready.is_set)
     app = Starlette(
         routes=[
             Route("/predict/{model}", native),
@@ -192,14 +195,32 @@ async def _serve(
         )
     )
 
+    stopped = asyncio.Event()
+
     def stop() -> None:
-        worker.admission.draining = True
         server.should_exit = True
+        stopped.set()
 
     loop.add_reader(lifeline_fd, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn takes them over
+        loop.add_signal_handler(number, stop)
     async with _background(worker, run_dir, slot=slot, boot=boot, beat=lambda: report("beat")):
-        await server.serve(sockets=[listener])
+        # Connections wait in the kernel meanwhile: a worker that takes the place of a dead one refuses nobody.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_first(worker.watch.ready, stopped), READY_TIMEOUT_S)
+        if not stopped.is_set():
+            await server.serve(sockets=[listener])
     loop.remove_reader(lifeline_fd)
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Wait until one of the events is set."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def run_worker(

@@ -145,10 +145,9 @@ def _json(content: Any, status: int = 200) -> Response:
 class Questions:
     """GETs about health and models; each is short and never blocks."""
 
-    def __init__(self, router: Router, registry: Registry, admission: Admission, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, router: Router, registry: Registry, is_ready: Callable[[], bool]) -> None:
         self._router = router
         self._registry = registry
-        self._admission = admission
         self._is_ready = is_ready
 
     async def live(self, request: Request) -> Response:
@@ -157,7 +156,7 @@ class Questions:
 
     async def ready(self, request: Request) -> Response:
         """Whether this worker should get traffic."""
-        ready = self._is_ready() and not self._admission.draining
+        ready = self._is_ready()
         # tritonclient looks at the status only; the kserve client reads both keys.
         return _json({"ready": ready, "live": True}, 200 if ready else 503)
 

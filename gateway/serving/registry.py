@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -25,6 +26,8 @@ log = getLogger(__name__)
 State = Literal["loading", "warm", "failed"]
 # How often a failed version looks whether its package has changed.
 _RETRY_S = 1.0
+# As of nice(1), for the threads that load.
+_LOAD_NICENESS = 10
 
 
 class LiveVersion:
@@ -168,6 +171,8 @@ class Registry:
 
     def _load(self, model: str, version: str, slot: _Slot) -> None:
         """In the load's own thread: load, and after a failure wait for the package to change."""
+        # Lower than the threads that answer: a load or a first run that takes all it can get must not slow them.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOAD_NICENESS)
         while not slot.dismissed.is_set():
             stamp = self._source.stamp(model, version)
             try:

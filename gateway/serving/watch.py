@@ -59,7 +59,7 @@ class Watch:
         self._refused: dict[str, str] = {}  # models whose newest flags this worker cannot read, with the reason
         self._store_failed = False
         self.changed = asyncio.Event()  # something that the status document tells has changed
-        self.ready = False
+        self.ready = asyncio.Event()
 
     async def follow(self) -> None:
         """Poll the store for ever; the poll costs some microseconds."""
@@ -140,8 +140,8 @@ class Watch:
                 self._adopt(model, Adopted(route, compile_options(self._document, model)))
         self._registry.reconcile(self._wanted())
         self._set_batching()
-        if not self.ready and self._is_ready():
-            self.ready = True
+        if not self.ready.is_set() and self._is_ready():
+            self.ready.set()
             self._on_ready()
         self.changed.set()
 

@@ -30,6 +30,12 @@ def must_change(gateway: LiveGateway, key: str, patch: Mapping[str, Any]) -> int
     return int(reply.headers["etag"].strip('"'))
 
 
+def declare(gateway: LiveGateway, model: str, variant: str, version: str) -> None:
+    """Add a variant at weight 0 and wait until its version is warm in every worker."""
+    must_change(gateway, f"{model}.route", {"variants": {variant: version}})
+    wait_warm(gateway, model, version)
+
+
 def split(canary: int) -> dict[str, Any]:
     """A targeting that gives *canary* percent to the variant of that name."""
     return {"fractional": [["canary", canary], ["stable", 100 - canary]]}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.builders import Linear, classifier, write_package
-from tests.end_to_end.flags import must_change, split, wait_adopted, wait_warm
+from tests.end_to_end.flags import declare, must_change, split, wait_adopted
 from tests.live import LiveGateway
 from tests.traffic import Client
 
@@ -73,13 +73,11 @@ class Watchers:
 def test_versions_and_flags_change_under_load_without_a_failed_request(tmp_path: Path) -> None:
     models = tmp_path / "models"
     versions = {version: classifier("iris", version) for version in ("1", "2", "3")}
-    for version in ("1", "2"):
-        write_package(models, versions[version], golden=True)
+    write_package(models, versions["1"], golden=True)
 
     with LiveGateway(models, tmp_path / "state", workers=2) as gateway:
-        must_change(gateway, "iris.route", {"variants": {"stable": "1", "canary": "2"}, "targeting": None})
-        wait_warm(gateway, "iris", "1")
-        wait_warm(gateway, "iris", "2")
+        write_package(models, versions["2"], golden=True)
+        declare(gateway, "iris", "canary", "2")
         wait_adopted(gateway, "iris", must_change(gateway, "iris.route", {"targeting": split(10)}))
         watchers = Watchers(versions)
 
@@ -87,8 +85,7 @@ def test_versions_and_flags_change_under_load_without_a_failed_request(tmp_path:
             """In a thread: what an operator does in those ten seconds."""
             begun_s = time.monotonic()
             write_package(models, versions["3"], golden=True)
-            must_change(gateway, "iris.route", {"variants": {"next": "3"}})  # added at weight 0
-            wait_warm(gateway, "iris", "3")
+            declare(gateway, "iris", "next", "3")  # added
             time.sleep(max(0.0, begun_s + SECONDS / 3 - time.monotonic()))
             flip = {"defaultVariant": "stable", "variants": {"stable": "1", "canary": "3", "next": None}}
             must_change(gateway, "iris.route", flip)  # version 2 is no longer named: it is removed
@@ -115,11 +112,10 @@ def test_versions_and_flags_change_under_load_without_a_failed_request(tmp_path:
 def test_the_shares_of_a_canary_are_what_the_flag_says(tmp_path: Path) -> None:
     """Ten thousand keys at 10 %: five standard deviations are 1.5 points."""
     models = tmp_path / "models"
-    for version in ("1", "2"):
-        write_package(models, classifier("iris", version))
+    write_package(models, classifier("iris", "1"))
     with LiveGateway(models, tmp_path / "state") as gateway:
-        must_change(gateway, "iris.route", {"variants": {"stable": "1", "canary": "2"}, "targeting": None})
-        wait_warm(gateway, "iris", "2")
+        write_package(models, classifier("iris", "2"))
+        declare(gateway, "iris", "canary", "2")
         wait_adopted(gateway, "iris", must_change(gateway, "iris.route", {"targeting": split(10)}))
         body = json.dumps({"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]})
         seen: Counter[str] = Counter()

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.builders import classifier, write_package
-from tests.end_to_end.flags import must_change, wait_adopted, wait_warm
+from tests.end_to_end.flags import declare, must_change, wait_adopted
 from tests.live import LiveGateway, eventually
 from tests.traffic import Client
 
@@ -36,12 +36,12 @@ async def client(url: str, seen: Counter[str], until_s: float) -> None:
 
 def test_a_killed_worker_breaks_its_own_connections_only_and_is_replaced(tmp_path: Path) -> None:
     with LiveGateway(two_versions(tmp_path / "models"), tmp_path / "state", workers=2) as gateway:
-        must_change(gateway, "iris.route", {"variants": {"stable": "1", "canary": "2"}, "targeting": None})
-        wait_warm(gateway, "iris", "2")
+        declare(gateway, "iris", "canary", "1")
         seen: Counter[str] = Counter()
         clients = 40
 
         def kill_and_change() -> int:
+            eventually(lambda: seen["200"] > 10 * clients, "all clients are being answered")
             old_pid = gateway.signal_child("worker", 0)
             # acknowledged while a worker is dead: it must hold for its replacement too
             revision = must_change(gateway, "iris.route", {"state": "DISABLED"})
@@ -93,8 +93,8 @@ def test_serving_goes_on_while_control_and_monitor_are_dead(tmp_path: Path) -> N
 def test_a_start_without_a_readable_store_serves_the_last_known_good(tmp_path: Path) -> None:
     models = two_versions(tmp_path / "models")
     with LiveGateway(models, tmp_path / "state") as gateway:
-        must_change(gateway, "iris.route", {"variants": {"stable": "1"}})
-        wait_warm(gateway, "iris", "1")
+        declare(gateway, "iris", "canary", "1")
+        must_change(gateway, "iris.route", {"defaultVariant": "canary"})
     (tmp_path / "state" / "flags.sqlite").write_bytes(b"this is no database" * 100)
     for leftover in ("flags.sqlite-wal", "flags.sqlite-shm"):
         (tmp_path / "state" / leftover).unlink(missing_ok=True)

@@ -102,7 +102,8 @@ class RuleCompiler:
     def operation(self, expression: Mapping[str, Json], where: str) -> tuple[str, Json, str]:
         """The operator of a JsonLogic object, its arguments as written, and where they stand."""
         if len(expression) != 1:
-            raise InvalidFlag(where, f"an object with {len(expression)} keys", "one operator")
+            came = f"an object with the keys {', '.join(map(repr, expression))}"[:80]
+            raise InvalidFlag(where, came, "one operator (a merge patch keeps the old one unless it says null to it)")
         name, args = next(iter(expression.items()))
         if name not in OPERATORS:
             raise InvalidFlag(where, f"the operator {name!r}", f"one of {' '.join(sorted(OPERATORS))}")

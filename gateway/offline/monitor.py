@@ -37,7 +37,7 @@ _TIDY_S = 60.0
 _SAVE_S = 5.0
 # What one step reads at most (about 0.2 s of work), so that it beats and reports while it catches up.
 _STEP_BYTES = 4 * 1024 * 1024
-# Reports and saves rest this many times as long as they took: however large the windows, they cost 10 % of a core.
+# Reports and saves rest this many times what they cost: however large the windows, that is 10 % of a core at most.
 _REST = 10
 # A package without a reference is looked at again, since it may be on its way.
 _RETRY_S = 10.0
@@ -261,20 +261,23 @@ def _or_nan(value: float | None) -> float:
 
 
 class _Schedule:
-    """When something that costs time is due again: after *every_s*, or longer if it took long."""
+    """When something that costs processor time is due again: after *every_s*, or later if it cost much."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._due_at = 0.0
+        self._is_first = True
 
     def is_due(self) -> bool:
         return time.monotonic() >= self._due_at
 
     def run(self, work: Callable[[], None]) -> None:
-        started = time.monotonic()
+        spent_s = -time.thread_time()
         work()
-        ended = time.monotonic()
-        self._due_at = ended + max(self._every_s, _REST * (ended - started))
+        spent_s += time.thread_time()
+        if self._is_first:  # libraries were loaded, which says nothing of the next time
+            self._is_first, spent_s = False, 0.0
+        self._due_at = time.monotonic() + max(self._every_s, _REST * spent_s)
 
 
 def run_monitor(

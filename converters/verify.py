@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -182,7 +183,9 @@ def _difference(expected: Tensors, found: Tensors, rows: int, tolerance: float) 
                 apart = np.abs(a - b)
             apart[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
             apart[np.isnan(apart)] = np.inf
-            allowed = tolerance + RELATIVE * np.abs(a) if name == "value" else tolerance
+            # What is no number is either the same or too far: it widens no tolerance.
+            size = np.abs(np.where(np.isfinite(a), a, 0.0)) if name == "value" else 0.0
+            allowed = tolerance + RELATIVE * size
             largest = np.maximum(largest, apart.max(axis=1, initial=0.0))
             over |= (apart > allowed).any(axis=1)
     return largest, over
@@ -198,5 +201,6 @@ def _told(expected: Tensors, found: Tensors, difference: Array, row: int) -> Map
     name = "label" if "label" in expected else "value"
     for whose, outputs in (("original", expected), ("onnx", found)):
         value = outputs[name][row].ravel()[0] if outputs[name].ndim > 1 else outputs[name][row]
-        told[whose] = value.decode() if isinstance(value, bytes) else value.item()
+        plain = value.decode() if isinstance(value, bytes) else value.item()
+        told[whose] = plain if not isinstance(plain, float) or math.isfinite(plain) else str(plain)
     return told

@@ -92,11 +92,11 @@ def _tell(converted: Converted, out: Path, *, as_json: bool) -> None:
         report = {key: plain[key] for key in ("name", "version", "parity", "quantization", "metrics", "lineage")}
         print(json.dumps({"package": str(converted.path), **report}, indent=1))
         return
-    from gateway.cli.package_view import console, print_report
+    from gateway.cli.package_view import console, print_report, say
 
     screen = console()
     print_report(screen, manifest)
-    screen.print(f"wrote {converted.path}; serve it with: sluicegate serve --models {out}")
+    say(screen, f"wrote {converted.path}; serve it with: sluicegate serve --models {out}")
 
 
 def _tell_refusal(error: ConversionRefused, *, as_json: bool) -> int:
@@ -104,12 +104,12 @@ def _tell_refusal(error: ConversionRefused, *, as_json: bool) -> int:
         document: dict[str, Any] = {"error": {"code": error.code, "message": str(error)}, "parity": error.report}
         print(json.dumps(document, indent=1))
     elif error.report is not None:
-        from gateway.cli.package_view import console, parity_notes, parity_table
+        from gateway.cli.package_view import console, parity_notes, parity_table, say
 
         screen = console()
         screen.print(parity_table(error.report))
         for note in parity_notes(error.report):
-            screen.print(note)
+            say(screen, note)
     print(f"sluicegate: {error}", file=sys.stderr)
     return 1
 

@@ -55,12 +55,12 @@ def _show(options: argparse.Namespace) -> int:
         plain = [None if manifest is None else dataclasses.asdict(manifest) for _, manifest in found]
         print(json.dumps(plain, indent=1))
         return 0
-    from gateway.cli.package_view import console, print_manifest
+    from gateway.cli.package_view import console, print_manifest, say
 
     screen = console()
     for package, manifest in found:
         if manifest is None:
-            screen.print(f"{package.parent.name} {package.name}: only model.onnx, no manifest")
+            say(screen, f"{package.parent.name} {package.name}: only model.onnx, no manifest")
         else:
             print_manifest(screen, manifest)
     return 0

@@ -24,6 +24,11 @@ def console() -> Console:
     return Console(width=width, markup=False, highlight=False, emoji=False)
 
 
+def say(out: Console, text: str) -> None:
+    """Print a sentence, which may be longer than the screen is wide and is not broken by us."""
+    out.print(text, soft_wrap=True)
+
+
 def parity_table(parity: Mapping[str, Any]) -> Table:
     """What was compared when the model was converted."""
     table = _table(
@@ -108,7 +113,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
 def print_manifest(out: Console, manifest: Manifest) -> None:
     """All that a person may want to know of a package."""
     signature = manifest.signature
-    out.print(f"{manifest.name} {manifest.version}: {manifest.framework.get('estimator', 'unknown estimator')}")
+    say(out, f"{manifest.name} {manifest.version}: {manifest.framework.get('estimator', 'unknown estimator')}")
     tensors = _table("Inputs and outputs", "", "name", "datatype", "shape")
     for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:
@@ -121,7 +126,7 @@ def print_manifest(out: Console, manifest: Manifest) -> None:
         features.add_row(feature.name, place, feature.kind, "yes" if feature.missing_allowed else "no", known)
     out.print(features)
     if signature.classes is not None:
-        out.print(f"classes: {', '.join(map(str, signature.classes))}")
+        say(out, f"classes: {', '.join(map(str, signature.classes))}")
     print_report(out, manifest)
     origin = {"created": manifest.created, **manifest.lineage, **manifest.libraries}
     lineage = _table("Lineage", "", "")
@@ -135,14 +140,14 @@ def print_report(out: Console, manifest: Manifest) -> None:
     if manifest.parity:
         out.print(parity_table(manifest.parity))
         for note in parity_notes(manifest.parity):
-            out.print(note)
+            say(out, note)
     if manifest.quantization:
         if manifest.quantization.get("candidates"):
             out.print(decision_table(manifest.quantization))
-        out.print(quantization_text(manifest.quantization))
+        say(out, quantization_text(manifest.quantization))
     if manifest.metrics:
         out.print(metrics_table(manifest.metrics))
-        out.print(manifest.metrics["note"])
+        say(out, manifest.metrics["note"])
 
 
 def _points(drop: float | None) -> str:

@@ -1,0 +1,132 @@
+"""``sluicegate convert``: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from converters.convert import Order
+from gateway.cli import main
+from gateway.models.source import DirectorySource
+from tests.converters.bench import TARGET, Rows, cancer, mixed, mixed_pipeline, order
+
+
+@pytest.fixture(scope="module")
+def ordered(tmp_path_factory: pytest.TempPathFactory) -> Order:
+    """A fitted pipeline and its rows on disk."""
+    rows = cancer()
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(rows.features, rows.truth)
+    return order(tmp_path_factory.mktemp("ordered"), pipeline, rows)
+
+
+def arguments(ordered: Order, out: Path, *options: str) -> list[str]:
+    """The command that converts what was ordered."""
+    named = ("--name", "cancer", "--version", "1", "--data", str(ordered.data), "--out", str(out))
+    return ["convert", str(ordered.model), *named, *options]
+
+
+def as_process(ordered: Order, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "gateway", *arguments(ordered, out, *options))
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_package_is_written_and_the_report_tells_what_was_compared(ordered: Order, tmp_path: Path) -> None:
+    done = as_process(ordered, tmp_path / "models", "--target", TARGET, "--trust")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "no progress bar where nobody looks"
+    for words in ("rows rounded to float32", "rows as they are", "569", "a row alone and in company", "accuracy"):
+        assert words in done.stdout
+    assert "not applicable: linear" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith(f"wrote {tmp_path / 'models' / 'cancer' / '1'}; serve it with")
+    assert DirectorySource(tmp_path / "models").versions() == {"cancer": ["1"]}
+
+
+def test_without_trust_nothing_is_loaded_and_the_way_on_is_named(ordered: Order, tmp_path: Path) -> None:
+    done = as_process(ordered, tmp_path / "models")
+    assert done.returncode == 1
+    assert "--trust" in done.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_refusal_exits_with_1_and_prints_what_was_compared(tmp_path: Path) -> None:
+    rows = cancer()
+    made = order(tmp_path, HistGradientBoostingClassifier(max_iter=10).fit(rows.features, rows.truth), rows)
+    done = as_process(made, tmp_path / "models", "--target", TARGET, "--trust")
+    assert done.returncode == 1
+    assert "does not answer as HistGradientBoostingClassifier does" in done.stderr
+    assert "rows rounded to float32" in done.stdout
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_refusal_as_json_holds_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = cancer()
+    made = order(tmp_path, HistGradientBoostingClassifier(max_iter=10).fit(rows.features, rows.truth), rows)
+    assert main(arguments(made, tmp_path / "models", "--target", TARGET, "--trust", "--json")) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["error"]["code"] == "conversion_refused"
+    assert report["parity"]["float32_rows"]["over_tolerance"] > 0
+
+
+def test_the_report_as_json_is_one_document(ordered: Order, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--target", TARGET, "--held-out", "--trust", "--json")
+    assert main(arguments(ordered, tmp_path / "models", *options)) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["package"] == str(tmp_path / "models" / "cancer" / "1")
+    assert report["parity"]["agrees"] is True
+    assert report["parity"]["raw_rows"]["rows"] == 569
+    assert report["quantization"]["chosen"] == "float32"
+    assert report["metrics"]["known_held_out"] is True
+
+
+def test_features_are_shown_as_they_are_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = mixed()
+    renamed = rows.features.rename(columns={"smoothness": "[red]smoothness"})
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    numbers = renamed[["area", "[red]smoothness"]]
+    made = order(tmp_path, pipeline.fit(numbers, rows.truth), Rows(renamed, rows.truth))
+    assert main(arguments(made, tmp_path / "models", "--target", TARGET, "--trust")) == 0
+    assert "columns that are no features were left out: size, code" in capsys.readouterr().out
+    assert main(["models", "show", str(tmp_path / "models")]) == 0
+    assert "[red]smoothness" in capsys.readouterr().out
+
+
+def test_wrong_arguments_exit_with_2_and_wrong_rows_with_1(
+    ordered: Order, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments(ordered, tmp_path, "--quantize", "always"))
+    assert ended.value.code == 2
+    assert main(arguments(ordered, tmp_path, "--target", "verdict", "--trust")) == 1
+    assert "target: expected a column of the data" in capsys.readouterr().err
+
+
+def test_the_commit_of_the_models_repository_is_kept(
+    ordered: Order, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    model = repository / "model.joblib"
+    model.write_bytes(ordered.model.read_bytes())
+    git = ("git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@example.org")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "model")):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    made = dataclasses.replace(ordered, model=model)
+    assert main(arguments(made, tmp_path / "models", "--target", TARGET, "--trust", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["lineage"]["git_commit"] == commit
+
+
+def test_a_mixed_pipeline_is_converted_from_a_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = mixed()
+    made = order(tmp_path, mixed_pipeline().fit(rows.features, rows.truth), rows, file="rows.csv")
+    assert main(arguments(made, tmp_path / "models", "--target", TARGET, "--trust")) == 0
+    assert "texts never seen: allowed for 2 of 2 features" in capsys.readouterr().out

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.builders import classifier, regressor, write_package
+from tests.builders import classifier, write_package
 from tests.live import ChildRole, LiveGateway, eventually, is_running
 
 ROLES: tuple[ChildRole, ...] = ("worker", "control", "monitor")
@@ -90,9 +89,12 @@ def test_counts_of_a_killed_worker_stay_on_the_page(gateway: LiveGateway) -> Non
         assert predict(gateway).status_code == 200
     eventually(lambda: metric(gateway, "sluicegate_requests_total") >= 20, "the predictions are counted")
     before = metric(gateway, "sluicegate_requests_total")
+    dead = list(gateway.child_pids("worker").values())
     for slot in (0, 1):
         gateway.kill("worker", slot)
     assert metric(gateway, "sluicegate_requests_total") == before
+    files = [path.name for path in (gateway.run_dir / "metrics").iterdir()]
+    assert not [name for name in files for pid in dead if f"_{pid}." in name], "files of the dead would pile up"
 
 
 def test_the_status_document_of_a_dead_worker_is_removed_and_its_successor_writes_one(gateway: LiveGateway) -> None:
@@ -133,9 +135,9 @@ def test_a_crash_loop_backs_off_and_leaves_its_connections_to_the_other_worker(m
     with LiveGateway(models, state, workers=2, settings=settings) as gateway:
         gateway.kill("worker", 0)
         old_pid = gateway.signal_child("worker", 0)
-        eventually(lambda: "deaths_in_a_row" in log_records(gateway)[-1], "the second death is noted")
+        eventually(lambda: gateway.log.count("deaths_in_a_row") == 2, "the second death is noted")
         for _ in range(40):
-            assert alive_on_a_new_connection(gateway, timeout_s=1), "its share of the connections went nowhere"
+            assert alive_on_a_new_connection(gateway, timeout_s=2), "its share of the connections went nowhere"
         new_pid = gateway.wait_replaced("worker", 0, old_pid)
         deaths = [record for record in log_records(gateway) if "deaths_in_a_row" in record]
         assert [record["deaths_in_a_row"] for record in deaths] == [1, 2]
@@ -186,19 +188,38 @@ def test_a_stop_signal_ends_everything_with_exit_code_0(models: Path, state: Pat
             socket.create_connection((address["host"], address["port"]), timeout=5)
 
 
+class HalfSent:
+    """A prediction whose head the worker has taken, and that waits for its body."""
+
+    def __init__(self, gateway: LiveGateway) -> None:
+        self._body = json.dumps({"rows": [dict.fromkeys(classifier().features, 1.0)]}).encode()
+        address = ("127.0.0.1", int(gateway.data_url.rpartition(":")[2]))
+        self._connection = socket.create_connection(address, timeout=30)
+        head = f"POST /predict/iris HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {len(self._body)}"
+        self._connection.sendall(head.encode() + b"\r\n\r\n")
+        assert self._connection.recv(100).startswith(b"HTTP/1.1 100"), "the worker reads the body"
+
+    def finish(self) -> bytes:
+        """Send the body; returns the status line of the answer."""
+        with self._connection:
+            self._connection.sendall(self._body)
+            return self._connection.recv(1000).split(b"\r\n")[0]
+
+
 def test_a_request_in_flight_at_sigterm_is_answered(models: Path, state: Path) -> None:
-    write_package(models, regressor("slow", iterations=50_000))
-    with LiveGateway(models, state) as gateway, httpx.Client(base_url=gateway.data_url, timeout=60) as client:
-        rows = [{"rooms": 1.0, "age": 2.0}]
-        answers: list[int] = []
-        request = threading.Thread(
-            target=lambda: answers.append(client.post("/predict/slow", json={"rows": rows}).status_code)
-        )
-        request.start()
-        eventually(lambda: metric(gateway, "sluicegate_in_flight_requests") == 1, "the request is in flight")
-        gateway.stop()
-        request.join()
-        assert answers == [200]
+    with LiveGateway(models, state) as gateway:
+        request = HalfSent(gateway)
+        gateway.signal(signal.SIGTERM)
+        eventually(lambda: is_refused(gateway), "new connections are refused, and do not wait for nobody")
+        assert request.finish() == b"HTTP/1.1 200 OK"
+        gateway.wait_stopped()
+
+
+def is_refused(gateway: LiveGateway) -> bool:
+    try:
+        return not alive_on_a_new_connection(gateway, timeout_s=1)
+    except httpx.ConnectError:
+        return True
 
 
 def test_a_worker_that_does_not_stop_is_killed_when_the_budget_ends(models: Path, state: Path) -> None:
@@ -219,13 +240,19 @@ def test_a_second_signal_hurries(models: Path, state: Path) -> None:
         assert not is_running(pid)
 
 
-def test_children_leave_when_the_supervisor_is_killed_and_the_next_one_takes_over(models: Path, state: Path) -> None:
+def test_children_finish_when_the_supervisor_is_killed_and_the_next_one_waits_for_them(
+    models: Path, state: Path
+) -> None:
     with LiveGateway(models, state, workers=2) as gateway:
+        request = HalfSent(gateway)
         pids, run_dir = all_pids(gateway), gateway.run_dir
         gateway.signal(signal.SIGKILL)
         gateway.wait_stopped(exit_code=-signal.SIGKILL)
-        gateway.start()
-        assert not [pid for pid in pids if is_running(pid)], "the next one waits until the orphans are gone"
+        gateway.start(wait=False)
+        eventually(lambda: "waiting for the children of a supervisor" in gateway.log, "the next one waits")
+        assert request.finish() == b"HTTP/1.1 200 OK"
+        gateway.wait_ready()
+        assert not [pid for pid in pids if is_running(pid)]
         assert not run_dir.exists()
         assert predict(gateway).status_code == 200
 

@@ -1,0 +1,233 @@
+"""``sluicegate samples``: look at the newest rows of the sample log, or take rows of it elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import GatewayError
+
+if TYPE_CHECKING:
+    from gateway.cli import Subparsers
+    from gateway.samples.search import Selection
+
+Row = tuple[dict[str, Any], bytes]
+
+_ROWS_PER_TABLE = 20_000
+_INFINITE = {"Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("samples", help="show or export sampled predictions")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    tail = verbs.add_parser(
+        "tail",
+        help="show the newest rows",
+        description="Show the newest sampled rows, oldest first: when, which model, version and variant answered, what "
+        "the cache did, the outputs, the inputs. Reads the files of this machine; the gateway need not run.",
+    )
+    tail.add_argument("-n", dest="rows", metavar="N", type=_count, default=10, help="how many rows (default: 10)")
+    tail.add_argument("--json", action="store_true", help="print the lines as they stand in the log")
+    tail.set_defaults(run=_tail)
+    export = verbs.add_parser(
+        "export",
+        help="write rows to a Parquet, CSV or JSON Lines file",
+        description="Write sampled rows to one file: .parquet or .csv with a column per field, input and output "
+        "(inputs.NAME, outputs.NAME), or .jsonl with the lines as they are.",
+    )
+    export.add_argument("--out", metavar="FILE", type=Path, required=True, help="FILE.parquet, FILE.csv or FILE.jsonl")
+    export.add_argument("--since", metavar="TIME", type=_time_ns, help="from this time on: 2026-03-01T10:00 (UTC)")
+    export.add_argument("--until", metavar="TIME", type=_time_ns, help="up to, but not including, this time")
+    export.set_defaults(run=_export)
+    for verb in (tail, export):
+        verb.add_argument("--state", metavar="DIR", help="the gateway's state directory (default: state)")
+        verb.add_argument("--model", metavar="M", help="only this model")
+        verb.add_argument("--version", metavar="V", help="only this version")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _time_ns(text: str) -> int:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a time like 2026-03-01T10:00, got {text!r}") from error
+    return int((time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp() * 10**9)
+
+
+def _log(options: argparse.Namespace) -> Path:
+    """The sample log of the state directory that the options or the settings name."""
+    from gateway import settings
+    from gateway.cli.serve import DEFAULT_CONFIG
+
+    config = DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None
+    root = settings.load(config, os.environ, {"paths.state": options.state}).sample_log_path
+    if not root.is_dir():
+        raise GatewayError(f"there is no sample log {root}; name the gateway's state directory with --state")
+    return root
+
+
+# -- tail -----------------------------------------------------------------------------------------
+
+
+def _tail(options: argparse.Namespace) -> int:
+    from gateway.samples.search import Selection, newest
+
+    root = _log(options)
+    found = newest(root, options.rows, Selection(options.model, options.version))
+    if options.json:
+        for _record, line in found:
+            sys.stdout.write(line.decode())
+        return 0
+    if not found:
+        print(f"no such samples in {root}", file=sys.stderr)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for record, _line in found:
+        print(_text(record)[:width])
+    return 0
+
+
+def _text(record: dict[str, Any]) -> str:
+    """``2026-03-01 10:00:00.123 iris 1 stable miss | label=0 ... | sepal_length=5.1 ...``"""
+    time = datetime.fromtimestamp(record["ts_ns"] / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    place = f"{time} {record['model']} {record['version']} {record['variant']} {record['cache']}"
+    return " | ".join((place, _pairs(record["outputs"]), _pairs(record["inputs"])))
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    shown = ((name, f"{value:.6g}" if isinstance(value, float) else value) for name, value in values.items())
+    return " ".join(f"{name}={value}" for name, value in shown)
+
+
+# -- export -----------------------------------------------------------------------------------------
+
+
+def _export(options: argparse.Namespace) -> int:
+    from gateway.samples.search import Selection
+
+    writers: dict[str, Callable[[Iterable[Row], Path], int]] = {
+        ".parquet": _write_parquet,
+        ".csv": _write_csv,
+        ".jsonl": _write_jsonl,
+    }
+    write = writers.get(options.out.suffix)
+    if write is None:
+        raise GatewayError(f"--out: expected a file that ends in {', '.join(writers)}, got {options.out}")
+    root = _log(options)
+    selection = Selection(options.model, options.version, options.since, options.until)
+    partial = options.out.with_name(f".{options.out.name}.partial")
+    try:
+        with _progress(root, selection) as rows:
+            written = write(rows, partial)
+        partial.replace(options.out)
+    except OSError as error:
+        raise GatewayError(f"cannot export to {options.out}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{written} rows written to {options.out}", file=sys.stderr)
+    return 0
+
+
+@contextmanager
+def _progress(root: Path, selection: Selection) -> Iterator[Iterator[Row]]:
+    """The selected rows, counted on the screen while they are read if there is a screen."""
+    from gateway.samples.search import select
+
+    rows = select(root, selection)
+    if not sys.stderr.isatty():
+        yield rows
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed} rows"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("export", total=None)
+
+        def counted() -> Iterator[Row]:
+            for row in rows:
+                yield row
+                progress.advance(task)
+
+        yield counted()
+
+
+def _write_jsonl(rows: Iterable[Row], path: Path) -> int:
+    written = 0
+    with path.open("wb") as file:
+        for _record, line in rows:
+            file.write(line)
+            written += 1
+    return written
+
+
+def _write_parquet(rows: Iterable[Row], path: Path) -> int:
+    table = _table(rows)
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+    return int(table.num_rows)
+
+
+def _write_csv(rows: Iterable[Row], path: Path) -> int:
+    table = _table(rows)
+    import pyarrow.csv
+
+    pyarrow.csv.write_csv(table, path)
+    return int(table.num_rows)
+
+
+def _table(rows: Iterable[Row]) -> Any:
+    """All rows as one Arrow table, a column per field, input and output; absent ones are null."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise GatewayError("Parquet and CSV need pyarrow: install sluicegate[monitor]") from error
+    tables = []
+    rest = iter(rows)
+    try:
+        while some := [_flat(record) for record, _line in islice(rest, _ROWS_PER_TABLE)]:
+            names = dict.fromkeys(name for row in some for name in row)
+            tables.append(pyarrow.table({name: _column([row.get(name) for row in some]) for name in names}))
+        return pyarrow.concat_tables(tables, promote_options="permissive") if tables else pyarrow.table({})
+    except (pyarrow.ArrowTypeError, pyarrow.ArrowInvalid) as error:
+        raise GatewayError(
+            "these rows do not fit into one table, since a column of one name holds different kinds of values; "
+            "choose one --model and --version, or export to .jsonl"
+        ) from error
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": found for inner, found in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """*values* as one Arrow type: infinities as numbers, the summary of a wide tensor as text."""
+    import orjson
+
+    kinds = {type(value) for value in values}
+    if dict in kinds:
+        return [orjson.dumps(value).decode() if isinstance(value, dict) else value for value in values]
+    if str in kinds and kinds & {int, float}:
+        if all(value in _INFINITE for value in values if isinstance(value, str)):
+            return [_INFINITE[value] if isinstance(value, str) else value for value in values]
+        return [None if value is None else str(value) for value in values]  # two versions that mean different things
+    return values

@@ -146,4 +146,4 @@ def test_a_feature_may_not_have_the_name_of_an_output(tmp_path: Path) -> None:
     rows = cancer()
     renamed = Rows(rows.features.rename(columns={"mean radius": "label"}), rows.truth)
     with pytest.raises(InvalidInput, match="'label'"):
-        converted(tmp_path, LogisticRegression(max_iter=10_000), renamed)
+        converted(tmp_path, LogisticRegression(solver="newton-cholesky"), renamed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -42,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     on stderr if they make no sense.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    # Official builds of ONNX Runtime since 1.29 tell its maker about every model that they load. It looks when it is
+    # imported, and children inherit it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         options = _parser(arguments).parse_args(arguments)
         code: int = options.run(options)
@@ -68,8 +70,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     named = arguments[0] if arguments else ""
     modules = [_VERBS[named]] if named in _VERBS else list(_VERBS.values())
     for module in modules:
-        if importlib.util.find_spec(f"gateway.cli.{module}") is not None:
-            importlib.import_module(f"gateway.cli.{module}").add_parser(subparsers)
+        importlib.import_module(f"gateway.cli.{module}").add_parser(subparsers)
     version = subparsers.add_parser("version", help="print the version")
     version.set_defaults(run=_print_version)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,9 @@ HEAVY = (
 )
 
 
+VERBS = ("serve", "demo", "convert", "models", "flags", "drift", "samples", "audit", "token", "loadtest")
+
+
 def test_help_lists_the_verbs_and_imports_nothing_heavy() -> None:
     script = (
         "import sys; from gateway.cli import main\n"
@@ -29,8 +33,17 @@ def test_help_lists_the_verbs_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "serve" in done.stdout
+    verbs = re.findall(r"^    (\w+)  +\w", done.stdout, re.MULTILINE)
+    assert verbs == [*VERBS, "version"]
     assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: sluicegate {verb}" in capsys.readouterr().out
 
 
 def test_version_is_printed_by_verb_and_by_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -225,7 +225,7 @@ def _measure(options: argparse.Namespace, control_url: str, scratch: Path) -> di
 def _command(options: argparse.Namespace, report_file: Path) -> list[str]:
     classes = [USERS[name] for name in options.classes]
     command = [
-        *(sys.executable, "-m", "locust", "--locustfile", str(_locustfile()), *classes),
+        *(sys.executable, "-P", "-m", "locust", "--locustfile", str(_locustfile()), *classes),
         *("--headless", "--only-summary", "--loglevel", "WARNING"),
         *("--exit-code-on-error", "0", "--stop-timeout", str(_STOP_TIMEOUT_S)),
         *("--host", options.url.rstrip("/"), "--users", str(options.users)),

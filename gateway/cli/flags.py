@@ -1,0 +1,313 @@
+"""``sluicegate flags``: look at the flags, shift traffic, flip blue and green, pull the kill switch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from gateway.cli import remote
+from gateway.errors import InvalidInput
+from gateway.flags import edit
+from gateway.flags.document import BATCHING, CACHE, DISABLED, ENABLED, KINDS, ROUTE, SAMPLING
+
+if TYPE_CHECKING:
+    from gateway.cli import Subparsers
+
+_FLAGS = "/admin/v1/flags"
+# Variant of an options flag whose value the command line writes.
+_SET = "set"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "flags",
+        help="see and change which version answers whom",
+        description="See and change the flags. Changes are based on the flag as it is read here: if somebody else is "
+        "faster, nothing is changed and the exit code is 1.",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def verb(name: str, text: str, run: Any, *, key: str = "", more: str = "") -> argparse.ArgumentParser:
+        found = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+        if key:
+            found.add_argument("key", metavar=key, help="such as iris.route; a model's name alone means its route")
+        remote.add_options(found)
+        found.set_defaults(run=run)
+        return found
+
+    verb("list", "list all flags", _list)
+    verb("get", "show one flag", _get, key="FLAG")
+    history = verb("history", "show who changed a flag, when and why", _history, key="FLAG")
+    history.add_argument("--limit", type=int, default=20, metavar="N", help="newest changes (default: 20)")
+    setting = verb(
+        "set",
+        "change one flag",
+        _set,
+        key="FLAG",
+        more="For a route: VARIANT=PERCENT, as canary=10 or canary=0.25; the default variant takes the rest. For "
+        "<model>.sampling: a number from 0 to 1. For <model>.cache and <model>.batching: enabled=true or false, "
+        "ttl_s=SECONDS, max_rows=ROWS.",
+    )
+    add = setting.add_argument
+    add("values", nargs="*", metavar="VALUE", help="what to set")
+    add("--declare", action="append", default=[], metavar="VARIANT=VERSION", help="load a version, at weight 0")
+    add("--default", metavar="VARIANT", help="the variant that takes all traffic from now on")
+    add("--file", metavar="FILE", help="write the whole flag from this flagd JSON; - reads stdin")
+    add("--dry-run", action="store_true", help="show what would change, change nothing")
+    add("--reason", default="", help="why; recorded in the audit (needed unless --dry-run)")
+    kill = verb("kill", "send all traffic of a model to the default variant, at once", _kill, key="MODEL")
+    kill.add_argument("--reason", default="kill switch", help="why; recorded in the audit")
+    enable = verb("enable", "undo a kill: the rules of the route apply again", _enable, key="MODEL")
+    enable.add_argument("--reason", required=True, help="why; recorded in the audit")
+
+
+# -- looking ----------------------------------------------------------------------------------------
+
+
+def _list(options: argparse.Namespace) -> int:
+    with remote.connect(options) as control:
+        document = control.get(_FLAGS)
+    if options.json:
+        remote.print_json(document)
+        return 0
+    rows = [_row(key, flag) for key, flag in document["flags"].items()]
+    columns: dict[str, dict[str, Any]] = {
+        "flag": {"no_wrap": True},
+        "state": {},
+        "default": {},
+        "variants": {},
+        "split": {},
+        "revision": {"justify": "right"},
+    }
+    remote.print_table(f"flags at revision {document['metadata']['revision']}", columns, rows)
+    return 0
+
+
+def _get(options: argparse.Namespace) -> int:
+    key = _key(options.key)
+    with remote.connect(options) as control:
+        flag = control.get(_path(key))
+    if not options.json:
+        name, state, default, variants, split, revision = _row(key, flag)
+        print(f"{name}: {state}, revision {revision}\ndefault  {default}\nvariants {variants}")
+        if split:
+            print(f"split    {split}")
+    remote.print_json(flag)
+    return 0
+
+
+def _history(options: argparse.Namespace) -> int:
+    key = _key(options.key)
+    with remote.connect(options) as control:
+        rows = control.get(f"{_path(key)}/history", limit=options.limit)["rows"]
+    if options.json:
+        remote.print_json(rows)
+        return 0
+    columns: dict[str, dict[str, Any]] = {
+        "revision": {"justify": "right"},
+        "when": {"no_wrap": True},
+        "who": {},
+        "reason": {},
+        "after": {},
+    }
+    cells = [
+        (str(row["revision"]), row["ts"][:19] + "Z", row["actor"], row["reason"], _after(key, row["after"]))
+        for row in rows
+    ]
+    remote.print_table(f"history of {key}", columns, cells)
+    return 0
+
+
+def _row(key: str, flag: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
+    variants = "  ".join(f"{name}={_short(value)}" for name, value in flag["variants"].items())
+    default = str(flag.get("defaultVariant"))
+    return key, flag["state"], default, variants, _split_text(flag), str(flag["metadata"].get("revision", ""))
+
+
+def _after(key: str, flag: Mapping[str, Any] | None) -> str:
+    if flag is None:
+        return "deleted"
+    _, state, default, variants, split, _ = _row(key, flag)
+    return f"{state}, default {default}, {variants}" + (f", split {split}" if split else "")
+
+
+def _split_text(flag: Mapping[str, Any]) -> str:
+    shares = edit.split_of(flag)
+    if shares is None:
+        return "by rules" if flag.get("targeting") else ""
+    return "  ".join(f"{name} {share * 100:.4g} %" for name, share in shares.items())
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# -- changing ---------------------------------------------------------------------------------------
+
+
+def _set(options: argparse.Namespace) -> int:
+    key = _key(options.key)
+    _check_usage(options)
+    with remote.connect(options) as control:
+        before, etag = _read_or_nothing(control, key)
+        after = _wanted(options, key, before)
+        return _write(control, options, key, after, etag, dry_run=options.dry_run)
+
+
+def _kill(options: argparse.Namespace) -> int:
+    return _switch(options, DISABLED)
+
+
+def _enable(options: argparse.Namespace) -> int:
+    return _switch(options, ENABLED)
+
+
+def _switch(options: argparse.Namespace, state: str) -> int:
+    key = _key(options.key)
+    with remote.connect(options) as control:
+        before, etag = control.read(_path(key))
+        return _write(control, options, key, {**before, "state": state}, etag, dry_run=False)
+
+
+def _write(
+    control: remote.Remote, options: argparse.Namespace, key: str, after: Any, etag: str, *, dry_run: bool
+) -> int:
+    headers = {"if-match": etag} if etag else {"if-none-match": "*"}
+    if options.reason:
+        headers["x-change-reason"] = options.reason
+    query = {"dryRun": "true"} if dry_run else {}
+    reply = control.call("PUT", _path(key), body=after, headers=headers, query=query)
+    document = reply.json()
+    if options.json:
+        remote.print_json(document)
+    elif dry_run:
+        _print_dry_run(key, document)
+    elif reply.headers["etag"] == etag:
+        print(f"{key} is already so, at revision {etag.strip(chr(34))}")
+    else:
+        print(f"{key} is at revision {document['metadata']['revision']} now: {_after(key, document)}")
+    return 0
+
+
+def _print_dry_run(key: str, found: Mapping[str, Any]) -> None:
+    if not found["changed"]:
+        print(f"nothing would change in {key}")
+        return
+    print(f"this would change in {key}:")
+    for difference in found["diff"]:
+        old = json.dumps(difference["before"]) if "before" in difference else "nothing"
+        new = json.dumps(difference["after"]) if "after" in difference else "nothing"
+        print(f"  {difference['path']}: {old} -> {new}")
+    if "movedShare" in found:
+        print(f"about {found['movedShare'] * 100:.2g} % of targeting keys would get another version")
+
+
+def _check_usage(options: argparse.Namespace) -> None:
+    """Mistakes that no flag needs to be read for."""
+    words = options.values or options.declare or options.default
+    if bool(words) == bool(options.file):
+        _usage("give either what to set, or --file FILE with the whole flag")
+    if not options.reason and not options.dry_run:
+        _usage("--reason is needed: why do you make this change?")
+    if (options.declare or options.default) and not _key(options.key).endswith(f".{ROUTE}"):
+        _usage("--declare and --default are for routes")
+
+
+def _wanted(options: argparse.Namespace, key: str, before: Any | None) -> Any:
+    """The flag as the command line wants it."""
+    if options.file:
+        return _from_file(options.file)
+    kind = key.rpartition(".")[2]
+    if kind != ROUTE:
+        value = _option_value(kind, options.values)
+        kept = {} if before is None else before
+        variants = {**kept.get("variants", {}), _SET: value}
+        return {**kept, "state": ENABLED, "variants": variants, "defaultVariant": _SET}
+    if before is None:
+        raise remote.RemoteFailed(f"no flag {key!r}: is there a package of that model in the models directory?")
+    return edit.edit_route(
+        before,
+        shares={name: _weight(name, share) for name, share in _pairs(options.values, "VARIANT=PERCENT")},
+        declare=dict(_pairs(options.declare, "VARIANT=VERSION")),
+        default=options.default,
+    )
+
+
+def _option_value(kind: str, values: list[str]) -> Any:
+    if kind == SAMPLING:
+        if len(values) != 1:
+            _usage("sampling takes one number from 0 to 1")
+        return float(_decimal("sampling", values[0]))
+    if kind not in (CACHE, BATCHING):
+        _usage(f"unknown kind of flag {kind!r}; known: {', '.join(KINDS)}")
+    value: dict[str, Any] = {}
+    for name, text in _pairs(values, "NAME=VALUE"):
+        value[name] = text == "true" if text in ("true", "false") else float(_decimal(name, text))
+        if isinstance(value[name], float) and value[name].is_integer():
+            value[name] = int(value[name])
+    return value
+
+
+def _weight(name: str, share: str) -> int:
+    """A share in percent as a weight of 10,000."""
+    weight = _decimal(name, share.removesuffix("%").strip()) * (edit.TOTAL_WEIGHT // 100)
+    if not 0 <= weight <= edit.TOTAL_WEIGHT or weight != int(weight):
+        raise InvalidInput(name, share, "percent from 0 to 100 with at most two decimals")
+    return int(weight)
+
+
+def _decimal(name: str, text: str) -> Decimal:
+    try:
+        found = Decimal(text)
+    except InvalidOperation:
+        found = Decimal("NaN")
+    if not found.is_finite():
+        raise InvalidInput(name, repr(text), "a number")
+    return found
+
+
+def _pairs(words: list[str], form: str) -> list[tuple[str, str]]:
+    pairs = [tuple(word.split("=", 1)) for word in words]
+    for word, pair in zip(words, pairs, strict=True):
+        if len(pair) != 2 or not all(pair):
+            _usage(f"{word!r} is not of the form {form}")
+    return [(name, value) for name, value in pairs]
+
+
+def _from_file(name: str) -> Any:
+    try:
+        if name == "-":
+            return json.load(sys.stdin)
+        with open(name, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise remote.RemoteFailed(f"cannot read {name}: {error.strerror}") from error
+    except ValueError as error:
+        raise remote.RemoteFailed(f"{name} is not valid JSON: {error}") from error
+
+
+def _read_or_nothing(control: remote.Remote, key: str) -> tuple[Any | None, str]:
+    try:
+        return control.read(_path(key))
+    except remote.RemoteFailed as error:
+        if error.code != "unknown_flag":
+            raise
+        return None, ""
+
+
+def _key(given: str) -> str:
+    return given if "." in given else f"{given}.{ROUTE}"
+
+
+def _path(key: str) -> str:
+    return f"{_FLAGS}/{quote(key, safe='')}"
+
+
+def _usage(message: str) -> None:
+    print(f"sluicegate flags: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,148 @@
+"""The control plane as the command line sees it: one HTTP client, and errors that say what to do next."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import GatewayError
+
+if TYPE_CHECKING:
+    import httpx
+    from rich.table import Table
+
+DEFAULT_URL = "http://127.0.0.1:8081"
+TIMEOUT_S = 30.0
+_WIDE = 200  # columns of a table that no terminal bounds
+
+
+class RemoteFailed(GatewayError):
+    """The control plane did not do what was asked. code: of its problem document."""
+
+    def __init__(self, message: str, code: str = "remote_failed") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that all remote verbs have."""
+    add = parser.add_argument
+    add("--url", metavar="URL", help=f"the control plane (default: $SLUICEGATE_URL or {DEFAULT_URL})")
+    add("--token-file", metavar="FILE", type=Path, help="file that holds the bearer token (default: $SLUICEGATE_TOKEN)")
+    add("--json", action="store_true", help="print JSON")
+
+
+class Remote:
+    """One conversation with the control plane. A context manager; every method raises RemoteFailed."""
+
+    def __init__(self, url: str, token: str) -> None:
+        import httpx
+
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        try:
+            self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+        except (httpx.InvalidURL, UnicodeEncodeError, ValueError) as error:
+            raise RemoteFailed(f"{url!r} or the token cannot be sent: {error}") from error
+        self._url = url
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def get(self, path: str, **query: str | int) -> Any:
+        """The JSON at *path*."""
+        return self.call("GET", path, query=query).json()
+
+    def read(self, path: str) -> tuple[Any, str]:
+        """The JSON at *path* and its ETag."""
+        reply = self.call("GET", path)
+        return reply.json(), reply.headers.get("etag", "")
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str | int] | None = None,
+    ) -> httpx.Response:
+        """Send a request. headers: text, sent as UTF-8."""
+        import httpx
+
+        raw = {name.encode(): value.encode() for name, value in (headers or {}).items()}
+        content = None if body is None else json.dumps(body).encode()
+        try:
+            reply = self._client.request(method, path, content=content, headers=raw, params=dict(query or {}))
+        except httpx.ConnectError as error:
+            raise RemoteFailed(
+                f"cannot reach the control plane at {self._url} ({error}); start it with `sluicegate serve`, or name "
+                f"another one with --url or SLUICEGATE_URL"
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise RemoteFailed(
+                f"no answer from the control plane at {self._url}: {error or type(error).__name__}"
+            ) from error
+        if not reply.is_success:
+            raise _failure(reply, self._url)
+        return reply
+
+
+def connect(options: argparse.Namespace) -> Remote:
+    """The control plane that options and environment name."""
+    url = options.url or os.environ.get("SLUICEGATE_URL") or DEFAULT_URL
+    token = os.environ.get("SLUICEGATE_TOKEN", "")
+    if options.token_file is not None:
+        try:
+            token = options.token_file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RemoteFailed(f"cannot read the token file {options.token_file}: {error}") from error
+    return Remote(url, token.strip())
+
+
+def print_json(document: Any) -> None:
+    """For ``--json``."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Mapping[str, Mapping[str, Any]], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table for a person. columns: heading -> options of rich's add_column."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table: Table = Table(title=title, title_justify="left", header_style="bold")
+    for heading, style in columns.items():
+        table.add_column(heading, **style)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
+
+
+def _failure(reply: httpx.Response, url: str) -> RemoteFailed:
+    """A reply that is no success, in words for a person."""
+    try:
+        problem = reply.json()
+        detail, code = str(problem["detail"]), str(problem["code"])
+    except (ValueError, KeyError, TypeError):
+        return RemoteFailed(f"{url} answered {reply.status_code}, but not as a Sluicegate control plane does")
+    hint = {
+        401: ". Send a token with --token-file FILE or SLUICEGATE_TOKEN; the first start of the server wrote one to "
+        "admin.token in its state directory",
+        403: ". Ask for a token of that scope: `sluicegate token create NAME --scope SCOPE`",
+        412: ". Somebody else changed it since it was read; look at it again before you repeat your change",
+    }.get(reply.status_code, "")
+    blocking = [_blocker(entry) for entry in problem.get("blocking", [])]
+    return RemoteFailed("\n  ".join([detail + hint, *blocking]), code)
+
+
+def _blocker(entry: Mapping[str, Any]) -> str:
+    because = f": {entry['reason']}" if entry.get("reason") else ""
+    return f"worker {entry.get('worker')}: version {entry.get('version')} is {entry.get('state')}{because}"

@@ -1,0 +1,123 @@
+"""``sluicegate drift``: what the monitor found, drifted columns first."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from gateway.cli import remote
+
+if TYPE_CHECKING:
+    from gateway.cli import Subparsers
+    from gateway.offline.drift import ColumnDrift
+    from gateway.offline.report import DriftDocument, VersionReport
+
+# Columns that did not drift are many and say little; so many are shown unless all are asked for.
+_QUIET_COLUMNS = 5
+
+_NUMBERS = ("statistic", "q", "effect", "missing then", "missing now")
+_HEADINGS = ("column", "kind", "verdict", "test", *_NUMBERS, "because")
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser("drift", help="show what the drift monitor found")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    report = verbs.add_parser(
+        "report",
+        help="show the latest report of one model, or of all",
+        description="Show how the most recent sampled rows of each version compare with the reference in its package: "
+        "drifted columns first, with test, statistic, q (the p-value after Benjamini-Hochberg) and effect (KS distance "
+        "or Cramer's V, 0 to 1).",
+    )
+    report.add_argument("model", metavar="MODEL", nargs="?", help="only this model (default: all)")
+    report.add_argument("--all", action="store_true", help="show every column that did not drift, too")
+    remote.add_options(report)
+    report.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    with remote.connect(options) as control:
+        if options.model is not None:
+            found = {options.model: control.get(_path(options.model))}
+        else:
+            models = [entry["model"] for entry in control.get("/admin/v1/models")["models"]]
+            found = {model: _latest(control, model) for model in models}
+    if options.json:
+        remote.print_json(found[options.model] if options.model is not None else found)
+        return 0
+    for model, plain in found.items():
+        if plain is None:
+            print(f"{model}: no report yet; the monitor has seen no sample of it")
+        else:
+            _print(_parsed(plain), show_all=options.all)
+    return 0
+
+
+def _path(model: str) -> str:
+    return f"/admin/v1/models/{quote(model, safe='')}/drift"
+
+
+def _latest(control: remote.Remote, model: str) -> Any:
+    """The drift document of *model* as plain JSON; None if there is none yet."""
+    try:
+        return control.get(_path(model))
+    except remote.RemoteFailed as error:
+        if error.code == "unknown_model":
+            return None
+        raise
+
+
+def _parsed(plain: Any) -> DriftDocument:
+    from gateway.offline.report import parse
+
+    try:
+        return parse(plain)
+    except (ValueError, AttributeError) as error:
+        raise remote.RemoteFailed(f"the control plane's drift report cannot be read: {error}") from error
+
+
+def _print(document: DriftDocument, *, show_all: bool) -> None:
+    for version in document.versions:
+        print(f"{document.model} {version.version}: {version.status} ({version.reason})")
+        print(f"  {_window(version)}; written {_time(document.written_at)}")
+        others = [column for column in version.columns if column.verdict != "drifted"]
+        others.sort(key=lambda column: -(column.effect or 0.0))
+        shown = others if show_all else others[:_QUIET_COLUMNS]
+        if version.columns:
+            headings = {name: {"justify": "right"} if name in _NUMBERS else {} for name in _HEADINGS}
+            remote.print_table("", headings, [_row(column) for column in (*version.drifted, *shown)])
+        if len(shown) < len(others):
+            print(f"  and {len(others) - len(shown)} more that did not drift; --all shows them")
+        print()
+
+
+def _window(version: VersionReport) -> str:
+    rows = f"window: {version.window_rows} rows"
+    if version.window_rows:
+        rows += f", {_time(version.window_from_ns / 1e9)} to {_time(version.window_to_ns / 1e9)}"
+    return f"{rows}; reference: {version.reference_rows} rows"
+
+
+def _row(column: ColumnDrift) -> tuple[str, ...]:
+    return (
+        column.name,
+        f"{column.role}, {column.kind}",
+        column.verdict,
+        column.test,
+        _number(column.statistic),
+        _number(column.q),
+        _number(column.effect),
+        f"{column.missing_ref:.1%}",
+        f"{column.missing_cur:.1%}",
+        column.reason,
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _time(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,145 @@
+"""From the request to the drift report: what clients sent is in the log, and what the monitor says of it is true."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.cli import main
+from gateway.offline.report import DriftDocument, VersionReport, parse
+from gateway.samples.segments import SegmentReader
+from gateway.tensors import Array
+from tests.builders import classifier, regressor, write_bare, write_package
+from tests.live import LiveGateway, eventually
+from tests.samples.make import iris_rows
+
+IRIS = classifier()
+HOUSE = regressor()
+HOUSE_FEATURES = ("input[0]", "input[1]")  # a bare model names none
+
+
+@pytest.fixture
+def gateway(models: Path, state: Path) -> Iterator[LiveGateway]:
+    """Two workers that log every prediction; iris has a reference, house is bare, nobody asks for idle."""
+    write_package(models, IRIS, reference_rows=2000)
+    write_package(models, classifier("idle"), reference_rows=200)
+    write_bare(models, HOUSE)
+    settings = {"sampling": {"rate": 1.0}, "monitor": {"poll_s": 0.05, "window_rows": 400}}
+    with LiveGateway(models, state, workers=2, settings=settings) as live:
+        yield live
+
+
+def send(gateway: LiveGateway, model: str, features: tuple[str, ...], table: Array, rows: int = 10) -> list[str]:
+    """Predict all of *table*, *rows* a request; returns the prediction ids."""
+    ids = []
+    for start in range(0, len(table), rows):
+        named = [dict(zip(features, row, strict=True)) for row in table[start : start + rows].tolist()]
+        reply = gateway.data.post(f"/predict/{model}", json={"rows": named})
+        assert reply.status_code == 200, reply.text
+        ids.append(reply.headers["x-prediction-id"])
+    return ids
+
+
+def watched(gateway: LiveGateway, model: str, rows: int) -> VersionReport:
+    """Version 1 of the model's report once it has counted so many rows."""
+
+    def look() -> DriftDocument | None:
+        reply = gateway.control.get(f"/admin/v1/models/{model}/drift")
+        assert reply.status_code == 200
+        found = parse(reply.json())
+        return found if found.versions[0].rows_total >= rows else None
+
+    return eventually(look, f"{rows} rows of {model} are counted").versions[0]
+
+
+def records(state: Path) -> list[dict[str, Any]]:
+    blocks = SegmentReader(state / "samples").read(10**9)
+    return [json.loads(line) for _file, block in blocks for line in block.splitlines()]
+
+
+def test_a_shift_of_the_traffic_is_found_reported_and_survives_kill_9_of_the_monitor(
+    gateway: LiveGateway, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = ["drift", "report", "--url", gateway.control_url, "--token-file", str(state / "admin.token")]
+    assert main([*report, "iris"]) == 1
+    assert "no drift report for 'iris' yet" in capsys.readouterr().err
+
+    ids = send(gateway, "iris", IRIS.features, iris_rows(400, 1))
+    send(gateway, "house", HOUSE_FEATURES, iris_rows(20)[:, :2])
+    assert watched(gateway, "iris", 400).status == "stable"
+    watched(gateway, "house", 20)
+
+    gateway.kill("monitor")
+    shifted = iris_rows(400, 2)
+    shifted[:, 1] += 1.0
+    ids += send(gateway, "iris", IRIS.features, shifted)
+    found = watched(gateway, "iris", 800)
+    assert (found.status, found.rows_total, found.window_rows) == ("drifted", 800, 400)
+    assert "sepal_width" in {column.name for column in found.drifted}
+
+    # What clients were told and what is in the log agree, row by row.
+    logged = [record for record in records(state) if record["model"] == "iris"]
+    assert sorted({record["prediction_id"] for record in logged}) == sorted(ids)
+    written = np.array([list(record["inputs"].values()) for record in logged], np.float32)
+    sent = np.concatenate([iris_rows(400, 1), shifted])
+    assert sorted(map(tuple, written.tolist())) == sorted(map(tuple, sent.tolist()))
+    labels = [record["outputs"]["label"] for record in logged]
+    assert labels == IRIS.answer(written)["label"].tolist()
+
+    assert main(report) == 0
+    printed = capsys.readouterr().out
+    assert "iris 1: drifted" in printed
+    assert "house 1: no reference (the package has no manifest.json)" in printed
+    assert "idle: no report yet" in printed
+    rows = [line for line in printed.splitlines() if "numeric" in line or "categorical" in line]
+    verdicts = ["drifted" if " drifted " in row else "stable" for row in rows]
+    assert verdicts == sorted(verdicts)  # the drifted ones first
+    assert "sepal_width" in rows[0]
+    assert main([*report, "iris", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["versions"][0]["status"] == "drifted"
+    assert main([*report, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["idle"] is None
+
+    page = gateway.control.get("/metrics").text
+    assert 'sluicegate_drift_detected{feature="sepal_width",model="iris",version="1"} 1.0' in page
+    assert "sluicegate_samples_written_total 820.0" in page
+
+
+def test_cache_hits_are_in_the_log_as_hits_and_under_ids_of_their_own(gateway: LiveGateway, state: Path) -> None:
+    row = iris_rows(1, 7)
+    ids = [send(gateway, "iris", IRIS.features, row)[0] for _ in range(20)]
+    watched(gateway, "iris", 20)
+    logged = {record["prediction_id"]: record for record in records(state)}
+    assert sorted(logged) == sorted(ids)
+    by_cache = [logged[identity]["cache"] for identity in ids]
+    assert set(by_cache) == {"miss", "hit"}
+    assert by_cache.count("miss") <= 2  # one cache per worker
+    assert len({json.dumps([record["inputs"], record["outputs"]]) for record in logged.values()}) == 1
+
+
+def test_a_rate_of_zero_by_flag_stops_the_log(gateway: LiveGateway, state: Path) -> None:
+    (first,) = send(gateway, "iris", IRIS.features, iris_rows(1))
+    watched(gateway, "iris", 1)
+    flag = {"state": "ENABLED", "variants": {"none": 0.0}, "defaultVariant": "none"}
+    headers = {"if-none-match": "*", "x-change-reason": "no samples, please"}
+    reply = gateway.control.put("/admin/v1/flags/iris.sampling", json=flag, headers=headers)
+    assert reply.status_code in (200, 201), reply.text
+
+    revision = int(reply.headers["etag"].strip('"'))
+
+    def adopted() -> bool:
+        workers = gateway.control.get("/admin/v1/status").json()["workers"]
+        return len(workers) == 2 and all(worker["revision"] >= revision for worker in workers)
+
+    eventually(adopted, "both workers know the flag")
+    send(gateway, "iris", IRIS.features, iris_rows(50, 8), rows=1)
+    house_ids = send(gateway, "house", HOUSE_FEATURES, iris_rows(50)[:, :2], rows=1)
+    gateway.stop()  # which writes all that is queued
+    assert [record["prediction_id"] for record in records(state) if record["model"] == "iris"] == [first]
+    assert {record["prediction_id"] for record in records(state) if record["model"] == "house"} == set(house_ids)
+    assert list(state.rglob("*.open")) == []

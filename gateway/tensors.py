@@ -165,12 +165,17 @@ def same_rows(signature: Signature, tensors: Tensors) -> int:
     return rows
 
 
-class MissingCheck:
-    """Refuses NaN in the columns of a model's float inputs that may not be missing. Built once per version."""
+class FeatureCheck:
+    """Refuses NaN where a feature may not be missing, and texts outside of a closed list. Built once per version."""
 
-    __slots__ = ("_columns", "_names", "_strict")
+    __slots__ = ("_closed", "_columns", "_names", "_strict")
 
     def __init__(self, signature: Signature) -> None:
+        self._closed = [
+            (f, frozenset(text.encode() for text in f.categories))
+            for f in signature.features
+            if f.categories is not None and any(s.name == f.input and s.datatype == "BYTES" for s in signature.inputs)
+        ]
         self._names = {(f.input, f.column): f.name for f in signature.features}
         self._strict: list[str] = []  # inputs in which no column may be missing
         self._columns: dict[str, list[int]] = {}  # inputs in which some may not
@@ -185,7 +190,7 @@ class MissingCheck:
                 self._columns[spec.name] = closed
 
     def __call__(self, tensors: Tensors) -> None:
-        """Raise InvalidInput naming the first row and feature that is NaN where it may not be."""
+        """Raise InvalidInput naming the first row and feature that is NaN or a text where it may not be."""
         for name in self._strict:
             array = tensors[name]
             # min() of an array is NaN if any value is; it costs half of isnan().any() and allocates nothing.
@@ -195,6 +200,16 @@ class MissingCheck:
             array = tensors[name]
             if array.size and array.min() != array.min():
                 self._refuse(name, array, columns)
+
+        for feature, known in self._closed:
+            array = tensors[feature.input]
+            column = array.reshape(array.shape[0], -1)[:, feature.column].tolist() if array.ndim else [array.item()]
+            if not known.issuperset(column):
+                row = next(index for index, text in enumerate(column) if text not in known)
+                came = column[row].decode("utf-8", "replace")
+                raise InvalidInput(
+                    f"inputs.{feature.input}: row {row}, feature {feature.name!r}", repr(came), _listed(feature)
+                )
 
     def _refuse(self, name: str, array: Array, columns: Sequence[int]) -> None:
         table = array.reshape(array.shape[0], -1) if array.ndim else array.reshape(1, 1)
@@ -207,3 +222,10 @@ class MissingCheck:
                     "NaN (missing)",
                     "a number (it has no default)",
                 )
+
+
+def _listed(feature: Feature) -> str:
+    """``one of 'red', 'green'``, cut short if there are many."""
+    texts = [repr(text) for text in feature.categories or ()]
+    more = f" and {len(texts) - 20} more" if len(texts) > 20 else ""
+    return f"one of {', '.join(texts[:20])}{more}"

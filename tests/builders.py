@@ -243,7 +243,7 @@ def write_mixed_package(root: Path, model: str = "paint", version: str = "1") ->
     signature = Signature(
         inputs=(TensorSpec("size", "FP32", (-1, 1)), TensorSpec("colour", "BYTES", (-1, 1))),
         outputs=(TensorSpec("value", "FP32", (-1, 1), "value"),),
-        features=(Feature("size", "size", 0), Feature("colour", "colour", 0, "categorical", COLOURS)),
+        features=(Feature("size", "size", 0), Feature("colour", "colour", 0, "categorical")),
     )
     manifest = Manifest(model, version, {MODEL_FILE: sha256_of(target / MODEL_FILE)}, signature)
     (target / MANIFEST_FILE).write_bytes(manifest.to_json())

@@ -16,7 +16,7 @@ from gateway.codecs.codec import BoundCodec, Encoded, Request
 from gateway.codecs.numbers import name_of, parse_json, to_array
 from gateway.codecs.oip_json import JSON_HEADERS
 from gateway.errors import GatewayError, InvalidInput
-from gateway.tensors import FLOATS, Array, Feature, MissingCheck, Signature, Tensors, same_rows
+from gateway.tensors import FLOATS, Array, Feature, FeatureCheck, Signature, Tensors, same_rows
 
 
 class NativeCodec:
@@ -46,7 +46,7 @@ class BoundNative:
         order = {spec.name: index for index, spec in enumerate(signature.inputs)}
         self._features = tuple(sorted(signature.features, key=lambda f: (order[f.input], f.column)))
         self._positions = {feature.name: index for index, feature in enumerate(self._features)}
-        self._missing = MissingCheck(signature)
+        self._check = FeatureCheck(signature)
         self._head = orjson.dumps({"model": model, "model_version": version})[:-1]
         names = [feature.name for feature in self._features]
         pick = itemgetter(*names) if names else None
@@ -69,7 +69,7 @@ class BoundNative:
             raise InvalidInput("rows", "an empty array", "at least one row")
         table = self._columnar(document["columns"], rows) if "columns" in document else self._named(rows)
         inputs = self._tensors(table)
-        self._missing(inputs)
+        self._check(inputs)
         return Request(inputs, same_rows(self._signature, inputs))
 
     def _named(self, rows: list[Any]) -> list[tuple[Any, ...]]:

@@ -18,7 +18,7 @@ from gateway.codecs import oip_binary
 from gateway.codecs.codec import BoundCodec, Encoded, Request
 from gateway.codecs.numbers import flatten, name_of, parse_json, to_array
 from gateway.errors import GatewayError, InvalidInput
-from gateway.tensors import FLOATS, Array, MissingCheck, Signature, Tensors, TensorSpec, check_shape, same_rows
+from gateway.tensors import FLOATS, Array, FeatureCheck, Signature, Tensors, TensorSpec, check_shape, same_rows
 
 JSON_HEADERS = ((b"content-type", b"application/json"),)
 
@@ -47,7 +47,7 @@ class BoundOip:
         self._signature = signature
         self._inputs = {spec.name: spec for spec in signature.inputs}
         self._outputs = {spec.name: spec for spec in signature.outputs}
-        self._missing = MissingCheck(signature)
+        self._check = FeatureCheck(signature)
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
         length = headers.get(oip_binary.LENGTH_HEADER)
@@ -82,7 +82,7 @@ class BoundOip:
         request.binary = parameters.get("binary_data_output") is True
         request.outputs = self._wishes(document.get("outputs"), request.binary)
         request.timeout_s = _timeout_s(parameters)
-        self._missing(inputs)
+        self._check(inputs)
         return request
 
     def _from_raw(self, body: bytes) -> Request:
@@ -92,7 +92,7 @@ class BoundOip:
         spec = self._signature.inputs[0]
         shape = oip_binary.raw_shape(spec, len(body), batchable=self._signature.batchable)
         inputs = {spec.name: oip_binary.decode(memoryview(body), spec, shape)}
-        self._missing(inputs)
+        self._check(inputs)
         return Request(inputs, same_rows(self._signature, inputs), binary=True)
 
     def _spec(self, tensor: Any, index: int) -> TensorSpec:

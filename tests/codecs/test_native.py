@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.codecs.native import NativeCodec
+from gateway.codecs.oip_json import OipCodec
 from gateway.errors import InvalidInput
 from gateway.tensors import Feature, Signature, TensorSpec
 
@@ -101,6 +102,20 @@ def test_a_wrong_request_is_refused_by_name(document: Any, field: str, words: st
         decode(document)
     assert caught.value.field == field
     assert words in str(caught.value)
+
+
+def test_a_text_outside_of_a_closed_list_is_refused_by_either_protocol() -> None:
+    closed = Signature(
+        inputs=(TensorSpec("city", "BYTES", (-1, 1)),),
+        outputs=(TensorSpec("value", "FP32", (-1, 1)),),
+        features=(Feature("city", "city", 0, "categorical", ("Bern", "Basel")),),
+    )
+    decode({"rows": [{"city": "Basel"}]}, closed)
+    with pytest.raises(InvalidInput, match=r"row 1, feature 'city'.*one of 'Bern', 'Basel', got 'Oslo'"):
+        decode({"rows": [{"city": "Bern"}, {"city": "Oslo"}]}, closed)
+    tensor = {"name": "city", "shape": [1, 1], "datatype": "BYTES", "data": ["Oslo"]}
+    with pytest.raises(InvalidInput, match="'Oslo'"):
+        OipCodec().bind("m", "1", closed).decode(json.dumps({"inputs": [tensor]}).encode(), {})
 
 
 def test_the_reply_names_classes_variant_and_prediction() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,7 @@ TIMEOUT_S = 170
 def test_the_demo_walks_from_training_to_drift_and_leaves_nothing_behind(tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-m", "gateway", "demo", "--seconds", "8"],
-        cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path), "SLUICEGATE_SERVER__WORKERS": "7"},
+        env={**os.environ, "TMPDIR": str(tmp_path), "SLUICEGATE_SERVER__WORKERS": "7"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

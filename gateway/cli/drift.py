@@ -85,11 +85,11 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
         others = [column for column in version.columns if column.verdict != "drifted"]
         others.sort(key=lambda column: -(column.effect or 0.0))
         shown = others if show_all else others[:_QUIET_COLUMNS]
-        if version.columns:
+        if any(column.test for column in version.columns):
             headings = {name: {"justify": "right"} if name in _NUMBERS else {} for name in _HEADINGS}
             remote.print_table("", headings, [_row(column) for column in (*version.drifted, *shown)])
-        if len(shown) < len(others):
-            print(f"  and {len(others) - len(shown)} more that did not drift; --all shows them")
+            if len(shown) < len(others):
+                print(f"  and {len(others) - len(shown)} more that did not drift; --all shows them")
         print()
 
 

@@ -43,6 +43,8 @@ _REST = 10
 _RETRY_S = 10.0
 # Columns of a version that get metrics of their own; the drift document has them all.
 _MAX_METRIC_COLUMNS = 100
+# What the monitor spends on the backlog when it is told to stop.
+_FINISH_S = 2.0
 # The monitor gives way to the workers.
 _NICENESS = 10
 
@@ -302,12 +304,21 @@ def run_monitor(
     log.info("following the sample log", extra={"boot": boot, "log": str(settings.sample_log_path)})
     report("ready")
     _follow(monitor, settings.monitor.poll_s, report, (stop_read_fd, lifeline_fd))
+    _finish(monitor)
+    os.close(stop_read_fd)
+    os.close(stop_write_fd)
+
+
+def _finish(monitor: Monitor) -> None:
+    """Read the last rows of workers that have just left, report, save; what cannot be done now is done next time."""
+    deadline = time.monotonic() + _FINISH_S
     try:
+        while monitor.step() and time.monotonic() < deadline:
+            pass
+        monitor.report()
         monitor.save()
     except OSError as error:
         log.warning("the monitor's memory is not saved; it will read these rows again", extra={"error": str(error)})
-    os.close(stop_read_fd)
-    os.close(stop_write_fd)
 
 
 def _follow(monitor: Monitor, poll_s: float, report: Callable[[str], None], stop_fds: tuple[int, int]) -> None:

@@ -132,9 +132,12 @@ def test_it_ends_when_its_supervisor_is_gone_and_has_saved_what_it_read(
     settings = monitor_settings(models, state)
     write_bare(models, classifier())
     process = start(settings)
-    Log(settings).write(*_samples(0, 50))
-    eventually(_seen(settings, "iris", 50), "the rows are counted")
+    log = Log(settings)
+    log.write(*_samples(0, 40))
+    eventually(_seen(settings, "iris", 40), "the rows are counted")
+    log.write(*_samples(40, 10))  # the last words of a worker
     assert process.cut_lifeline() == 0
+    assert document(settings, "iris").versions[0].rows_total == 50
     memory = load_memory(settings.monitor_path / "memory.json", limit_rows=1000)
     assert memory.windows["iris", "1"].rows_total == 50
 

@@ -176,7 +176,7 @@ def test_a_child_that_cannot_start_is_told_of_in_the_log_and_holds_up_nobody(mod
 # -- the end ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_signal_ends_everything_with_exit_code_0(models: Path, state: Path, number: signal.Signals) -> None:
     with LiveGateway(models, state, workers=2) as gateway:
         pids, run_dir, address = all_pids(gateway), gateway.run_dir, gateway.ready["data"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import signal
 import sys
 import tempfile
@@ -181,6 +180,8 @@ def _split(percent: int) -> dict[str, Any]:
 
 def _traffic(screen: Console, gateway: DemoGateway, stream: Stream, seconds: int) -> Outcome:
     """Send for *seconds*, flip and shift on the way, then wait until the monitor has seen it all."""
+    import asyncio
+
     from gateway.cli.demo_report import Outcome
     from gateway.cli.demo_traffic import CANCER, DIGITS
 
@@ -193,6 +194,8 @@ def _traffic(screen: Console, gateway: DemoGateway, stream: Stream, seconds: int
 
 async def _stream(screen: Console, gateway: DemoGateway, stream: Stream, seconds: int) -> dict[str, Any] | None:
     """Returns the drift report as it was just before the shift."""
+    import asyncio
+
     from gateway.cli.demo_traffic import CANCER, SHIFT_TEXT
 
     started_s = time.monotonic()

@@ -18,7 +18,7 @@ SLUICEGATE = (sys.executable, "-m", "gateway")
 # Each takes longer to import than a person should wait for help.
 HEAVY = (
     *("numpy", "onnxruntime", "onnx", "prometheus_client", "httpx", "rich", "starlette", "uvicorn", "uvloop"),
-    *("pandas", "pyarrow", "scipy", "sklearn", "skl2onnx", "joblib", "duckdb", "locust", "gevent"),
+    *("asyncio", "pandas", "pyarrow", "scipy", "sklearn", "skl2onnx", "joblib", "duckdb", "locust", "gevent"),
 )
 
 

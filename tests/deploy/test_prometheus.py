@@ -68,7 +68,8 @@ def prometheus(gateway: LiveGateway, tmp_path_factory: pytest.TempPathFactory) -
         )
     try:
         found = eventually(
-            lambda: re.search(r'msg="Listening on".*? address=(127\.0\.0\.1:\d+)', log.read_text()), "prometheus listens"
+            lambda: re.search(r'msg="Listening on".*? address=(127\.0\.0\.1:\d+)', log.read_text()),
+            "prometheus listens",
         )
         with httpx.Client(base_url=f"http://{found[1]}") as client:
             yield client

@@ -178,7 +178,7 @@ class Sampler:
         for sample in samples:
             try:
                 lines += self._builder.lines(sample)
-            except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
                 # Arrays that are not what their signature says: this sample is lost, its neighbours are not.
                 self._metrics.samples_dropped.labels("write_error").inc()
                 self._report("write_error", error)

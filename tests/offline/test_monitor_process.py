@@ -142,6 +142,21 @@ def test_it_ends_when_its_supervisor_is_gone_and_has_saved_what_it_read(
     assert memory.windows["iris", "1"].rows_total == 50
 
 
+def test_a_disk_that_takes_no_report_stops_nothing_and_the_report_comes_when_it_does(
+    models: Path, state: Path, start: Start
+) -> None:
+    settings = monitor_settings(models, state)
+    write_bare(models, classifier())
+    state.mkdir()
+    settings.drift_path.write_text("a file where the directory should be")
+    process = start(settings)
+    Log(settings).write(*_samples(0, 50))
+    assert (process.next_word(), process.next_word()) == ("beat", "beat")
+    settings.drift_path.unlink()
+    eventually(_seen(settings, "iris", 50), "the report is written")
+    assert process.send(signal.SIGTERM) == 0
+
+
 def test_killed_at_any_moment_it_neither_loses_nor_repeats_a_row(models: Path, state: Path, start: Start) -> None:
     """Rows come in all the time, from two workers that close segments as they go; the monitor is killed again and
     again. In the end it has counted each row once, and its window is the truth."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,10 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import httpx
-
 from gateway import settings
-from gateway.errors import CannotStart, GatewayError
+from gateway.cli.remote import Remote, RemoteFailed
+from gateway.errors import CannotStart, GatewayError, UnknownModel
 from gateway.settings import ENVIRONMENT_PREFIX
 
 WORKERS = 2
@@ -30,7 +30,6 @@ MONITOR_POLL_S = 0.5
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 40.0
-_HTTP_TIMEOUT_S = 10.0
 _POLL_S = 0.05
 _LOG_LINES_SHOWN = 20
 _SAMPLE_LINE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
@@ -79,7 +78,8 @@ class DemoGateway:
         self._models = models
         self._ports = ports
         self._process: subprocess.Popen[bytes] | None = None
-        self._admin: httpx.Client | None = None
+        self._admin: Remote | None = None
+        self._exits = contextlib.ExitStack()
         self.data_url = ""
         self.control_url = ""
 
@@ -102,15 +102,13 @@ class DemoGateway:
             raise
         ready = json.loads(self._ready_file.read_text())
         self.data_url, self.control_url = ready["data"]["url"], ready["control"]["url"]
-        headers = {"authorization": f"Bearer {self.token_path.read_text().strip()}"}
-        self._admin = httpx.Client(base_url=f"{self.control_url}", headers=headers, timeout=_HTTP_TIMEOUT_S)
+        self._admin = self._exits.enter_context(Remote(self.control_url, self.token_path.read_text().strip()))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._admin is not None:
-            self._admin.close()
+        self._exits.close()
         self._end()
 
     @property
@@ -154,40 +152,36 @@ class DemoGateway:
 
     # -- the admin API ---------------------------------------------------------------------------------
 
+    @property
+    def admin(self) -> Remote:
+        assert self._admin is not None, "the gateway was not started"
+        return self._admin
+
     def change_flag(self, key: str, patch: Mapping[str, Any], reason: str) -> None:
-        """Merge *patch* into a flag, based on what it is now."""
-        now = self._ask("GET", f"/admin/v1/flags/{key}")
-        headers = {
-            "content-type": "application/merge-patch+json",
-            "if-match": now.headers["etag"],
-            "x-change-reason": reason,
-        }
-        self._ask("PATCH", f"/admin/v1/flags/{key}", headers=headers, content=json.dumps(patch))
+        """Merge *patch* into a flag, based on what it is now. Raises RemoteFailed."""
+        path = f"/admin/v1/flags/{key}"
+        _flag, etag = self.admin.read(path)
+        headers = {"content-type": "application/merge-patch+json", "if-match": etag, "x-change-reason": reason}
+        self.admin.call("PATCH", path, body=patch, headers=headers)
 
     def is_warm(self, model: str, version: str) -> bool:
         """Whether every worker has loaded and warmed a version."""
-        models = self._ask("GET", "/admin/v1/models").json()["models"]
+        models = self.admin.get("/admin/v1/models")["models"]
         versions = next(found["versions"] for found in models if found["model"] == model)
         return any(found["version"] == version and found["warm"] for found in versions)
 
     def drift(self, model: str) -> dict[str, Any] | None:
         """The monitor's latest report on a model, if there is one yet."""
-        assert self._admin is not None
-        reply = self._admin.get(f"/admin/v1/models/{model}/drift")
-        return reply.json() if reply.status_code == 200 else None
+        try:
+            report: dict[str, Any] = self.admin.get(f"/admin/v1/models/{model}/drift")
+        except RemoteFailed as error:
+            if error.code == UnknownModel.code:
+                return None
+            raise
+        return report
 
     def metrics(self) -> Metrics:
-        return Metrics(self._ask("GET", "/metrics").text)
-
-    def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
-        assert self._admin is not None
-        try:
-            reply = self._admin.request(method, path, **more)
-        except httpx.HTTPError as error:
-            raise DemoFailed(f"{method} {path}: {error}") from error
-        if reply.status_code >= 400:
-            raise DemoFailed(f"{method} {path}: {reply.status_code} {reply.text}")
-        return reply
+        return Metrics(self.admin.call("GET", "/metrics").text)
 
 
 class Metrics:

@@ -106,7 +106,8 @@ def add_parser(subparsers: Subparsers) -> None:
         help="rows to send to model M, or to all: csv, parquet or json (default: made up from the inputs' datatypes)",
     )
     add("--rate-per-user", metavar="R", type=_positive, help="requests per second of one user (default: no limit)")
-    add("--control-url", metavar="URL", help="control plane for the operator (default: SLUICEGATE_URL)")
+    add("--control-url", metavar="URL", help="control plane for the operator (default: $SLUICEGATE_URL)")
+    add("--token-file", metavar="FILE", type=Path, help="its token (default: $SLUICEGATE_TOKEN)")
     add("--flip-every", metavar="S", type=_positive, default=2.0, help="seconds between the operator's changes")
     add("--expect", metavar="F=X,...", type=expectations, default=(), help=f"promises, of {', '.join(FIGURES)}")
     add("--html", metavar="FILE", type=Path, help="write Locust's HTML report")
@@ -118,13 +119,13 @@ def add_parser(subparsers: Subparsers) -> None:
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     import importlib.util
 
-    control_url = options.control_url or os.environ.get("SLUICEGATE_URL", "")
-    if "operator" in options.classes and not (control_url and os.environ.get("SLUICEGATE_TOKEN")):
-        parser.error("the operator needs --control-url (or SLUICEGATE_URL), and its token in SLUICEGATE_TOKEN")
+    control = _control(options)
+    if "operator" in options.classes and not all(control.values()):
+        parser.error("the operator needs --control-url and --token-file, or SLUICEGATE_URL and SLUICEGATE_TOKEN")
     if importlib.util.find_spec("locust") is None:
         raise LoadTestFailed("Locust is not installed; it comes with: pip install 'sluicegate[loadtest]'")
     with tempfile.TemporaryDirectory(prefix="sluicegate-loadtest-") as scratch:
-        report = _measure(options, control_url, Path(scratch))
+        report = _measure(options, control, Path(scratch))
         if options.csv is not None:
             _write_csv(options.csv, report)
     promises = list(options.expect)
@@ -201,12 +202,22 @@ def _positive(text: str) -> float:
 # -- the run -----------------------------------------------------------------------------------------------
 
 
-def _measure(options: argparse.Namespace, control_url: str, scratch: Path) -> dict[str, Any]:
+def _control(options: argparse.Namespace) -> dict[str, str]:
+    """Where the control plane is and its token, as the environment of Locust, which nobody else can read."""
+    token = os.environ.get("SLUICEGATE_TOKEN", "")
+    if options.token_file is not None:
+        try:
+            token = options.token_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise LoadTestFailed(f"cannot read the token file {options.token_file}: {error}") from error
+    return {"SLUICEGATE_URL": options.control_url or os.environ.get("SLUICEGATE_URL", ""), "SLUICEGATE_TOKEN": token}
+
+
+def _measure(options: argparse.Namespace, control: Mapping[str, str], scratch: Path) -> dict[str, Any]:
     """Run Locust in a process of its own (it replaces the sockets and threads of its whole process)."""
     report_file, log_file = scratch / "report.json", scratch / "locust.log"
     command = _command(options, report_file)
-    # The token travels in the environment, where other users of the machine cannot read it.
-    environment = {**os.environ, "SLUICEGATE_URL": control_url}
+    environment = {**os.environ, **control}
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             command, cwd=scratch, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log

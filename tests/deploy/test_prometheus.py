@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,23 +37,48 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
         yield live
 
 
-def configure(directory: Path, gateway: LiveGateway) -> Path:
-    """Our configuration for this gateway's port and token, and scraping more often."""
-    text = CONFIGURATION.read_text()
-    for shipped, here in (
-        ("127.0.0.1:8081", gateway.control_url.removeprefix("http://")),
-        ("/etc/prometheus/sluicegate.token", str(gateway.state / "admin.token")),
-        ("scrape_interval: 15s", "scrape_interval: 500ms"),
-    ):
+def replaced(text: str, places: dict[str, str]) -> str:
+    for shipped, here in places.items():
         assert shipped in text
         text = text.replace(shipped, here)
-    path = directory / "prometheus.yml"
-    path.write_text(text)
+    return text
+
+
+@pytest.fixture(scope="module")
+def token_file(gateway: LiveGateway) -> Path:
+    """The token that the commands at the head of the configuration make."""
+    path = gateway.state.with_name("sluicegate.token")
+    lines = [line.removeprefix("#   ") for line in CONFIGURATION.read_text().splitlines() if line.startswith("#   ")]
+    places = {
+        "-o prometheus ": "",
+        "/etc/prometheus/sluicegate.token": str(path),
+        "/var/lib/sluicegate/admin.token": str(gateway.state / "admin.token"),
+        "sluicegate token": f"{sys.executable} -m gateway token",
+        "python3 -c": f"{sys.executable} -c",
+    }
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", replaced("\n".join(lines), places)],
+        env={**os.environ, "SLUICEGATE_URL": gateway.control_url},
+        check=True,
+    )
     return path
 
 
 @pytest.fixture(scope="module")
-def prometheus(gateway: LiveGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def configuration(gateway: LiveGateway, token_file: Path) -> Path:
+    """Our configuration for this gateway's port and token, and scraping more often."""
+    path = token_file.with_name("prometheus.yml")
+    places = {
+        "127.0.0.1:8081": gateway.control_url.removeprefix("http://"),
+        "/etc/prometheus/sluicegate.token": str(token_file),
+        "scrape_interval: 15s": "scrape_interval: 500ms",
+    }
+    path.write_text(replaced(CONFIGURATION.read_text(), places))
+    return path
+
+
+@pytest.fixture(scope="module")
+def prometheus(configuration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A client of the query API of a Prometheus that scrapes the gateway."""
     root = tmp_path_factory.mktemp("prometheus")
     log = root / "prometheus.log"
@@ -60,7 +86,7 @@ def prometheus(gateway: LiveGateway, tmp_path_factory: pytest.TempPathFactory) -
         process = subprocess.Popen(
             [
                 "prometheus",
-                f"--config.file={configure(root, gateway)}",
+                f"--config.file={configuration}",
                 f"--storage.tsdb.path={root / 'series'}",
                 "--web.listen-address=127.0.0.1:0",
             ],
@@ -85,9 +111,16 @@ def query(prometheus: httpx.Client, expression: str) -> float | None:
     return float(result[0]["value"][1]) if result else None
 
 
-def test_the_shipped_configuration_is_valid(gateway: LiveGateway, tmp_path: Path) -> None:
-    done = subprocess.run(["promtool", "check", "config", configure(tmp_path, gateway)], capture_output=True, text=True)
+def test_the_shipped_configuration_is_valid(configuration: Path) -> None:
+    done = subprocess.run(["promtool", "check", "config", configuration], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_token_of_prometheus_may_read_metrics_and_nothing_else(gateway: LiveGateway, token_file: Path) -> None:
+    headers = {"authorization": f"Bearer {token_file.read_text().strip()}"}
+    assert token_file.stat().st_mode & 0o077 == 0
+    assert httpx.get(f"{gateway.control_url}/metrics", headers=headers).status_code == 200
+    assert httpx.get(f"{gateway.control_url}/admin/v1/flags", headers=headers).status_code == 403
 
 
 def test_our_metrics_follow_the_rules_of_prometheus(gateway: LiveGateway) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from collections.abc import Mapping
 from typing import Any
 
 

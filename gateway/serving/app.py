@@ -201,7 +201,11 @@ async def _serve(
         server.should_exit = True
         stopped.set()
 
-    loop.add_reader(lifeline_fd, stop)
+    def supervisor_died() -> None:
+        loop.remove_reader(lifeline_fd)  # an end of file stays readable for ever
+        stop()
+
+    loop.add_reader(lifeline_fd, supervisor_died)
     for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn takes them over
         loop.add_signal_handler(number, stop)
     async with _background(worker, run_dir, slot=slot, boot=boot, beat=lambda: report("beat")):

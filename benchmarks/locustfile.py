@@ -20,7 +20,9 @@ import gevent
 import tally
 from answers import Answer, Checker, WrongAnswer, native_answers, oip_answers
 from locust import FastHttpUser, LoadTestShape, constant, constant_throughput, events
+from locust.exception import StopUser
 from served import Served, Unusable, classes_of, discover
+from shapes import SHAPES
 
 ROWS_PER_REQUEST = (1, 1, 1, 1, 2, 8)  # drawn from: mostly single rows, as applications send them
 TARGETING_KEYS = 1000
@@ -37,7 +39,7 @@ def add_options(parser: Any) -> None:
     add = parser.add_argument
     add("--models", default="", help="models to ask, separated by commas; all that are served if left out")
     add("--rows", action="append", default=[], help="FILE or MODEL=FILE: rows to send (csv, parquet or json)")
-    add("--shape", choices=SHAPES, default="steady", help="how the number of users changes over the run time")
+    add("--shape", choices=list(SHAPES), default="steady", help="how the number of users changes over the run time")
     add("--rate-per-user", type=float, default=0.0, help="requests per second of one user; 0: as fast as answers come")
     add("--control-url", env_var="SLUICEGATE_URL", default="", help="control plane, for the operator")
     add("--token", env_var="SLUICEGATE_TOKEN", default="", help="its token", include_in_web_ui=False)
@@ -107,6 +109,13 @@ class GatewayUser(FastHttpUser):  # type: ignore[misc]  # locust's types are not
     def wait_time(self) -> float:
         return self.trial.pace(self)
 
+    def give_up(self, name: str, why: str) -> None:
+        """Count a failure and end this user."""
+        events.request.fire(
+            request_type="", name=name, response_time=0, response_length=0, exception=WrongAnswer(why), context={}
+        )
+        raise StopUser
+
     def ask_named(self, model: Served, picked: Sequence[int], key: str | None) -> None:
         """POST rows of named features."""
         body = json.dumps({"rows": [model.rows[row] for row in picked]})
@@ -168,8 +177,15 @@ def _some_rows(model: Served) -> list[int]:
     return random.choices(range(model.row_count), k=random.choice(ROWS_PER_REQUEST))
 
 
+def _some_named(user: GatewayUser) -> Served:
+    """A model that can be asked by the names of its features."""
+    if not user.trial.named:
+        user.give_up(user.kind, "no model has named features")
+    return random.choice(user.trial.named)
+
+
 def _named(user: GatewayUser) -> None:
-    model = random.choice(user.trial.named)
+    model = _some_named(user)
     user.ask_named(model, _some_rows(model), _some_key())
 
 
@@ -179,7 +195,7 @@ def _binary(user: GatewayUser) -> None:
 
 
 def _hot(user: GatewayUser) -> None:
-    model = random.choice(user.trial.named)
+    model = _some_named(user)
     weights = _zipf(min(HOT_ROWS, model.row_count))
     (row,) = random.choices(range(len(weights)), cum_weights=weights)
     user.ask_named(model, [row], f"hot-{row}")
@@ -246,22 +262,16 @@ class OperatorUser(GatewayUser):
         self._url = f"{options.control_url.rstrip('/')}/admin/v1/flags"
         self._steps = itertools.cycle(OPERATOR_STEPS)
         self._before: dict[str, Any] = {}
+        if not (options.control_url and options.token):
+            return  # started by hand among all others, and nothing to do
         for model in self.trial.served:
             flag, _etag = self._get(model.name)
             if flag is not None and len(flag["variants"]) > 1:
                 self._before[model.name] = flag
-        if not self._before:
-            self.trial.counts.note("no model has a route of two variants", [model.name for model in self.trial.served])
-            events.request.fire(
-                request_type="GET",
-                name=tally.READ_FLAG,
-                response_time=0,
-                response_length=0,
-                exception=WrongAnswer("no model has a route of two variants"),
-                context={},
-            )
 
     def _step(self) -> None:
+        if not self._before and self.trial.options.control_url:
+            self.give_up(tally.READ_FLAG, "no model has a route of two variants")
         step = next(self._steps)
         for model, flag in self._before.items():
             first = flag["defaultVariant"]
@@ -314,28 +324,6 @@ class OperatorUser(GatewayUser):
         if reply.status_code:
             self.trial.counts.note(f"status {reply.status_code}", (reply.text or "")[:300])
             reply.failure(f"status {reply.status_code}")
-
-
-# -- how many users, when ---------------------------------------------------------------------------
-
-
-def steady(_share: float, users: int) -> int:
-    """All users from the start."""
-    return users
-
-
-def ramp(share: float, users: int) -> int:
-    """From one user to all of them over the first 80 % of the run time."""
-    return max(1, min(users, round(users * share / 0.8)))
-
-
-def spike(share: float, users: int) -> int:
-    """A tenth of the users, but all of them between 40 % and 60 % of the run time."""
-    return users if 0.4 <= share < 0.6 else max(1, users // 10)
-
-
-# Name -> users wanted at that share (0..1) of the run time.
-SHAPES: Mapping[str, Callable[[float, int], int]] = {"steady": steady, "ramp": ramp, "spike": spike}
 
 
 class ChosenShape(LoadTestShape):  # type: ignore[misc]  # locust's types are not followed

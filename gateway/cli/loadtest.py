@@ -128,9 +128,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         report = _measure(options, control, Path(scratch))
         if options.csv is not None:
             _write_csv(options.csv, report)
-    promises = list(options.expect)
-    if not {"errors", "error_rate"} & {promise.figure for promise in promises}:
-        promises.append(Expectation("errors", 0))
+    promises = _with_defaults(options.expect)
     broken = [wrong for promise in promises if (wrong := promise.broken(report))]
     if options.json:
         print(json.dumps({**report, "broken": broken}, indent=1))
@@ -171,6 +169,14 @@ def expectations(text: str) -> tuple[Expectation, ...]:
             raise argparse.ArgumentTypeError(f"{figure}: expected a number of at least 0, got {limit!r}")
         found.append(Expectation(figure, number))
     return tuple(found)
+
+
+def _with_defaults(promises: Sequence[Expectation]) -> list[Expectation]:
+    """No error, and at least one request, unless something else is asked of them."""
+    named = {promise.figure for promise in promises}
+    added = [Expectation("errors", 0)] if not {"errors", "error_rate"} & named else []
+    added += [Expectation("requests", 1)] if not {"requests", "rps"} & named else []
+    return [*promises, *added]
 
 
 def _classes(text: str) -> tuple[str, ...]:
@@ -332,7 +338,15 @@ def _figure(report: Mapping[str, Any], name: str) -> float | None:
 
 
 _COLUMNS = ("requests", "failures", "rps", "mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms")
-_SHOWN = ("requests", "failures", "rps", "p50_ms", "p95_ms", "p99_ms", "max_ms")
+_SHOWN = {
+    "requests": "requests",
+    "failures": "failed",
+    "rps": "per s",
+    "p50_ms": "p50",
+    "p95_ms": "p95",
+    "p99_ms": "p99",
+    "max_ms": "max",
+}
 
 
 def _print_table(report: Mapping[str, Any], promises: Sequence[Expectation], broken: Sequence[str]) -> None:
@@ -340,10 +354,10 @@ def _print_table(report: Mapping[str, Any], promises: Sequence[Expectation], bro
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    table = Table(title=f"{report['elapsed_s']:.1f} s of load")
-    table.add_column("requests by user and model", no_wrap=True)
-    for name in _SHOWN:
-        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    table = Table(title=f"{report['elapsed_s']:.1f} s of load, latencies in milliseconds", title_justify="left")
+    table.add_column("user and model", no_wrap=True)
+    for heading in _SHOWN.values():
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in report["requests"]:
         table.add_row(row["name"], *(_shown(name, row[name]) for name in _SHOWN))
     table.add_section()

@@ -82,6 +82,15 @@ def test_a_broken_promise_gives_exit_code_1_and_is_named(gateway: LiveGateway) -
     assert report["variants"] == {"house": {"stable": report["predictions"]["requests"]}}
 
 
+def test_an_operator_without_anything_to_flip_is_a_failure(gateway: LiveGateway) -> None:
+    found = loadtest(
+        *(gateway.data_url, "--users", "2", "--time", "1s", "--classes", "named,operator", "--models", "house"),
+        *("--control-url", gateway.control_url, "--token-file", str(gateway.state / "admin.token")),
+    )
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert "1 x read flag: no model has a route of two variants" in found.stdout
+
+
 def test_a_gateway_that_is_not_there_is_named() -> None:
     found = loadtest("http://127.0.0.1:1", "--time", "1s")
     assert found.returncode == 1

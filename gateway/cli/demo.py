@@ -113,14 +113,17 @@ def _play(screen: Console, directory: Path, seconds: int | None) -> int:
         outcome = _traffic(screen, gateway, stream, seconds or DEFAULT_SECONDS)
         print_outcome(screen, outcome)
         found = problems(outcome)
-        for problem in found:
-            print(problem, file=sys.stderr)
+        if found:
+            print(*found, "the gateway's last words:", gateway.log_tail(), sep="\n", file=sys.stderr)
+            return _EXIT_FAILED
+        screen.print("every prediction was right, and the drift was found")
+        if seconds is not None:
+            screen.print("The gateway stops now. Without --seconds it stays up, and lines such as these go on:")
         print_lines(screen, gateway, cancer, directory)
-        screen.print("the demo FAILED" if found else "every prediction was right, and the drift was found")
-        if seconds is None and not found:
+        if seconds is None:
             screen.print("Ctrl-C stops the gateway and removes its files.")
             return _wait_for_ctrl_c(gateway)
-    return _EXIT_FAILED if found else 0
+    return 0
 
 
 def _tell(screen: Console, text: str) -> None:

@@ -96,7 +96,7 @@ class DemoGateway:
             )
         try:
             if until(self._is_ready, _START_TIMEOUT_S) is None:
-                raise DemoFailed(f"the gateway was not ready within {_START_TIMEOUT_S:g} s:\n{self._log_tail()}")
+                raise DemoFailed(f"the gateway was not ready within {_START_TIMEOUT_S:g} s:\n{self.log_tail()}")
         except BaseException:
             self._end()
             raise
@@ -133,10 +133,11 @@ class DemoGateway:
     def _is_ready(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
-            raise CannotStart(f"the gateway ended with exit code {self._process.returncode}:\n{self._log_tail()}")
+            raise CannotStart(f"the gateway ended with exit code {self._process.returncode}:\n{self.log_tail()}")
         return self._ready_file.exists()
 
-    def _log_tail(self) -> str:
+    def log_tail(self) -> str:
+        """The last lines that the gateway wrote."""
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:])
 
     def _end(self) -> None:

@@ -34,6 +34,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 DATATYPES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = frozenset({"FP16", "FP32", "FP64"})
 
+# What stands for a missing text in a BYTES tensor, which has no null; the converters write it so too.
+_MISSING_TEXT = b""
+
 # A tensor wider than this is one thing (an image, a text), not a row of named features.
 MAX_FEATURES = 4096
 
@@ -172,7 +175,7 @@ class FeatureCheck:
 
     def __init__(self, signature: Signature) -> None:
         self._closed = [
-            (f, frozenset(text.encode() for text in f.categories))
+            (f, frozenset([text.encode() for text in f.categories] + [_MISSING_TEXT] * f.missing_allowed))
             for f in signature.features
             if f.categories is not None and any(s.name == f.input and s.datatype == "BYTES" for s in signature.inputs)
         ]

@@ -26,9 +26,14 @@ def parse_json(body: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         if b"NaN" in body or b"Infinity" in body:
             try:
-                return json.loads(body)
+                # Both refuse lone surrogates, as orjson does: no answer could carry them back.
+                document = json.loads(body.decode())
+                if b"\\u" in body:
+                    json.dumps(document, ensure_ascii=False).encode()
             except (ValueError, RecursionError):
                 pass
+            else:
+                return document
         raise InvalidInput("body", _excerpt(body, error), "valid JSON") from error
 
 

@@ -71,7 +71,7 @@ def raw_shape(spec: TensorSpec, size_bytes: int, *, batchable: bool) -> tuple[in
 
 
 def decode(blob: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """The bytes of one tensor as an array; numbers are a view without a copy. Raises InvalidInput."""
+    """The bytes of one tensor as an array; numbers that are most of the body are a view of it. Raises InvalidInput."""
     field = f"inputs.{spec.name}"
     if spec.datatype == "BYTES":
         return _texts(blob, field, math.prod(shape)).reshape(shape)
@@ -80,10 +80,14 @@ def decode(blob: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
         raise InvalidInput(field, f"{len(blob)} bytes", f"{expected} bytes for {spec.datatype} {list(shape)}")
     if spec.datatype == "BOOL" and len(blob) and max(blob) > 1:
         raise InvalidInput(field, f"a byte of {max(blob)}", "0 or 1 for each BOOL")
-    return np.frombuffer(blob, dtype=spec.dtype).reshape(shape)
+    array = np.frombuffer(blob, dtype=spec.dtype).reshape(shape)
+    # A view keeps the whole body alive: kept in a cache or queue, a small tensor must not hold a large body there.
+    return array if 2 * blob.nbytes >= memoryview(blob.obj).nbytes else array.copy()
 
 
 def _texts(blob: memoryview, field: str, count: int) -> Array:
+    if count > len(blob) // 4:  # each has 4 bytes of length: before memory is taken for what cannot be there
+        raise InvalidInput(field, f"{len(blob)} bytes", f"{count} strings")
     texts = np.empty(count, dtype=object)
     position = 0
     for index in range(count):

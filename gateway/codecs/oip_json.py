@@ -18,9 +18,21 @@ from gateway.codecs import oip_binary
 from gateway.codecs.codec import BoundCodec, Encoded, Request
 from gateway.codecs.numbers import flatten, name_of, parse_json, to_array
 from gateway.errors import GatewayError, InvalidInput
-from gateway.tensors import FLOATS, Array, FeatureCheck, Signature, Tensors, TensorSpec, check_shape, same_rows
+from gateway.tensors import (
+    FLOATS,
+    Array,
+    FeatureCheck,
+    Signature,
+    Tensors,
+    TensorSpec,
+    check_shape,
+    same_rows,
+    shape_text,
+)
 
 JSON_HEADERS = ((b"content-type", b"application/json"),)
+# More than any body can hold.
+_MAX_ELEMENTS = 2**32
 
 
 class OipCodec:
@@ -111,6 +123,8 @@ class BoundOip:
             raise InvalidInput(f"{field}.datatype", name_of(tensor.get("datatype")), spec.datatype)
         shape = _shape(tensor.get("shape"), field)
         check_shape(spec, shape)
+        if math.prod(size or 1 for size in shape) > _MAX_ELEMENTS:  # numpy refuses it even where another size is 0
+            raise InvalidInput(f"{field}.shape", shape_text(shape), f"at most {_MAX_ELEMENTS} elements")
         parameters = _parameters(tensor, f"{field}.parameters")
         if "binary_data_size" in parameters:
             if "data" in tensor:

@@ -118,6 +118,36 @@ def test_a_text_outside_of_a_closed_list_is_refused_by_either_protocol() -> None
         OipCodec().bind("m", "1", closed).decode(json.dumps({"inputs": [tensor]}).encode(), {})
 
 
+def test_a_missing_text_passes_a_closed_list_where_it_may_be_missing() -> None:
+    def closed(*, missing_allowed: bool) -> Signature:
+        feature = Feature("city", "city", 0, "categorical", ("Bern", "Ulm"), missing_allowed)
+        return Signature((TensorSpec("city", "BYTES", (-1, 1)),), MIXED.outputs, (feature,))
+
+    for row in ({"city": None}, {}):
+        request = decode({"rows": [row, {"city": "Ulm"}]}, closed(missing_allowed=True))
+        assert request.inputs["city"].tolist() == [[b""], [b"Ulm"]]
+    with pytest.raises(InvalidInput, match="one of 'Bern', 'Ulm'"):
+        decode({"rows": [{"city": ""}]}, closed(missing_allowed=False))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"rows":[{"\\ud800":NaN}]}',
+        b'{"\\udfff":NaN}',
+        b'{"rows":[{"age":NaN,"city":"\\ud800","n":1}]}',
+        b'{"rows":[{"age":NaN,"city":"\xed\xa0\x80","n":1}]}',
+        b'{"rows":[{"age":NaN,"city":"\xff","n":1}]}',
+    ],
+)
+def test_text_that_is_no_unicode_is_refused_beside_nan_too(body: bytes) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        decode(body)
+    assert caught.value.field == "body"
+    for codec in (NativeCodec(), OipCodec()):
+        json.loads(codec.error(caught.value))  # the refusal itself can be told
+
+
 def test_the_reply_names_classes_variant_and_prediction() -> None:
     bound = NativeCodec().bind("m", "3", MIXED)
     outputs = {

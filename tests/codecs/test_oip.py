@@ -192,6 +192,39 @@ def test_binary_tensors_are_refused_by_name_when_bytes_are_missing_or_left_over(
         bound.decode(good, {"inference-header-content-length": "9999"})
 
 
+@pytest.mark.parametrize("rows", [2, 10**12, 2**62, 10**18])
+def test_strings_that_did_not_come_are_refused_before_memory_is_taken_for_them(rows: int) -> None:
+    signature = Signature((TensorSpec("x", "BYTES", (-1, 1)),), (TensorSpec("y", "FP32", (-1,)),))
+    head = {"name": "x", "shape": [rows, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}}
+    document = json.dumps({"inputs": [head]}).encode()
+    headers = {"inference-header-content-length": str(len(document))}
+    with pytest.raises(InvalidInput, match=r"inputs\.x"):
+        OipCodec().bind("m", "1", signature).decode(document + b"\1\0\0\0a", headers)
+
+
+@pytest.mark.parametrize("shape", [[2**62, 0], [2**63 - 1, 0], [2**40, 2**40, 0]])
+@pytest.mark.parametrize("content", [{"data": []}, {"parameters": {"binary_data_size": 0}}])
+def test_an_empty_tensor_of_an_impossible_shape_is_refused(shape: list[int], content: dict[str, Any]) -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1,) * len(shape)),), (TensorSpec("y", "FP32", (-1,)),))
+    document = json.dumps({"inputs": [{"name": "x", "shape": shape, "datatype": "FP32", **content}]}).encode()
+    headers = {"inference-header-content-length": str(len(document))}
+    with pytest.raises(InvalidInput, match=r"inputs\.x\.shape"):
+        OipCodec().bind("m", "1", signature).decode(document, headers)
+
+
+def test_a_small_binary_tensor_does_not_hold_a_large_body_in_memory() -> None:
+    head = {"name": "input", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16}}
+    document = json.dumps({"inputs": [head], "id": "x" * 1_000_000}).encode()
+    body = document + np.array([ROW], np.float32).tobytes()
+    request = OipCodec().bind("m", "1", IRIS).decode(body, {"inference-header-content-length": str(len(document))})
+    array = request.inputs["input"]
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    assert owner.base is None, "it owns its 16 bytes"
+    assert array.tolist() == np.array([ROW], np.float32).tolist()
+
+
 def test_a_raw_body_is_one_row_of_the_one_input() -> None:
     request = (
         OipCodec()

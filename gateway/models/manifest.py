@@ -53,6 +53,9 @@ class Manifest:
         return json.dumps(plain, indent=1, allow_nan=False).encode() + b"\n"
 
 
+_OBJECTS = ("files", "framework", "libraries", "lineage", "parity", "quantization", "metrics", "reference", "card")
+
+
 def version_order(version: str) -> tuple[int, int, str]:
     """Sort key of versions: numbers by value, then other texts by alphabet."""
     return (1, int(version), "") if version.isdecimal() else (0, 0, version)
@@ -117,6 +120,10 @@ def _feature(plain: Mapping[str, Any]) -> Feature:
 
 
 def _check(manifest: Manifest) -> None:
+    for field_name in _OBJECTS:
+        found = getattr(manifest, field_name)
+        if not isinstance(found, dict):
+            raise ValueError(f"{field_name} must be an object, got {type(found).__name__}")
     if not NAME_PATTERN.fullmatch(manifest.name):
         raise ValueError(f"name must match {NAME_PATTERN.pattern}, got {manifest.name!r}")
     if not VERSION_PATTERN.fullmatch(manifest.version):

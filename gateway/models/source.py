@@ -88,7 +88,9 @@ class DirectorySource:
             model_bytes = _read(directory / MODEL_FILE)
             manifest_bytes = _read(directory / MANIFEST_FILE) if (directory / MANIFEST_FILE).exists() else None
             if manifest_bytes is None:
-                digest = hashlib.sha256(model_bytes).hexdigest()
+                # The name is part of it, as it is of a manifest: answers say it, so equal files under two names must
+                # not share them.
+                digest = hashlib.sha256(f"{where}\n".encode() + model_bytes).hexdigest()
                 return Package(model, version, model_bytes, None, None, digest)
             manifest = parse(manifest_bytes, where=f"{where}/{MANIFEST_FILE}")
             if (manifest.name, manifest.version) != (model, version):

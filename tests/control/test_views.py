@@ -55,6 +55,18 @@ def test_models_are_told_with_their_packages_and_their_state_on_every_worker(sha
     assert versions["7"]["manifest"] is None
 
 
+def test_a_manifest_with_parts_of_a_wrong_type_is_told_as_invalid_and_hides_no_other(shared: ControlProcess) -> None:
+    for version, part in (("1", {"framework": "sklearn"}), ("2", {"card": [1]}), ("3", {"files": ["model.onnx"]})):
+        package = builders.write_package(shared.models, builders.classifier("odd", version))
+        manifest = json.loads((package / "manifest.json").read_text())
+        (package / "manifest.json").write_text(json.dumps({**manifest, **part}))
+    reply = shared.client.get("/admin/v1/models")
+    assert reply.status_code == 200
+    (found,) = (m for m in reply.json()["models"] if m["model"] == "odd")
+    for version, field in zip(found["versions"], ("framework", "card", "files"), strict=True):
+        assert f"{field} must be an object" in version["manifest"]["invalid"]
+
+
 def test_a_drift_report_is_told_as_the_monitor_wrote_it(shared: ControlProcess) -> None:
     missing = shared.client.get("/admin/v1/models/iris/drift")
     assert (missing.status_code, missing.json()["code"]) == (404, "unknown_model")

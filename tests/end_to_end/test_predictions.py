@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,18 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
     write_package(models, WORDS, golden=True)
     write_bare(models, HOUSE)
     write_mixed_package(models)
+    shutil.copytree(models / "house", models / "twin")
     with LiveGateway(models, root / "state") as live:
         yield live
+
+
+def test_equal_files_under_two_names_do_not_share_answers(gateway: LiveGateway) -> None:
+    for name in ("twin", "house"):
+        body = {"inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [4.0, 30.0]}]}
+        for _ in range(2):  # the second from the cache
+            reply = gateway.data.post(f"/v2/models/{name}/infer", json=body)
+            assert (reply.status_code, reply.json()["model_name"]) == (200, name), reply.text
+        assert reply.headers["x-cache"] == "hit"
 
 
 def test_named_rows_get_labels_and_probabilities_by_name(gateway: LiveGateway) -> None:

@@ -19,6 +19,8 @@ _SEMVER = re.compile(
     r"(?:\+[0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*)?",
     re.ASCII,
 )
+# A header may bring anything, and Python refuses to read a number of some thousand digits.
+_MAX_SEMVER_CHARACTERS = 256
 _INFINITIES = ("inf", "-inf", "+inf", "infinity", "-infinity", "+infinity")
 # (major, minor, patch) and the prerelease's parts; a release sorts after its prereleases.
 _Semver = tuple[tuple[int, int, int], tuple[Any, ...]]
@@ -133,6 +135,8 @@ SEMVER_TESTS: Mapping[str, Callable[[_Semver, _Semver], bool]] = {
 def semver(value: Any) -> _Semver | None:
     """A semantic version (``v1.2`` counts as 1.2.0) in a form that sorts as such; None if it is none."""
     text = str(value)
+    if len(text) > _MAX_SEMVER_CHARACTERS:
+        return None
     if text[:1] in ("v", "V"):
         text = text[1:]
     numeric = text.split("-")[0].split("+")[0]

@@ -160,7 +160,7 @@ class RuleCompiler:
         return is_in
 
     def _sem_ver(self, args: list[Json], where: str) -> Value:
-        if len(args) != 3 or args[1] not in jsonlogic.SEMVER_TESTS:
+        if len(args) != 3 or not isinstance(args[1], str) or args[1] not in jsonlogic.SEMVER_TESTS:
             raise InvalidFlag(where, repr(args)[:80], f"[version, {' '.join(jsonlogic.SEMVER_TESTS)}, version]")
         test = jsonlogic.SEMVER_TESTS[args[1]]
         left, right = self.value(args[0], f"{where}[0]"), self.value(args[2], f"{where}[2]")

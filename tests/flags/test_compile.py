@@ -218,6 +218,13 @@ def test_a_wrong_rule_is_refused_by_its_place(targeting: Any, field: str) -> Non
     assert not field or refused.value.field == field
 
 
+@pytest.mark.parametrize("header", ["9" * 5000, "1.2.3-" + "9" * 5000, "1." * 5000])
+def test_a_header_of_any_length_is_compared_as_a_version_or_is_none(header: str) -> None:
+    compiled = route({"if": [{"sem_ver": [{"var": "headers.x-app"}, ">=", "1.0.0"]}, "canary", "stable"]})
+    assert decide(compiled, x_app="2.0.0")[0] == "canary"
+    assert decide(compiled, x_app=header)[0] == "stable"
+
+
 def test_a_wrong_rule_is_refused_while_the_flag_is_disabled_too() -> None:
     with pytest.raises(InvalidFlag):
         route({"if": [True, "gone"]}, state="DISABLED")

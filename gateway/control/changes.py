@@ -70,12 +70,12 @@ class Desk:
         self._last_known_good = last_known_good
         self._source = source
         self._workers = workers
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `document` is asked with and without it
         self._recovered = False
 
     def document(self) -> FlagDocument:
-        """The flags in force."""
-        return self._store.load() or FlagDocument()
+        """The flags in force. A store that has lost them, even while we run, gets them back first; see `recover`."""
+        return self._store.load() or self._restored() or FlagDocument()
 
     def change_flag(
         self,
@@ -172,12 +172,20 @@ class Desk:
             document = self._store.load()
             if document is not None:
                 self._write_last_known_good(document)
-            elif (kept := read_last_known_good(self._last_known_good)) is not None:
+            else:
+                self._restored()
+            self._recovered = True
+
+    def _restored(self) -> FlagDocument | None:
+        """What an empty store now holds: the flags of the last known good file; None if it has never held any."""
+        with self._lock:
+            document = self._store.load()  # another thread may have been faster
+            if document is None and (kept := read_last_known_good(self._last_known_good)) is not None:
                 _log.warning("the flag store is empty; its flags are restored from the last known good file")
                 reason = "the flag store was lost; flags of the last known good file"
                 document = self._store.restore(kept, author=SYSTEM, reason=reason)
                 self._committed(document, "flags.restore", "all flags", SYSTEM, reason)
-            self._recovered = True
+            return document
 
     def moved_share(self, before: Json | None, after: Json | None, key: str) -> float | None:
         """For a route: the share of targeting keys, sent without headers, that a change gives another version."""

@@ -16,6 +16,9 @@ from gateway.errors import BodyTooLarge, InvalidInput, PreconditionMissing, Revi
 from gateway.flags.audit import Author
 
 MAX_BODY_BYTES = 1024 * 1024
+# Deeper than any rule that may be written, and less than what can be written as JSON again: a document that could be
+# stored but not be told would be in force for ever.
+MAX_BODY_DEPTH = 100
 MAX_REASON_CHARACTERS = 1000
 REASON_HEADER = "x-change-reason"
 
@@ -123,4 +126,21 @@ async def json_object(request: Request) -> dict[str, Any]:
         raise InvalidInput("body", f"text that is not JSON ({error})", "a JSON object") from error
     if not isinstance(document, dict):
         raise InvalidInput("body", f"a JSON {type(document).__name__}", "a JSON object")
+    if _is_deeper(document, MAX_BODY_DEPTH):
+        raise InvalidInput("body", f"JSON nested more than {MAX_BODY_DEPTH} deep", "a flatter document")
     return document
+
+
+def _is_deeper(document: Any, levels: int) -> bool:
+    """Whether objects and arrays are nested more than *levels* deep."""
+    layer = [document]
+    for _ in range(levels + 1):
+        layer = [
+            inner
+            for outer in layer
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not layer:
+            return False
+    return True

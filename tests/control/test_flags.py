@@ -131,6 +131,22 @@ def test_a_body_that_is_no_json_object_is_refused(shared: ControlProcess, body: 
     assert refused.json()["field"] == "body"
 
 
+def test_a_body_that_is_nested_too_deep_is_refused_and_the_flags_stay_readable(shared: ControlProcess) -> None:
+    headers = {"if-match": "*", "x-change-reason": "a test"}
+    for depth in (110, 300, 900):
+        deep = b'{"a":' * depth + b"1" + b"}" * depth
+        for body in (b'{"$evaluators":{"x":%b}}' % deep, b'{"flags":{"deep.route":{"variants":{"a":%b}}}}' % deep):
+            reply = shared.client.patch("/admin/v1/flags", content=body, headers=headers)
+            assert code(reply, 400) == "invalid_input"
+            assert reply.json()["field"] == "body"
+    assert shared.client.get("/admin/v1/flags").status_code == 200
+
+
+def test_a_rule_with_a_list_for_an_operator_is_refused(shared: ControlProcess) -> None:
+    rule = {"if": [{"sem_ver": [{"var": "headers.x"}, ["="], "1.0.0"]}, "canary"]}
+    assert code(shared.put("listed.route", route(targeting=rule)), 422) == "invalid_flag"
+
+
 def test_a_huge_body_is_refused(shared: ControlProcess) -> None:
     headers = {"if-none-match": "*", "x-change-reason": "a test"}
     refused = shared.client.put("/admin/v1/flags/body.route", content=b" " * (1024 * 1024 + 1), headers=headers)

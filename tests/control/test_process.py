@@ -110,6 +110,21 @@ def test_a_lost_store_is_restored_from_the_last_known_good_file(control: Control
     assert (row["actor"], row["verb"]) == ("system", "flags.restore")
 
 
+def test_a_store_that_is_lost_under_the_running_process_is_restored_too(control: ControlProcess, models: Path) -> None:
+    builders.write_package(models, builders.classifier("iris", "1"))
+    control.put("iris.route", route(stable="1", canary="2"))
+    builders.write_package(models, builders.classifier("iris", "2"))
+    before = int(control.patch("iris.route", {"state": "DISABLED"}).headers["etag"].strip('"'))
+    for path in control.state.glob("flags.sqlite*"):
+        path.unlink()
+    control.wait_report("beat")
+    control.wait_report("beat")  # two looks at the models directory later
+    after = control.client.get("/admin/v1/flags/iris.route")
+    assert after.json()["state"] == "DISABLED"  # and not a seeded route to the highest version
+    assert int(after.headers["etag"].strip('"')) == before + 1
+    assert control.put("wine.route", route()).status_code == 201
+
+
 def test_without_store_and_readable_last_known_good_file_nothing_is_seeded(
     control: ControlProcess, models: Path
 ) -> None:

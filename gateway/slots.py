@@ -62,7 +62,10 @@ class Death:
 
     def __str__(self) -> str:
         if self.returncode < 0:
-            return f"killed by {signal.Signals(-self.returncode).name}"
+            try:
+                return f"killed by {signal.Signals(-self.returncode).name}"
+            except ValueError:  # most real-time signals have no name
+                return f"killed by signal {-self.returncode}"
         return f"exit code {self.returncode}"
 
 

@@ -235,7 +235,9 @@ class Supervisor:
     # -- what others are told --------------------------------------------------------------------------
 
     def _tell_ready(self) -> None:
-        """Once every slot was ready: write the ready file, and from then on keep it true."""
+        """Once every slot was ready: write the ready file, and from then on keep it true; until the end begins."""
+        if self._stop_signals:  # a child may become ready even then; the workers' sockets are closed already
+            return
         if not self._was_ready:
             if not all(slot.is_ready for slot in self._slots):
                 return

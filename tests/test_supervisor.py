@@ -215,6 +215,29 @@ def test_a_request_in_flight_at_sigterm_is_answered(models: Path, state: Path) -
         gateway.wait_stopped()
 
 
+def test_a_child_that_becomes_ready_after_sigterm_does_not_disturb_the_end(models: Path, state: Path) -> None:
+    gateway = LiveGateway(models, state, wait=False)
+    with gateway:
+
+        def monitor() -> int | None:
+            children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
+            return int(children[2]) if len(children) == 3 else None
+
+        pid = eventually(monitor, "the last child, the monitor, is started")
+        os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: all(f"{name} is ready" in gateway.log for name in ("worker-0", "control")), "others ready")
+        assert "monitor is ready" not in gateway.log
+        worker = int(Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()[0])
+        os.kill(worker, signal.SIGSTOP)  # it takes its time to leave
+        gateway.signal(signal.SIGTERM)
+        eventually(lambda: "stopping on SIGTERM" in gateway.log, "the signal is heard")
+        os.kill(pid, signal.SIGCONT)
+        eventually(lambda: "monitor is ready" in gateway.log, "the monitor is late")
+        os.kill(worker, signal.SIGCONT)
+        gateway.wait_stopped()
+        assert not gateway.is_ready_file_there
+
+
 def is_refused(gateway: LiveGateway) -> bool:
     try:
         return not alive_on_a_new_connection(gateway, timeout_s=1)

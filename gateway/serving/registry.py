@@ -170,7 +170,7 @@ class Registry:
         self._on_change()
 
     def _load(self, model: str, version: str, slot: _Slot) -> None:
-        """In the load's own thread: load, and after a failure wait for the package to change."""
+        """In the load's own thread: load; after a failure, or if the package changed meanwhile, once more."""
         # Lower than the threads that answer: a load or a first run that takes all it can get must not slow them.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOAD_NICENESS)
         while not slot.dismissed.is_set():
@@ -182,10 +182,22 @@ class Registry:
                 reason = str(error) if isinstance(error, GatewayError) else f"unexpected: {error!r}"
                 self._tell(self._failed, model, version, slot, reason)
             else:
-                self._tell(self._loaded, model, version, slot, loaded)
+                if self._source.stamp(model, version) == stamp:
+                    self._tell(self._loaded, model, version, slot, loaded)
+                    return
+            self._await_settled(model, version, slot, stamp)
+
+    def _await_settled(self, model: str, version: str, slot: _Slot, stamp: object) -> None:
+        """Wait until the package is another than at *stamp*, and the same at two looks: it may be on its way in.
+
+        Whoever took model.onnx before its manifest has come would serve it as a bare package for good.
+        """
+        before = stamp
+        while not slot.dismissed.wait(_RETRY_S):
+            now = self._source.stamp(model, version)
+            if now == before and now != stamp:
                 return
-            while not slot.dismissed.wait(_RETRY_S) and self._source.stamp(model, version) == stamp:
-                pass
+            before = now
 
     def _overdue(self, model: str, version: str, slot: _Slot) -> None:
         if slot.state == "loading" and not slot.dismissed.is_set():

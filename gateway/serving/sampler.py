@@ -80,10 +80,11 @@ class Sampler:
             self._metrics.samples_dropped.labels("closed").inc()
             return
         size = 0
-        for array in sample.inputs.values():
-            size += array.nbytes
-        for array in sample.outputs.values():
-            size += array.nbytes
+        for tensors in (sample.inputs, sample.outputs):
+            for array in tensors.values():
+                size += array.nbytes
+                if array.dtype == object:  # its nbytes are those of the references; the texts come on top
+                    size += sum(map(len, array.ravel().tolist()))
         if (
             len(self._queue) >= self._settings.max_queue_records
             or self._offered_bytes - self._taken_bytes + size > self._settings.max_queue_bytes

@@ -17,8 +17,9 @@ from gateway.metrics import ServingMetrics, process_registry
 from gateway.samples.segments import SegmentReader
 from gateway.serving.sampler import Sampler, free_bytes
 from gateway.settings import SamplingSettings
+from gateway.tensors import Signature, TensorSpec
 from tests.live import eventually
-from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample
+from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample, sample_of
 
 PLENTY = 2**40
 
@@ -130,6 +131,21 @@ def test_while_the_disk_is_stuck_offers_return_at_once_and_what_exceeds_the_queu
         "first",
         *(f"p{index}" for index in range(20)),
     ]
+
+
+def test_texts_count_by_their_length_against_the_bytes_that_may_be_queued(
+    make: Callable[..., Sampler], counters: Counters
+) -> None:
+    disk = StuckDisk()
+    sampler = make(free=disk, max_queue_bytes=10_000)
+    sampler.offer(linear_sample(iris_rows(1)))
+    assert disk.entered.wait(20)
+    signature = Signature((TensorSpec("text", "BYTES", (-1, 1)),), (TensorSpec("value", "FP32", (-1, 1)),))
+    text = np.array([[b"x" * 4000]], dtype=object)
+    for _ in range(10):
+        sampler.offer(sample_of({"text": text}, {"value": np.zeros((1, 1), np.float32)}, signature, rows=1))
+    assert counters.dropped("queue_full") == 8
+    disk.released.set()
 
 
 def test_close_does_not_wait_for_a_stuck_disk(make: Callable[..., Sampler], counters: Counters) -> None:

@@ -89,6 +89,7 @@ def convert(
         notes.append(f"columns that are no features were left out: {', '.join(left_over)}")
     truth = None if order.target is None else Truth(original, table[order.target])
     signature = signature_of(original, frame)
+    raw = original.answer(frame)  # it names what it cannot read better than skl2onnx does
     begin("write ONNX")
     content = to_onnx(original, signature)
     model = OnnxModel(content, signature)
@@ -96,7 +97,7 @@ def convert(
     inputs = to_tensors(frame, signature)
     rounded = rounded_to_float32(frame)
     expected = original.answer(rounded)
-    parity = _compared(original, model, expected, original.answer(frame), inputs, random)
+    parity = _compared(original, model, expected, raw, inputs, random)
     begin("try missing and unseen values")
     signature, trials = try_values(original, model, signature, rounded, original.text_categories())
     begin("quantize")

@@ -34,6 +34,10 @@ def choose_features(original: Original, frame: Any, *, target: str | None) -> tu
         raise InvalidInput("target", repr(target), f"a column of the data: {_some(list(frame.columns))}")
     names = [name for name in frame.columns if name != target]
     if original.feature_names is not None:
+        if target in original.feature_names:
+            raise InvalidInput(
+                "target", f"{target!r}, a feature of the model", "the column with the true labels or values"
+            )
         absent = [name for name in original.feature_names if name not in names]
         if absent:
             raise InvalidInput("data", f"no column {_some(absent)}", "every feature that the model was fitted with")

@@ -66,10 +66,15 @@ def write(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
 
     files: contents by name, whose checksums the manifest lists. All is written and synced beside the target and
     then renamed, so that a reader, or a crash at any moment, never sees half a package. Raises ConversionRefused if
-    the version exists by now.
+    the version exists by now, InvalidInput if *root* cannot be a directory.
     """
     target = check_free(root, manifest.name, manifest.version)
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(
+            "out", f"{root}: {error.strerror}", "a directory that packages can be written into"
+        ) from error
     whole = {**files, MANIFEST_FILE: manifest.to_json()}
     # A leading dot is no model's name: whoever lists the directory passes over what a crash left behind.
     with _building_directory(root, f".building-{manifest.name}-{manifest.version}-") as building:

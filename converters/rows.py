@@ -23,7 +23,7 @@ def read_rows(path: Path, *, texts: Collection[str] = ()) -> Any:
     double. Raises InvalidInput if the file cannot be read or has no rows.
     """
     if path.suffix not in (".csv", ".parquet"):
-        raise InvalidInput("data", path.name, "a file that ends in .csv or .parquet")
+        raise InvalidInput("data", str(path), "a file that ends in .csv or .parquet")
     try:
         if path.suffix == ".csv":
             frame = pd.read_csv(path, dtype=dict.fromkeys(texts, str), **_exact_decimals())

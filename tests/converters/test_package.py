@@ -237,6 +237,21 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         convert(dataclasses.replace(ordered, model=tmp_path / "text.joblib"))
 
 
+def test_mistakes_in_the_order_are_told_by_what_was_meant(tmp_path: Path) -> None:
+    rows = flowers()
+    ordered = order(tmp_path, scaled().fit(rows.features, rows.truth), rows)
+    with pytest.raises(InvalidInput, match="a feature of the model"):
+        convert(dataclasses.replace(ordered, target=str(rows.features.columns[0])))
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="expected a directory"):
+        convert(dataclasses.replace(ordered, out=tmp_path / "file"))
+    table = rows.features.astype(object)
+    table.iloc[3, 0] = "n.a. here"
+    table.assign(truth=rows.truth).to_csv(tmp_path / "typo.csv", index=False)
+    with pytest.raises(ConversionRefused, match=r"original model fails.*n\.a\. here"):
+        convert(dataclasses.replace(ordered, data=tmp_path / "typo.csv"))
+
+
 def test_progress_is_told_step_by_step(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     ordered = order(tmp_path, scaled().fit(flowers().features, flowers().truth), flowers())

@@ -89,7 +89,7 @@ def ask(url: str) -> Any:
         with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as reply:  # noqa: S310 - the URL is the user's own
             return json.load(reply)
     except (OSError, ValueError) as error:
-        raise Unusable(f"{url}: {error}") from error
+        raise Unusable(f"{url}: {error}; is a gateway's data plane there?") from error
 
 
 def _served(name: str, told: Mapping[str, Any], row_files: Mapping[str, Path]) -> Served:

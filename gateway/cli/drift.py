@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 # Columns that did not drift are many and say little; so many are shown unless all are asked for.
 _QUIET_COLUMNS = 5
 
-_NUMBERS = ("statistic", "q", "effect", "missing then", "missing now")
-_HEADINGS = ("column", "kind", "verdict", "test", *_NUMBERS, "because")
+_NUMBERS = ("statistic", "q", "effect", "missing")
+_HEADINGS = ("column", "verdict", "test", *_NUMBERS, "because")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -29,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="show the latest report of one model, or of all",
         description="Show how the most recent sampled rows of each version compare with the reference in its package: "
         "drifted columns first, with test, statistic, q (the p-value after Benjamini-Hochberg) and effect (KS distance "
-        "or Cramer's V, 0 to 1).",
+        "or Cramer's V, 0 to 1); where values are missing, their share in the reference and now.",
     )
     report.add_argument("model", metavar="MODEL", nargs="?", help="only this model (default: all)")
     report.add_argument("--all", action="store_true", help="show every column that did not drift, too")
@@ -49,7 +50,7 @@ def _report(options: argparse.Namespace) -> int:
         return 0
     for model, plain in found.items():
         if plain is None:
-            print(f"{model}: no report yet; the monitor has seen no sample of it")
+            print(f"{model}: no report yet; the monitor has seen no sample of it (set {model}.sampling for more)")
         else:
             _print(_parsed(plain), show_all=options.all)
     return 0
@@ -86,11 +87,22 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
         others.sort(key=lambda column: -(column.effect or 0.0))
         shown = others if show_all else others[:_QUIET_COLUMNS]
         if any(column.test for column in version.columns):
-            headings = {name: {"justify": "right"} if name in _NUMBERS else {} for name in _HEADINGS}
-            remote.print_table("", headings, [_row(column) for column in (*version.drifted, *shown)])
+            _print_columns((*version.drifted, *shown))
             if len(shown) < len(others):
                 print(f"  and {len(others) - len(shown)} more that did not drift; --all shows them")
         print()
+
+
+def _print_columns(columns: Sequence[ColumnDrift]) -> None:
+    """One row per column, narrow enough for 80 characters; missing values get a place only if there are some."""
+    hidden = set() if any(column.missing_ref or column.missing_cur for column in columns) else {"missing"}
+    shown = [name for name in _HEADINGS if name not in hidden]
+    styles: dict[str, dict[str, Any]] = {name: {"justify": "right", "no_wrap": True} for name in _NUMBERS}
+    styles |= {"column": {"overflow": "fold"}, "verdict": {"no_wrap": True}, "test": {"no_wrap": True}}
+    cells = [_row(column) for column in columns]
+    remote.print_table(
+        "", {name: styles.get(name, {}) for name in shown}, [tuple(row[n] for n in shown) for row in cells]
+    )
 
 
 def _window(version: VersionReport) -> str:
@@ -100,19 +112,17 @@ def _window(version: VersionReport) -> str:
     return f"{rows}; reference: {version.reference_rows} rows"
 
 
-def _row(column: ColumnDrift) -> tuple[str, ...]:
-    return (
-        column.name,
-        f"{column.role}, {column.kind}",
-        column.verdict,
-        column.test,
-        _number(column.statistic),
-        _number(column.q),
-        _number(column.effect),
-        f"{column.missing_ref:.1%}",
-        f"{column.missing_cur:.1%}",
-        column.reason,
-    )
+def _row(column: ColumnDrift) -> dict[str, str]:
+    return {
+        "column": column.name,
+        "verdict": column.verdict,
+        "test": column.test,
+        "statistic": _number(column.statistic),
+        "q": _number(column.q),
+        "effect": _number(column.effect),
+        "missing": f"{column.missing_ref:.1%} -> {column.missing_cur:.1%}",
+        "because": column.reason,
+    }
 
 
 def _number(value: float | None) -> str:

@@ -191,7 +191,13 @@ def _write(
         print(f"{key} is already so, at revision {etag.strip(chr(34))}")
     else:
         print(f"{key} is at revision {document['metadata']['revision']} now: {_after(key, document)}")
+    if not options.json and not dry_run and options.run is _set and _is_killed(key, document):
+        print(f"note: a DISABLED route gives {document['defaultVariant']} to all; `flags enable` undoes that")
     return 0
+
+
+def _is_killed(key: str, flag: Mapping[str, Any]) -> bool:
+    return key.endswith(f".{ROUTE}") and flag["state"] == DISABLED
 
 
 def _print_dry_run(key: str, found: Mapping[str, Any]) -> None:
@@ -247,10 +253,16 @@ def _option_value(kind: str, values: list[str]) -> Any:
         _usage(f"unknown kind of flag {kind!r}; known: {', '.join(KINDS)}")
     value: dict[str, Any] = {}
     for name, text in _pairs(values, "NAME=VALUE"):
-        value[name] = text == "true" if text in ("true", "false") else float(_decimal(name, text))
+        value[name] = _truth(text) if name == "enabled" else float(_decimal(name, text))
         if isinstance(value[name], float) and value[name].is_integer():
             value[name] = int(value[name])
     return value
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise InvalidInput("enabled", repr(text), "true or false")
+    return text == "true"
 
 
 def _weight(name: str, share: str) -> int:

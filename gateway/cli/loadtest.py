@@ -85,7 +85,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "it.",
     )
     add = parser.add_argument
-    add("url", metavar="URL", help="data plane, as http://127.0.0.1:8080")
+    add("url", metavar="URL", type=_url, help="data plane, as http://127.0.0.1:8080")
     add("--users", metavar="N", type=_count, default=10, help="users at the same time (default: 10)")
     add("--spawn-rate", metavar="R", type=_positive, default=None, help="users started per second (default: all)")
     add("--time", metavar="T", type=duration_s, default=30, help="run time, as 30s, 5m or 1h30m (default: 30s)")
@@ -186,6 +186,12 @@ def _classes(text: str) -> tuple[str, ...]:
     if names == ("operator",):
         raise argparse.ArgumentTypeError("an operator alone loads nothing; name other users too")
     return names
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"expected the data plane as http://127.0.0.1:8080, got {text!r}")
+    return text
 
 
 def _count(text: str) -> int:

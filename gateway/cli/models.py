@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,21 +32,33 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    rows = [_summary(package, _manifest(package)) for package in _packages(options.directory)]
+    rows = [_summary(package) for package in _packages(options.directory)]
+    code = 1 if any(row["problem"] for row in rows) else 0
     if options.json:
         print(json.dumps(rows, indent=1))
-        return 0
+        return code
     from rich.table import Table
 
     from gateway.cli.package_view import console
 
     table = Table()
-    for column in rows[0]:
-        table.add_column(column)
+    shown = [column for column in rows[0] if column != "problem"]
+    for column in shown:
+        table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    console().print(table)
-    return 0
+        if not row["problem"]:
+            table.add_row(*("" if row[column] is None else _short(column, row[column]) for column in shown))
+    screen = console()
+    if table.row_count:
+        screen.print(table)
+    for row in rows:
+        if row["problem"]:
+            print(f"{row['model']} {row['version']}: {row['problem']}", file=sys.stderr)
+    return code
+
+
+def _short(column: str, value: str) -> str:
+    return value.partition("T")[0] if column == "created" else value
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -102,13 +115,18 @@ def _manifest(package: Path) -> Manifest | None:
         raise PackageInvalid(f"{path}: {error.strerror}") from error
 
 
-def _summary(package: Path, manifest: Manifest | None) -> Mapping[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(("model", "version", "estimator", "served as", "quality", "created"))
+def _summary(package: Path) -> Mapping[str, Any]:
+    columns = ("model", "version", "estimator", "served_as", "quality", "created", "problem")
+    row: dict[str, Any] = dict.fromkeys(columns)
     row |= {"model": package.parent.name, "version": package.name}
+    try:
+        manifest = _manifest(package)
+    except PackageInvalid as error:
+        return {**row, "problem": str(error)}
     if manifest is not None:
         row |= {
             "estimator": manifest.framework.get("estimator"),
-            "served as": manifest.quantization.get("chosen"),
+            "served_as": manifest.quantization.get("chosen"),
             "created": manifest.created or None,
         }
         if manifest.metrics:

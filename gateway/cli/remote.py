@@ -86,6 +86,10 @@ class Remote:
                 f"cannot reach the control plane at {self._url} ({error}); start it with `sluicegate serve`, or name "
                 f"another one with --url or SLUICEGATE_URL"
             ) from error
+        except httpx.UnsupportedProtocol as error:
+            raise RemoteFailed(
+                f"{self._url!r} is no address of a control plane; write it like {DEFAULT_URL}"
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RemoteFailed(
                 f"no answer from the control plane at {self._url}: {error or type(error).__name__}"
@@ -132,7 +136,10 @@ def _failure(reply: httpx.Response, url: str) -> RemoteFailed:
         problem = reply.json()
         detail, code = str(problem["detail"]), str(problem["code"])
     except (ValueError, KeyError, TypeError):
-        return RemoteFailed(f"{url} answered {reply.status_code}, but not as a Sluicegate control plane does")
+        return RemoteFailed(
+            f"{url} answered {reply.status_code}, but not as a Sluicegate control plane does; name that one's address "
+            f"with --url or SLUICEGATE_URL (by default it is {DEFAULT_URL})"
+        )
     hint = {
         401: ". Send a token with --token-file FILE or SLUICEGATE_TOKEN; the first start of the server wrote one to "
         "admin.token in its state directory",

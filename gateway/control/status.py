@@ -33,7 +33,7 @@ class WorkerStatus:
         models = self.document.get("models", {})
         found = models.get(model, {}).get("versions", {}).get(version)
         if found is None:
-            return "unknown", "the worker has not seen this version yet"
+            return "unknown", "no route names it, or the worker has not read that route yet"
         return str(found.get("state", "unknown")), str(found.get("reason") or "")
 
     def to_json(self) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def parse(raw: bytes, *, where: str) -> Manifest:
         _check(manifest)
     except KeyError as error:
         raise PackageInvalid(f"{where}: {error.args[0]!r} is missing") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PackageInvalid(f"{where} is not valid JSON: {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise PackageInvalid(f"{where}: {error}") from error
     return manifest

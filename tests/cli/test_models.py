@@ -31,6 +31,21 @@ def test_packages_are_listed_by_model_and_version(stocked: Path, capsys: pytest.
     assert "iris" in capsys.readouterr().out
 
 
+def test_a_manifest_that_cannot_be_read_hides_no_other_package(
+    stocked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stocked / "iris" / "2" / "manifest.json").write_text("{")
+    assert main(["models", "list", str(stocked)]) == 1
+    told = capsys.readouterr()
+    assert "house" in told.out
+    assert "iris 2: " in told.err
+    assert "is not valid JSON" in told.err
+    assert main(["models", "list", str(stocked), "--json"]) == 1
+    problems = {(row["model"], row["version"]): row["problem"] for row in json.loads(capsys.readouterr().out)}
+    assert "is not valid JSON" in problems["iris", "2"]
+    assert problems["house", "1"] is None
+
+
 def test_show_prints_the_signature_of_one_package(stocked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "show", str(stocked / "iris" / "2")]) == 0
     out = capsys.readouterr().out

@@ -118,8 +118,10 @@ def test_the_kill_switch_is_pulled_and_undone(control: ControlProcess, terminal:
     killed = control.client.get("/admin/v1/flags/risky.route").json()
     assert killed["state"] == "DISABLED"
     assert killed["targeting"] == {"fractional": [["canary", 5000], ["stable", 5000]]}
+    assert "gives stable to all" in terminal.ok("flags", "set", "risky", "canary=40", "--reason", "less")
     assert terminal.json("flags", "enable", "risky.route", "--reason", "fixed")["state"] == "ENABLED"
-    assert terminal.json("flags", "history", "risky")[1]["reason"] == "kill switch"
+    assert "to all" not in terminal.ok("flags", "set", "risky", "canary=50", "--reason", "half")
+    assert terminal.json("flags", "history", "risky")[3]["reason"] == "kill switch"
     assert "none.route" in terminal.fails("flags", "kill", "none")
 
 
@@ -229,8 +231,9 @@ def test_a_control_plane_that_is_not_there_is_told_with_what_to_start(terminal: 
 
 
 def test_something_else_at_that_address_is_told_as_such(terminal: Terminal) -> None:
-    for url in ("not a url", "http://", "ftp://127.0.0.1"):
+    for url in ("not a url", "http://", "ftp://127.0.0.1", "localhost:8081"):
         assert url.split(":")[0] in terminal.fails("flags", "list", "--url", url)
+    assert "write it like http://" in terminal.err
 
 
 def test_a_wrong_token_is_told_with_where_the_right_one_is(

@@ -97,6 +97,15 @@ def test_a_gateway_that_is_not_there_is_named() -> None:
     assert "http://127.0.0.1:1/v2/models: <urlopen error [Errno 111] Connection refused>" in found.stderr
 
 
+def test_an_address_that_is_none_gives_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    from gateway.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["loadtest", "localhost:8080"])
+    assert ended.value.code == 2
+    assert "expected the data plane as http://" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

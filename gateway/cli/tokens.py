@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _TOKENS = "/admin/v1/tokens"
 # The control room's own list; it is not imported here, since that would start a web framework for a help text.
-SCOPES = ("metrics", "viewer", "operator", "approver", "admin")
+SCOPES = ("metrics", "viewer", "operator", "admin")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -28,7 +28,9 @@ def add_parser(subparsers: Subparsers) -> None:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     create = verbs.add_parser("create", help="make a token; prints its secret, which is never shown again")
     create.add_argument("name", metavar="NAME", help="whose it is; the audit shows this name")
-    create.add_argument("--scope", required=True, choices=SCOPES, help="what it may do")
+    create.add_argument(
+        "--scope", required=True, choices=SCOPES, help="what it may do: scrape metrics, look, change flags, make tokens"
+    )
     listing = verbs.add_parser("list", help="list all tokens, without their secrets")
     revoke = verbs.add_parser("revoke", help="end a token for good")
     revoke.add_argument("id", metavar="ID", help="as `token list` shows it")

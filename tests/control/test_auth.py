@@ -86,7 +86,7 @@ def test_each_scope_may_do_what_those_below_it_may_and_no_more(shared: ControlPr
         ("admin", lambda c: c.post("/admin/v1/tokens", json={}), 400),
         ("admin", lambda c: c.delete("/admin/v1/tokens/none"), 404),
     ]
-    order = ["metrics", "viewer", "operator", "approver", "admin"]
+    order = ["metrics", "viewer", "operator", "admin"]
     for scope in order:
         _, client = make(shared, f"{scope}-1", scope)
         with client:

@@ -215,6 +215,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "supervisor.backoff_max_s": (0.001, 3600),
     "supervisor.stable_after_s": (0, 86_400),
 }
+_ENVIRONMENT = "environment variable"  # an origin of values, followed by its name
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -283,8 +284,13 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, st
     for variable, value in environment.items():
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in CLIENT_VARIABLES:
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".", 1)
-            found[name] = (value, f"environment variable {variable}")
+            found[name] = (value, f"{_ENVIRONMENT} {variable}")
     return found
+
+
+def _variable(name: str) -> str:
+    """The environment variable of a setting: ``SLUICEGATE_SERVER__PORT`` for ``server.port``."""
+    return ENVIRONMENT_PREFIX + name.replace(".", "__").upper()
 
 
 def _build(values: Mapping[str, tuple[Any, str]]) -> Settings:
@@ -297,8 +303,9 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Settings:
     given: dict[str, dict[str, Any]] = {section: {} for section in sections}
     for name, (value, origin) in values.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise InvalidSetting(f"unknown setting {name!r} ({origin}); the nearest known one is {near[0]!r}")
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            variable = f" ({_variable(near)})" if origin.startswith(_ENVIRONMENT) else ""
+            raise InvalidSetting(f"unknown setting {name!r} ({origin}); the nearest known one is {near!r}{variable}")
         section, key = name.split(".", 1)
         given[section][key] = _convert(name, known[name], value, origin)
     settings = Settings(**{section: kind(**given[section]) for section, kind in sections.items()})

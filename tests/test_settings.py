@@ -79,6 +79,11 @@ def test_the_environment_reaches_every_kind_of_setting() -> None:
     assert effective.log.level == "debug"
 
 
+def test_a_misspelt_variable_is_refused_with_the_variable_that_is_nearest() -> None:
+    with pytest.raises(InvalidSetting, match=r"'server\.port' \(SLUICEGATE_SERVER__PORT\)"):
+        settings.load(None, {"SLUICEGATE_SERVER_PORT": "1"}, {})
+
+
 def test_variables_of_the_remote_verbs_are_no_settings() -> None:
     assert settings.load(None, {"SLUICEGATE_URL": "http://x", "SLUICEGATE_TOKEN": "t"}, {}) == Settings()
 

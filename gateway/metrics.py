@@ -22,7 +22,6 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 # A tabular model answers in 0.1 ms to 10 ms; the upper end shows queueing.
 LATENCY_BUCKETS_S = (

@@ -29,7 +29,7 @@ def count_in_a_process(directory: Path, requests: int) -> int:
     """Let a process count *requests* and end; returns its pid."""
     done = subprocess.run(
         [sys.executable, "-c", WORKER, str(requests)],
-        env={**os.environ, metrics.DIRECTORY_VARIABLE: str(directory)},
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

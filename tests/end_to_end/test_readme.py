@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tests.end_to_end.flags import declare, wait_warm
+from tests.end_to_end.flags import wait_warm
 from tests.live import LiveGateway
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -75,15 +75,14 @@ def test_the_readme_goes_from_a_trained_model_to_a_pulled_kill_switch(trained: P
         assert '"variant":"stable"' in answer
 
         (trained / "later").rename(trained / "models/iris/2")
-        declare(gateway, "iris", "canary", "2")
+        login, declare, *others = commands("flags by command line").splitlines()
+        login = f"export SLUICEGATE_URL={gateway.control_url}\n{login}\n"
+        assert "canary=2" in shell(login + declare, cwd=trained)
+        wait_warm(gateway, "iris", "2")
+        told = shell(login + "\n".join(others), cwd=trained)
+        assert "looks good in the tests" in told
+
         printed = shell(here(commands("flags")), cwd=trained)
         assert "etag:" in printed.lower()
         assert '"fractional"' in printed
         assert '"DISABLED"' in printed
-
-        environment = f"export SLUICEGATE_URL={gateway.control_url}\n"
-        shell(f"{environment}export SLUICEGATE_TOKEN=$(cat state/admin.token)\n"
-              "sluicegate flags enable iris --reason again", cwd=trained)  # fmt: skip
-        wait_warm(gateway, "iris", "2")
-        told = shell(environment + commands("flags by command line"), cwd=trained)
-        assert "looks good in the tests" in told

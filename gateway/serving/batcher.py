@@ -102,6 +102,7 @@ class Batcher:
         # What a run costs is told by the processor time of its thread: on the wall clock, a run in the pool also waits
         # for the interpreter, which under load makes a short run look long and keeps it in the pool for ever.
         self._cost_clock = cost_clock if settings.intra_op_threads == 1 else clock
+        self._batchable = signature.batchable
         self._shares = signature.batchable and signature.batch_invariant
         self._variable = [spec.name for spec in signature.inputs if -1 in spec.shape[1:]]
         self._queue: deque[Entry] = deque()
@@ -225,7 +226,7 @@ class Batcher:
     def _run_together(self, parts: list[_Part], rows: int) -> list[Tensors]:
         if len(parts) == 1:
             outputs = self._runtime.run(parts[0].inputs())
-            if self._shares:
+            if self._batchable:
                 _check_rows(outputs, rows)
             return [outputs]
         stacked = [part.inputs() for part in parts]

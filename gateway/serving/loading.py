@@ -120,6 +120,8 @@ def _is_invariant(runtime: Runtime, rows: Tensors) -> bool:
     """Whether a row alone gets the answer that it gets beside others."""
     try:
         together = runtime.run(rows)
+        if any(array.shape[:1] != (_OPEN_SIZE,) for array in together.values()):
+            return False
         for index in range(_OPEN_SIZE):
             alone = runtime.run({name: array[index : index + 1] for name, array in rows.items()})
             for name, array in alone.items():

@@ -41,8 +41,14 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 class Bench:
     """A batcher with a puppet for a model, and what came out of it."""
 
-    def __init__(self, pool: ThreadPoolExecutor, signature: Signature = DOUBLER, **limits: int) -> None:
-        self.runtime = PuppetRuntime(signature)
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        signature: Signature = DOUBLER,
+        runtime: PuppetRuntime | None = None,
+        **limits: int,
+    ) -> None:
+        self.runtime = runtime if runtime is not None else PuppetRuntime(signature)
         self.clock = FakeClock()
         self.runs: list[Run] = []
         self.answers: dict[Entry, list[Tensors | GatewayError]] = {}
@@ -90,6 +96,28 @@ class Bench:
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(scenario())
+
+
+class Merger(PuppetRuntime):
+    """Gives one row for each different value."""
+
+    def run(self, inputs: Tensors) -> Tensors:
+        return {"y": np.unique(super().run(inputs)["y"]).reshape(-1, 1)}
+
+
+@pytest.mark.parametrize("invariant", [True, False])
+def test_an_answer_of_too_few_rows_is_a_failed_run_even_of_a_request_alone(
+    pool: ThreadPoolExecutor, invariant: bool
+) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool, replace(DOUBLER, batch_invariant=invariant), runtime=Merger())
+        wrong, right = bench.submit(1, 1), bench.submit(1, 2)
+        await bench.all_answered()
+        assert isinstance(bench.error(wrong), InferenceFailed)
+        assert "for a batch of 2 rows" in str(bench.error(wrong))
+        assert bench.values(right) == [2, 4]
+
+    run(scenario)
 
 
 def test_requests_of_one_turn_of_the_loop_share_a_run(pool: ThreadPoolExecutor) -> None:

@@ -110,6 +110,7 @@ class Watch:
             except InvalidFlag as error:  # control validates; this is a document from elsewhere
                 log.error("cannot follow the flags of this model", extra={"model": model, "why": str(error)})
                 self._refused[model] = str(error)
+                self._pending.pop(model, None)  # its options cannot be read any more; what is adopted stays
                 continue
             self._refused.pop(model, None)
             adopted = self._router.adopted.get(model)

@@ -1,0 +1,49 @@
+"""A worker that follows flags which no control of ours has written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gateway.flags.audit import Author
+from gateway.flags.document import parse_flag
+from gateway.flags.store import SqliteStore
+from tests.builders import classifier, write_package
+from tests.end_to_end.flags import wait_adopted, workers_status
+from tests.live import LiveGateway, eventually
+
+
+def test_flags_of_one_model_that_cannot_be_read_keep_no_other_from_being_followed(models: Path, state: Path) -> None:
+    for model in ("iris", "wine"):
+        write_package(models, classifier(model, "1"))
+    state.mkdir()
+    store = SqliteStore(state / "flags.sqlite")
+
+    def put(key: str, variant: Any, **plain: Any) -> int:
+        flag = parse_flag(key, {"state": "ENABLED", "variants": {"a": variant}, "defaultVariant": "a", **plain})
+        author = Author("elsewhere")
+        return store.put(key, flag, expected_revision=None, author=author, verb="put", reason="a test").revision
+
+    put("iris.route", "1")
+    put("wine.route", "1")
+    with LiveGateway(models, state, role="serving") as gateway:
+
+        def iris() -> dict[str, Any]:
+            found: dict[str, Any] = workers_status(gateway)[0]["models"]["iris"]
+            return found
+
+        pid = gateway.child_pids("worker")[0]
+        waiting = put("iris.route", "2")
+        eventually(lambda: iris()["pending_revision"] == waiting, "the route to 2 waits")
+        put("iris.cache", {"enabled": "yes"})
+        eventually(lambda: iris()["refused"], "the flags of iris are refused")
+        write_package(models, classifier("iris", "2"))
+        put("other.route", "1")
+        wait_adopted(gateway, "wine", put("wine.route", "1", state="DISABLED"))
+        eventually(lambda: iris()["versions"].get("2", {"state": "gone"})["state"] in ("warm", "gone"), "2 is settled")
+        wait_adopted(gateway, "wine", put("wine.route", "1", metadata={"again": True}))
+        put("iris.cache", {"enabled": True})
+        wait_adopted(gateway, "iris", put("iris.route", "2", metadata={"again": True}))
+        assert gateway.child_pids("worker")[0] == pid
+        assert "Traceback" not in gateway.log
+    store.close()

@@ -154,7 +154,7 @@ def test_health_and_metadata(gateway: LiveGateway) -> None:
     assert gateway.data.get("/livez").json() == {"live": True}
     assert gateway.data.get("/readyz").status_code == 200
     assert gateway.data.get("/v2").json()["name"] == "sluicegate"
-    assert gateway.data.get("/v2/models").json() == {"models": ["house", "iris", "paint", "words"]}
+    assert gateway.data.get("/v2/models").json() == {"models": ["house", "iris", "paint", "twin", "words"]}
     assert gateway.data.get("/v2/models/iris/versions/9").status_code == 404
     assert gateway.data.get("/v2/models/nope/ready").status_code == 404
     assert gateway.data.get("/v2/models/iris/versions/2/ready").json() == {"name": "iris", "ready": True}

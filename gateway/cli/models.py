@@ -100,6 +100,10 @@ def _packages(directory: Path) -> list[Path]:
     named = [
         path for path in found if NAME_PATTERN.fullmatch(path.parent.name) and VERSION_PATTERN.fullmatch(path.name)
     ]
+    for path in sorted(found - set(named)):
+        if not any(part.startswith(".") for part in (path.parent.name, path.name)):  # left by a killed conversion
+            told = "is passed over, here and by the gateway: names hold letters, digits, - and _; versions dots, too"
+            print(f"{path.parent.name}/{path.name} {told}", file=sys.stderr)
     if not named:
         raise PackageInvalid(f"no model packages in {directory}; `sluicegate convert ... --out {directory}` writes one")
     return sorted(named, key=lambda path: (path.parent.name, version_order(path.name)))

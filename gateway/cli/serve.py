@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gateway.cli import Subparsers
     from gateway.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("sluicegate.toml")
 
@@ -62,6 +65,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     _check_models(effective)
     logs.set_up("supervisor", level=effective.log.level)
+    models = effective.paths.models
+    if not any(path.is_dir() for path in models.glob("*/*")):
+        _log.warning("no model packages yet: not ready until one arrives", extra={"models": str(models)})
     supervisor.run(effective, role=options.role, ready_file=options.ready_file, environment=os.environ)
     return 0
 

@@ -31,6 +31,16 @@ def test_packages_are_listed_by_model_and_version(stocked: Path, capsys: pytest.
     assert "iris" in capsys.readouterr().out
 
 
+def test_a_directory_whose_name_is_none_is_told_as_passed_over(
+    stocked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "list", str(stocked)]) == 0
+    assert capsys.readouterr().err == ""
+    shutil.copytree(stocked / "iris", stocked / "my iris")
+    assert main(["models", "list", str(stocked)]) == 0
+    assert "my iris/10 is passed over" in capsys.readouterr().err
+
+
 def test_a_manifest_that_cannot_be_read_hides_no_other_package(
     stocked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

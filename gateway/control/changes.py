@@ -75,7 +75,10 @@ class Desk:
 
     def document(self) -> FlagDocument:
         """The flags in force. A store that has lost them, even while we run, gets them back first; see `recover`."""
-        return self._store.load() or self._restored() or FlagDocument()
+        found = self._store.load()
+        if found is None and self._recovered:  # else `recover` has not yet said that the file can be read
+            found = self._restored()
+        return found or FlagDocument()
 
     def change_flag(
         self,

@@ -66,6 +66,22 @@ class UnknownVersion(GatewayError):
     code = "unknown_version"
 
 
+class MethodNotAllowed(GatewayError):
+    """The path is known, but not with that method."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, came: str, allowed: str) -> None:
+        super().__init__(f"method: expected {allowed}, got {came}")
+        self.allowed = allowed
+
+
+class BodyTooSlow(GatewayError):
+    """The request body did not come in the time that it may take."""
+
+    code = "body_too_slow"
+
+
 class TargetingKeyMissing(GatewayError):
     """The flag of this model refuses requests without a targeting key."""
 

@@ -13,6 +13,7 @@ import glob
 import json
 import os
 import struct
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,6 +34,22 @@ _VERSION = ("model", "version")
 _VARIANT = ("model", "version", "variant")
 
 
+class BulkHistogram(Histogram):
+    """A histogram that takes many observations at once, for the price of a few."""
+
+    def observe_many(self, child: Histogram, values: list[float]) -> None:
+        """Observe *values* on *child*, which is this histogram with its labels bound."""
+        # A file per process holds each bucket's own count; the page adds them up. To add to a bucket once per flush
+        # instead of once per observation, the child's own parts are used: they are what its observe() uses.
+        counts: dict[int, int] = {}
+        for value in values:
+            index = bisect_left(child._upper_bounds, value)
+            counts[index] = counts.get(index, 0) + 1
+        for index, count in counts.items():
+            child._buckets[index].inc(count)
+        child._sum.inc(sum(values))
+
+
 class ServingMetrics:
     """What a worker counts. One per process."""
 
@@ -47,31 +64,31 @@ class ServingMetrics:
         self.refused = Counter(
             "sluicegate_refused", "Requests answered with an error before a version was chosen.", ("code",), registry=r
         )
-        self.request_s = Histogram(
+        self.request_s = BulkHistogram(
             "sluicegate_request_duration_seconds",
             "Time from the request's head to its answer, per prediction answered with ok.",
             _VARIANT,
             buckets=LATENCY_BUCKETS_S,
             registry=r,
         )
-        self.queue_s = Histogram(
+        self.queue_s = BulkHistogram(
             "sluicegate_queue_duration_seconds",
             "Time that the oldest entry of a batch waited for its run.",
             _VERSION,
             buckets=LATENCY_BUCKETS_S,
             registry=r,
         )
-        self.run_s = Histogram(
+        self.run_s = BulkHistogram(
             "sluicegate_run_duration_seconds",
             "Time of one run of the model.",
             _VERSION,
             buckets=LATENCY_BUCKETS_S,
             registry=r,
         )
-        self.batch_rows = Histogram(
+        self.batch_rows = BulkHistogram(
             "sluicegate_batch_rows", "Rows in one run of the model.", _VERSION, buckets=ROWS_BUCKETS, registry=r
         )
-        self.batch_requests = Histogram(
+        self.batch_requests = BulkHistogram(
             "sluicegate_batch_requests", "Requests that share one run.", _VERSION, buckets=ROWS_BUCKETS, registry=r
         )
         self.cache = Counter(

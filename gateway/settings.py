@@ -26,7 +26,10 @@ class ServerSettings:
     host: str = "0.0.0.0"
     port: int = 8080
     workers: int = 1
-    keep_alive_s: int = 75
+    door: str = "fast"  # fast: predictions answered inside the HTTP protocol; asgi: by the ASGI app
+    keep_alive_s: int = 75  # longest silence between two requests of a connection
+    request_timeout_s: float = 30.0  # longest time that a request may take to come, or a client to read
+    max_header_bytes: int = 32 * 1024
     drain_timeout_s: float = 25.0  # time that requests in flight get to finish after SIGTERM
 
 
@@ -182,6 +185,8 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "server.port": (0, 65535),
     "server.workers": (1, 256),
     "server.keep_alive_s": (1, 86_400),
+    "server.request_timeout_s": (0.1, 3600),
+    "server.max_header_bytes": (256, 2**20),
     "server.drain_timeout_s": (0, 3600),
     "control.port": (0, 65535),
     "limits.max_body_bytes": (1, 2**31),
@@ -216,7 +221,10 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "supervisor.stable_after_s": (0, 86_400),
 }
 _ENVIRONMENT = "environment variable"  # an origin of values, followed by its name
-_LEVELS = ("debug", "info", "warning", "error", "critical")
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "log.level": ("debug", "info", "warning", "error", "critical"),
+    "server.door": ("fast", "asgi"),
+}
 
 
 def load(path: Path | None, environment: Mapping[str, str], overrides: Mapping[str, Any]) -> Settings:
@@ -332,8 +340,9 @@ def _convert(name: str, kind: type, value: Any, origin: str) -> Any:
     low, high = _BOUNDS.get(name, (-float("inf"), float("inf")))
     if kind in (int, float) and not low <= converted <= high:
         raise InvalidSetting(f"setting {name!r} ({origin}): expected {low:g} to {high:g}, got {value!r}")
-    if name == "log.level" and converted not in _LEVELS:
-        raise InvalidSetting(f"setting {name!r} ({origin}): expected one of {', '.join(_LEVELS)}, got {value!r}")
+    choices = _CHOICES.get(name)
+    if choices is not None and converted not in choices:
+        raise InvalidSetting(f"setting {name!r} ({origin}): expected one of {', '.join(choices)}, got {value!r}")
     return converted
 
 

@@ -23,6 +23,7 @@ _OVERRIDES = {
     "host": "server.host",
     "port": "server.port",
     "workers": "server.workers",
+    "door": "server.door",
     "control_host": "control.host",
     "control_port": "control.port",
     "store": "flags.store",
@@ -44,6 +45,11 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--control-host", metavar="H", help="address of the control plane (default: 127.0.0.1)")
     add("--control-port", metavar="N", type=int, help="port of the control plane; 0 picks a free one (default: 8081)")
     add("--workers", metavar="N", type=int, help="worker processes (default: 1)")
+    add(
+        "--door",
+        choices=("fast", "asgi"),
+        help="answer predictions in the protocol, or in the ASGI app (default: fast)",
+    )
     add("--role", choices=("all", "serving", "control", "monitor"), default="all", help="which parts to run here")
     add("--store", metavar="URL", help="where the flags are kept: sqlite:///PATH (default: in the state directory)")
     add("--config", metavar="FILE", type=Path, help=f"settings in TOML (default: ./{DEFAULT_CONFIG} if present)")

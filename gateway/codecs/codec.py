@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from gateway.errors import GatewayError
-from gateway.tensors import Signature, Tensors
+from gateway.tensors import Signature, Tensors, TensorSpec
 
 Headers = tuple[tuple[bytes, bytes], ...]
+JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
 
 
-@dataclass(slots=True)
 class Request:
     """A decoded request: every input of the signature, checked.
 
-    rows: rows of all inputs. id: what the body says, echoed by the protocols that ask for it. outputs: names wanted,
-    in order, with whether each shall travel as binary; None: all, binary if *binary*. timeout_s: the client's wish.
+    rows: rows of all inputs. Either *tensors* or *flat* is given. flat: the values of the one input in row-major order,
+    with the input's own item size; small requests stay like that until a batch is formed, since an array per request
+    would cost more than all else of it. What a request seldom says stands in the class.
     """
 
-    inputs: Tensors
-    rows: int
-    id: str | None = None
-    outputs: tuple[tuple[str, bool], ...] | None = None
-    binary: bool = False
-    timeout_s: float | None = None
+    id: str | None = None  # what the body says, echoed by the protocols that ask for it
+    outputs: tuple[tuple[str, bool], ...] | None = None  # names wanted, in order, and whether as binary; None: all
+    binary: bool = False  # outputs travel as binary unless *outputs* says otherwise
+    timeout_s: float | None = None  # the client's wish
+    is_plain: bool = False  # one row, and nothing said about the reply: BoundCodec.encode_rows will do
+
+    def __init__(
+        self,
+        rows: int,
+        tensors: Tensors | None = None,
+        *,
+        flat: array[Any] | None = None,
+        spec: TensorSpec | None = None,
+    ) -> None:
+        self.rows = rows
+        self.flat = flat
+        self._spec = spec
+        self._tensors = tensors
+
+    @property
+    def inputs(self) -> Tensors:
+        """All inputs as arrays [rows, ...]."""
+        if self._tensors is None:
+            assert self.flat is not None
+            assert self._spec is not None
+            shape = (self.rows, *self._spec.shape[1:])
+            self._tensors = {self._spec.name: np.frombuffer(self.flat, self._spec.dtype).reshape(shape)}
+        return self._tensors
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the numeric inputs."""
+        if self.flat is not None:
+            return len(self.flat) * self.flat.itemsize
+        return sum(array.nbytes for array in self.inputs.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A reply's body without the parts that differ between equal requests, and the headers that describe it."""
 
     body: bytes
@@ -45,6 +76,13 @@ class BoundCodec(Protocol):
 
     def encode(self, request: Request, outputs: Tensors) -> Encoded:
         """The reply to *request*; *outputs* hold its rows only."""
+        ...
+
+    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
+        """For each row of a batch, the body that `encode` would give to a plain request of that row alone.
+
+        None if these outputs cannot be written so; then `encode` is called for each request.
+        """
         ...
 
     def stamp(self, body: bytes, variant: str, prediction_id: str) -> bytes:

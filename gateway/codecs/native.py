@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import orjson
 
-from gateway.codecs.codec import BoundCodec, Encoded, Request
-from gateway.codecs.numbers import name_of, parse_json, to_array
-from gateway.codecs.oip_json import JSON_HEADERS
+from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
+from gateway.codecs.numbers import name_of, parse_json, row_texts, to_array, to_flat
 from gateway.errors import GatewayError, InvalidInput
-from gateway.tensors import FLOATS, Array, Feature, FeatureCheck, Signature, Tensors, same_rows
+from gateway.tensors import FLOATS, Array, Feature, FeatureCheck, Signature, Tensors, TensorSpec, same_rows
+
+_OPENING = b',"predictions":['
+_CLOSING = b"]}"
 
 
 class NativeCodec:
@@ -48,6 +50,11 @@ class BoundNative:
         self._positions = {feature.name: index for index, feature in enumerate(self._features)}
         self._check = FeatureCheck(signature)
         self._head = orjson.dumps({"model": model, "model_version": version})[:-1]
+        self._row = b"{" + b",".join(_key(spec.name) + b"%b" for spec in signature.outputs) + b"}"
+        classes = signature.classes or ()
+        self._width = len(classes)
+        self._classes = b"{" + b",".join(_key(str(label)) + b"%b" for label in classes) + b"}"
+        self._flat = _is_matrix(signature)
         names = [feature.name for feature in self._features]
         pick = itemgetter(*names) if names else None
         # itemgetter of one name gives the value itself, not a tuple of one.
@@ -63,14 +70,25 @@ class BoundNative:
             if key not in ("rows", "columns"):
                 raise InvalidInput(key, "an unknown key", "only 'rows' and 'columns'")
         rows = document.get("rows")
+        if "rows" not in document:
+            raise InvalidInput("rows", "nothing", "an array of rows")
         if type(rows) is not list:
             raise InvalidInput("rows", name_of(rows), "an array of rows")
         if not rows:
             raise InvalidInput("rows", "an empty array", "at least one row")
         table = self._columnar(document["columns"], rows) if "columns" in document else self._named(rows)
+        if self._flat and b"NaN" not in body and b"Infinity" not in body:
+            spec = self._signature.inputs[0]
+            flat = to_flat(list(chain.from_iterable(table)), spec.datatype)
+            if flat is not None:
+                request = Request(len(table), flat=flat, spec=spec)
+                request.is_plain = len(table) == 1
+                return request
         inputs = self._tensors(table)
         self._check(inputs)
-        return Request(inputs, same_rows(self._signature, inputs))
+        request = Request(same_rows(self._signature, inputs), inputs)
+        request.is_plain = request.rows == 1
+        return request
 
     def _named(self, rows: list[Any]) -> list[tuple[Any, ...]]:
         """Rows as tuples in the order of the features."""
@@ -93,7 +111,7 @@ class BoundNative:
                 raise InvalidInput(f"rows[{index}].{name}", "an unknown feature", f"only {self._known()}")
         for feature in self._features:
             if feature.name not in row and not feature.missing_allowed:
-                raise InvalidInput(f"rows[{index}].{feature.name}", "no such feature", "every feature of the model")
+                raise InvalidInput(f"rows[{index}].{feature.name}", "nothing", "a value for every feature of the model")
         return tuple(row.get(feature.name) for feature in self._features)
 
     def _columnar(self, columns: Any, rows: list[Any]) -> list[tuple[Any, ...]]:
@@ -155,24 +173,34 @@ class BoundNative:
         return math.nan if datatype in FLOATS else ""
 
     def encode(self, request: Request, outputs: Tensors) -> Encoded:
-        predictions: list[dict[str, Any]] = [{} for _ in range(request.rows)]
-        for spec in self._signature.outputs:
-            for row, value in zip(predictions, self._values(spec.name, spec.role, outputs[spec.name]), strict=True):
-                row[spec.name] = value
-        return Encoded(b',"predictions":' + _dumps(predictions) + b"}", JSON_HEADERS)
+        return Encoded(_OPENING + b",".join(self._rows(outputs)) + _CLOSING, JSON_HEADERS)
 
-    def _values(self, name: str, role: str, array: Array) -> list[Any]:
-        """The values of one output, one per row."""
+    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
         if not self._signature.batchable:
-            return [_listed(array)]
-        classes = self._signature.classes
-        if role == "probabilities" and classes is not None and array.ndim == 2 and array.shape[1] == len(classes):
-            names = [str(label) for label in classes]
-            return [dict(zip(names, row, strict=True)) for row in array.tolist()]
+            return None
+        return [_OPENING + row + _CLOSING for row in self._rows(outputs)]
+
+    def _rows(self, outputs: Tensors) -> list[bytes]:
+        """The prediction of each row as JSON."""
+        columns = [self._texts(spec, outputs[spec.name]) for spec in self._signature.outputs]
+        return [self._row % texts for texts in zip(*columns, strict=True)]
+
+    def _texts(self, spec: TensorSpec, array: Array) -> list[bytes]:
+        """The JSON of one output, one per row."""
+        if not self._signature.batchable:
+            return [_text(array)]
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
-        listed: list[Any] = _listed(array)
-        return listed
+        texts = row_texts(array)
+        if array.ndim != 2:
+            return texts or [_text(value) for value in array]
+        named = self._classes if spec.role == "probabilities" and array.shape[1] == self._width else None
+        if texts is None:
+            # Not all finite, or texts: each row for itself, so that it reads the same in any company.
+            texts = [b",".join(_text(value) for value in row) for row in array]
+        if named is None:
+            return [b"[" + text + b"]" for text in texts]
+        return [named % tuple(text.split(b",")) for text in texts]
 
     def stamp(self, body: bytes, variant: str, prediction_id: str) -> bytes:
         return b'%b,"variant":%b,"prediction_id":"%b"%b' % (
@@ -183,19 +211,30 @@ class BoundNative:
         )
 
 
-def _listed(array: Array) -> Any:
-    if array.dtype == np.object_:
-        return (
-            np.array([text.decode("utf-8", "replace") for text in array.ravel()], dtype=object)
-            .reshape(array.shape)
-            .tolist()
-        )
-    return array.tolist()
+def _key(name: str) -> bytes:
+    return orjson.dumps(name).replace(b"%", b"%%") + b":"
 
 
-def _dumps(predictions: list[dict[str, Any]]) -> bytes:
-    body = orjson.dumps(predictions)
-    # orjson writes null for NaN and infinities; say which it was, as the other protocols do.
-    if b"null" in body:
-        return json.dumps(predictions, separators=(",", ":")).encode()
-    return body
+def _is_matrix(signature: Signature) -> bool:
+    """Whether the features are, in order, the columns of one input."""
+    spec = signature.inputs[0]
+    return (
+        len(signature.inputs) == 1
+        and signature.batchable
+        and len(spec.shape) == 2
+        and spec.shape[1] == len(signature.features)
+        and sorted(feature.column for feature in signature.features) == list(range(spec.shape[1]))
+    )
+
+
+def _text(value: Any) -> bytes:
+    """JSON of a value or array; NaN and infinities as the bare tokens that Python's json reads and writes."""
+    if isinstance(value, bytes):
+        return orjson.dumps(value.decode("utf-8", "replace"))
+    if isinstance(value, np.ndarray) and value.ndim:
+        return b"[" + b",".join(_text(part) for part in value) + b"]"
+    if isinstance(value, np.ndarray):
+        return _text(value[()])
+    if isinstance(value, np.floating) and not np.isfinite(value):
+        return json.dumps(float(value)).encode()
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array as flat_array
 from itertools import chain
 from typing import Any
 
@@ -35,6 +36,14 @@ def parse_json(body: bytes) -> Any:
             else:
                 return document
         raise InvalidInput("body", _excerpt(body, error), "valid JSON") from error
+
+
+def parse_finite(body: bytes) -> Any | None:
+    """The JSON value in *body* if it is strict JSON, which has no NaN and no infinities; else None."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _excerpt(body: bytes, error: orjson.JSONDecodeError) -> str:
@@ -95,6 +104,37 @@ def to_array(flat: list[Any], datatype: str, field: str) -> Array:
                     f"{field}[{index}]", str(value), f"{datatype}, {limits.min} to {limits.max}"
                 ) from None
         raise
+
+
+# Datatypes whose values can wait in an array.array, and its type codes.
+_TYPE_CODES = {"FP32": "f", "FP64": "d", "INT64": "q", "INT32": "i"}
+_FP32_MAX = float(np.finfo(np.float32).max)
+
+
+def to_flat(values: list[Any], datatype: str) -> flat_array[Any] | None:
+    """Finite values as a flat array; None if any is of a wrong type or out of range (`to_array` then says which)."""
+    code = _TYPE_CODES.get(datatype)
+    if code is None:
+        return None
+    if code in "fd":
+        if not (set(map(type, values)) <= _NUMBERS and min(values) >= -_FP32_MAX and max(values) <= _FP32_MAX):
+            return None
+    elif not set(map(type, values)) <= _INTEGERS:
+        return None
+    try:
+        return flat_array(code, values)
+    except OverflowError:
+        return None
+
+
+def row_texts(array: Array) -> list[bytes] | None:
+    """The JSON of each row of a numeric array [rows] or [rows, n]; None for other shapes and non-finite values."""
+    if array.dtype == object or array.ndim not in (1, 2) or array.shape[0] == 0 or 0 in array.shape:
+        return None
+    text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in text:
+        return None
+    return text[1:-1].split(b",") if array.ndim == 1 else text[2:-2].split(b"],[")
 
 
 def _floats(flat: list[Any], datatype: str, field: str) -> Array:

@@ -15,8 +15,8 @@ import numpy as np
 import orjson
 
 from gateway.codecs import oip_binary
-from gateway.codecs.codec import BoundCodec, Encoded, Request
-from gateway.codecs.numbers import flatten, name_of, parse_json, to_array
+from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
+from gateway.codecs.numbers import flatten, name_of, parse_finite, parse_json, row_texts, to_array, to_flat
 from gateway.errors import GatewayError, InvalidInput
 from gateway.tensors import (
     FLOATS,
@@ -30,9 +30,10 @@ from gateway.tensors import (
     shape_text,
 )
 
-JSON_HEADERS = ((b"content-type", b"application/json"),)
 # More than any body can hold.
 _MAX_ELEMENTS = 2**32
+# Templates kept per version: one, unless the model's outputs vary in shape.
+_MAX_TEMPLATES = 16
 
 
 class OipCodec:
@@ -60,17 +61,52 @@ class BoundOip:
         self._inputs = {spec.name: spec for spec in signature.inputs}
         self._outputs = {spec.name: spec for spec in signature.outputs}
         self._check = FeatureCheck(signature)
+        self._only = _flat_input(signature)
+        self._head = orjson.dumps({"model_name": model, "model_version": version})[:-1].replace(b"%", b"%%")
+        self._templates: dict[tuple[tuple[int, ...], ...], bytes] = {}  # by the shapes of the outputs' rows
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
         length = headers.get(oip_binary.LENGTH_HEADER)
         if length is None:
-            return self._from_document(parse_json(body), oip_binary.Blobs(b""))
+            document = parse_finite(body)
+            quick = self._quickly(document)
+            if quick is not None:
+                return quick
+            return self._from_document(parse_json(body) if document is None else document, oip_binary.Blobs(b""))
         json_bytes = oip_binary.json_length(length, len(body))
         if json_bytes == 0:
             return self._from_raw(body)
         blobs = oip_binary.Blobs(memoryview(body)[json_bytes:])
         request = self._from_document(parse_json(body[:json_bytes]), blobs)
         blobs.check_all_read()
+        return request
+
+    def _quickly(self, document: Any) -> Request | None:
+        """A request of one small flat input with nothing else said; None for any other, right or wrong."""
+        spec = self._only
+        if spec is None or type(document) is not dict or len(document) != 1:
+            return None
+        try:
+            (tensor,) = document["inputs"]
+            (rows, width), values = tensor["shape"], tensor["data"]
+            if (
+                len(tensor) != 4
+                or tensor["name"] != spec.name
+                or tensor["datatype"] != spec.datatype
+                or type(rows) is not int
+                or rows < 1
+                or width != spec.shape[1]
+                or type(values) is not list
+                or len(values) != rows * width
+            ):
+                return None
+        except (KeyError, TypeError, ValueError):
+            return None
+        flat = to_flat(values, spec.datatype)
+        if flat is None:
+            return None
+        request = Request(rows, flat=flat, spec=spec)
+        request.is_plain = rows == 1
         return request
 
     def _from_document(self, document: Any, blobs: oip_binary.Blobs) -> Request:
@@ -89,7 +125,7 @@ class BoundOip:
             if name not in inputs:
                 raise InvalidInput(f"inputs.{name}", "no such input", f"all of {', '.join(self._inputs)}")
         parameters = _parameters(document, "parameters")
-        request = Request(inputs, same_rows(self._signature, inputs))
+        request = Request(same_rows(self._signature, inputs), inputs)
         request.id = _text(document, "id") or None
         request.binary = parameters.get("binary_data_output") is True
         request.outputs = self._wishes(document.get("outputs"), request.binary)
@@ -105,7 +141,9 @@ class BoundOip:
         shape = oip_binary.raw_shape(spec, len(body), batchable=self._signature.batchable)
         inputs = {spec.name: oip_binary.decode(memoryview(body), spec, shape)}
         self._check(inputs)
-        return Request(inputs, same_rows(self._signature, inputs), binary=True)
+        request = Request(same_rows(self._signature, inputs), inputs)
+        request.binary = True
+        return request
 
     def _spec(self, tensor: Any, index: int) -> TensorSpec:
         if type(tensor) is not dict:
@@ -181,8 +219,42 @@ class BoundOip:
         length = (oip_binary.LENGTH_HEADER.encode(), str(len(body)).encode())
         return Encoded(body + b"".join(blobs), ((b"content-type", b"application/octet-stream"), length))
 
+    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
+        columns: list[list[bytes]] = []
+        for name, spec in self._outputs.items():
+            texts = None if spec.datatype == "FP16" else row_texts(outputs[name])
+            if texts is None:
+                return None
+            columns.append(texts)
+        template = self._template(tuple(outputs[name].shape[1:] for name in self._outputs))
+        return [template % row for row in zip(*columns, strict=True)]
+
+    def _template(self, shapes: tuple[tuple[int, ...], ...]) -> bytes:
+        """The body of a reply of one row, with a gap for the data of each output."""
+        template = self._templates.get(shapes)
+        if template is None:
+            parts = [
+                orjson.dumps({"name": spec.name, "shape": [1, *shape], "datatype": spec.datatype})[:-1].replace(
+                    b"%", b"%%"
+                )
+                + b',"data":[%b]}'
+                for spec, shape in zip(self._outputs.values(), shapes, strict=True)
+            ]
+            template = self._head + b',"outputs":[' + b",".join(parts) + b"]}"
+            if len(self._templates) < _MAX_TEMPLATES:
+                self._templates[shapes] = template
+        return template
+
     def stamp(self, body: bytes, variant: str, prediction_id: str) -> bytes:
         return body
+
+
+def _flat_input(signature: Signature) -> TensorSpec | None:
+    """The one input of a model that takes a matrix of numbers, rows first; None for other models."""
+    (spec, *others) = signature.inputs
+    if others or not signature.batchable or len(spec.shape) != 2 or spec.shape[1] < 1:
+        return None
+    return spec
 
 
 def _plain(array: Array, spec: TensorSpec) -> Any:

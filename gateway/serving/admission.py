@@ -48,23 +48,17 @@ class Admission:
         length = headers.get("content-length")
         if length is not None and length.isdecimal() and int(length) > self.max_body_bytes:
             raise BodyTooLarge(int(length), self.max_body_bytes)
-        if headers.get("content-encoding", "identity") != "identity":
+        encoding = headers.get("content-encoding")
+        if encoding is not None and encoding.strip().lower() not in ("", "identity"):
             raise UnsupportedEncoding(
                 f"header content-encoding: expected identity, got {headers['content-encoding'][:40]!r}"
             )
         now_s = self._clock()
-        call = Call(
-            codec,
-            model,
-            pinned,
-            headers,
-            request_id=self.request_id(headers),
-            prediction_id=f"{self._random_bits(128):032x}",
-            started_s=now_s,
-            deadline_s=now_s + self._timeout_s(headers),
-        )
+        timeout_s = self._timeout_s(headers) if "x-request-timeout-ms" in headers else self._settings.deadline_s
+        prediction_id = "%032x" % self._random_bits(128)  # noqa: UP031  # half the time of an f-string with a format
+        request_id = self.request_id(headers) if "x-request-id" in headers else prediction_id[:16]
         self.in_flight += 1
-        return call
+        return Call(codec, model, pinned, headers, request_id, prediction_id, now_s, now_s + timeout_s)
 
     def close(self) -> None:
         """A request that was admitted has its answer, or nobody to give it to."""
@@ -82,9 +76,7 @@ class Admission:
         return f"{self._random_bits(64):016x}"
 
     def _timeout_s(self, headers: Mapping[str, str]) -> float:
-        came = headers.get("x-request-timeout-ms")
-        if came is None:
-            return self._settings.deadline_s
+        came = headers["x-request-timeout-ms"]
         try:
             timeout_s = float(came) / 1000
         except ValueError:

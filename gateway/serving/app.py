@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import time
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,7 +28,9 @@ from gateway.models.source import DirectorySource
 from gateway.serving.admission import Admission
 from gateway.serving.cache import PredictionCache
 from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
+from gateway.serving.doorway import Doorway, by_name
 from gateway.serving.endpoints import PredictionEndpoint, Questions, on_gateway_error, on_unknown_path
+from gateway.serving.fastdoor import UVICORN, Doors, FastDoor
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
@@ -38,6 +42,8 @@ log = getLogger(__name__)
 
 # How long a starting worker holds back from accepting connections; then it answers 503 for what is still not warm.
 READY_TIMEOUT_S = 5.0
+# Container objects made and not freed before the cycle collector looks at the young ones; Python's own value is 700.
+_COLLECTOR_THRESHOLD = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class Worker:
     counts: Counts
     metrics: ServingMetrics
     watch: Watch
+    doors: Doors
     app: Starlette
 
 
@@ -85,7 +92,8 @@ def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Wo
         ttl_s=settings.cache.ttl_s,
         sampling_rate=settings.sampling.rate,
     )
-    native, oip = (PredictionEndpoint(codec, admission, pipeline, counts) for codec in codecs)
+    doorway = Doorway(admission, pipeline, counts, by_name(codecs))
+    native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)
     questions = Questions(router, registry, watch.ready.is_set)
     app = Starlette(
         routes=[
@@ -99,7 +107,9 @@ def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Wo
             HTTPException: on_unknown_path,
         },
     )
-    return Worker(admission, registry, cache, sampler, counts, metrics, watch, app)
+    doors = Doors(doorway, settings.server, fast=settings.server.door == "fast", clock=time.monotonic)
+    app.state.doors = doors
+    return Worker(admission, registry, cache, sampler, counts, metrics, watch, doors, app)
 
 
 def _questions(questions: Questions) -> list[Route]:
@@ -130,6 +140,7 @@ async def _background(
         asyncio.create_task(worker.watch.follow()),
         asyncio.create_task(write_status(status, worker.watch, worker.counts, slot=slot, boot=boot, beat=beat)),
         asyncio.create_task(_flush(worker)),
+        asyncio.create_task(worker.doors.watch()),
     ]
     for task in tasks:
         task.add_done_callback(_end_process_if_failed)
@@ -166,6 +177,18 @@ async def _flush(worker: Worker) -> None:
             worker.cache.sweep()
 
 
+def _protocol() -> Any:
+    """The protocol that uvicorn shall use: the fast door, or uvicorn's own where the fast door was not tested."""
+    found = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
+    if UVICORN[0] <= found < UVICORN[1]:
+        return FastDoor
+    log.warning(
+        "the fast door does not know this uvicorn; predictions go through the ASGI app",
+        extra={"uvicorn": uvicorn.__version__, "known": UVICORN},
+    )
+    return "httptools"
+
+
 async def _serve(
     settings: Settings,
     *,
@@ -182,7 +205,8 @@ async def _serve(
         uvicorn.Config(
             worker.app,
             loop="none",
-            http="httptools",
+            http=_protocol(),
+            proxy_headers=False,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -212,9 +236,17 @@ async def _serve(
         # Connections wait in the kernel meanwhile: a worker that takes the place of a dead one refuses nobody.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(_first(worker.watch.ready, stopped), READY_TIMEOUT_S)
+        _calm_collector()
         if not stopped.is_set():
             await server.serve(sockets=[listener])
     loop.remove_reader(lifeline_fd)
+
+
+def _calm_collector() -> None:
+    """What is loaded stays: it need not be looked through again and again. Requests leave no cycles behind."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECTOR_THRESHOLD, 50, 100)
 
 
 async def _first(*events: asyncio.Event) -> None:

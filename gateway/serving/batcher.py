@@ -12,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from gateway.codecs.codec import Request
 from gateway.errors import CallerLeft, DeadlineExceeded, GatewayError, InferenceFailed, InvalidInput, QueueFull
 from gateway.models.runtime import Runtime
 from gateway.serving.batch_policy import RunCost
@@ -24,31 +24,44 @@ from gateway.settings import BatchSettings
 from gateway.tensors import Signature, Tensors
 
 
-class Entry:
-    """Rows that wait for a run. *on_done* is called exactly once, on the event loop.
+class Owner(Protocol):
+    """Who gets the outcome of an entry: exactly one of the two is called, once, on the event loop."""
 
-    deadline_s may grow while the entry waits (another caller joins); *gone* set means that nobody waits any more.
+    def finish(self, entry: Entry, result: Tensors | GatewayError) -> None:
+        """The outputs of one entry, or why there are none."""
+        ...
+
+    def finish_batch(self, entries: list[Entry], outputs: Tensors) -> None:
+        """The outputs of a run, uncut: the rows of the entries one after the other; of one entry, just its outputs."""
+        ...
+
+
+class Entry:
+    """Rows that wait for a run, with the callers who wait for them and the way back.
+
+    calls: who waits; the owner's business. key: by which equal requests find this entry; None if they shall not.
+    deadline_s may grow while the entry waits (another caller joins); gone: nobody waits any more.
     """
 
-    __slots__ = ("batch_rows", "deadline_s", "gone", "inputs", "on_done", "parts", "queued_s", "rows", "run_s", "taken")
+    gone: bool = False
+    taken: int = 0  # rows that are running or done; -1: an error was told
+    queued_s: float = 0.0  # when it came; then how long it waited
+    run_s: float = 0.0
+    batch_rows: int = 0
+    parts: list[Tensors] | None = None  # outputs of the rows that are done, if it is split
 
     def __init__(
-        self, inputs: Tensors, rows: int, deadline_s: float, on_done: Callable[[Entry, Tensors | GatewayError], None]
+        self, request: Request, deadline_s: float, owner: Owner, *, key: object = None, calls: list[Any] | None = None
     ) -> None:
-        self.inputs = inputs
-        self.rows = rows
+        self.request = request
+        self.rows = request.rows
         self.deadline_s = deadline_s
-        self.on_done = on_done
-        self.gone = False
-        self.taken = 0  # rows that are running or done
-        self.parts: list[Tensors] = []  # outputs of the rows that are done
-        self.queued_s = 0.0  # when it came; then how long it waited
-        self.run_s = 0.0
-        self.batch_rows = 0
+        self.owner = owner
+        self.key = key
+        self.calls = calls if calls is not None else []
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """Rows start..stop of an entry, as they run in one batch."""
 
     entry: Entry
@@ -56,9 +69,10 @@ class _Part:
     stop: int
 
     def inputs(self) -> Tensors:
-        if self.start == 0 and self.stop == self.entry.rows:
-            return self.entry.inputs
-        return {name: array[self.start : self.stop] for name, array in self.entry.inputs.items()}
+        inputs = self.entry.request.inputs
+        if self.stop - self.start == self.entry.rows:
+            return inputs
+        return {name: array[self.start : self.stop] for name, array in inputs.items()}
 
 
 class Run:
@@ -99,11 +113,13 @@ class Batcher:
         self._pool = pool
         self._on_run = on_run
         self._clock = clock
-        # What a run costs is told by the processor time of its thread: on the wall clock, a run in the pool also waits
-        # for the interpreter, which under load makes a short run look long and keeps it in the pool for ever.
+        # What a run in the pool costs is told by the processor time of its thread: on the wall clock it also waits for
+        # the interpreter, which under load makes a short run look long and keeps it in the pool for ever. On the loop
+        # there is nothing to wait for, and the wall clock is far cheaper to read.
         self._cost_clock = cost_clock if settings.intra_op_threads == 1 else clock
         self._batchable = signature.batchable
         self._shares = signature.batchable and signature.batch_invariant
+        self._first = signature.inputs[0]
         self._variable = [spec.name for spec in signature.inputs if -1 in spec.shape[1:]]
         self._queue: deque[Entry] = deque()
         self._pull_planned = False
@@ -146,7 +162,7 @@ class Batcher:
         rows = sum(part.stop - part.start for part in parts)
         run = Run(rows, len(parts), self._clock() - parts[0].entry.queued_s)
         if self._cost.is_short(rows, self._settings.inline_budget_s):
-            results = self._run(parts, run)
+            results = self._run(parts, run, self._clock)
             self._finish(parts, run, results)
             return
         self._running = True
@@ -156,12 +172,12 @@ class Batcher:
 
     def _run_away(self, loop: asyncio.AbstractEventLoop, parts: list[_Part], run: Run) -> None:
         """In a thread of the pool."""
-        results = self._run(parts, run)
+        results = self._run(parts, run, self._cost_clock)
         # RuntimeError: the loop was closed while the model ran; the worker is gone and nobody waits.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self._finish_away, parts, run, results)
 
-    def _finish_away(self, parts: list[_Part], run: Run, results: list[Tensors | GatewayError]) -> None:
+    def _finish_away(self, parts: list[_Part], run: Run, results: Tensors | list[Tensors | GatewayError]) -> None:
         self._running = False
         self._finish(parts, run, results)
 
@@ -191,7 +207,7 @@ class Batcher:
 
     def _shapes(self, entry: Entry) -> Any:
         """What must be equal for entries to be stacked: the sizes that the signature leaves open."""
-        return [entry.inputs[name].shape[1:] for name in self._variable] if self._variable else None
+        return [entry.request.inputs[name].shape[1:] for name in self._variable] if self._variable else None
 
     def _take(self, entry: Entry, room: int) -> _Part:
         start = entry.taken
@@ -205,77 +221,92 @@ class Batcher:
         self._queue.popleft()
         self.queued_rows -= entry.rows
         if entry.gone:
-            entry.on_done(entry, CallerLeft("the caller left before the run"))
+            entry.owner.finish(entry, CallerLeft("the caller left before the run"))
         else:
-            entry.on_done(entry, DeadlineExceeded("the deadline passed while the request waited for a run"))
+            entry.owner.finish(entry, DeadlineExceeded("the deadline passed while the request waited for a run"))
 
-    def _run(self, parts: list[_Part], run: Run) -> list[Tensors | GatewayError]:
-        """Run a batch; if it fails, run its parts singly so that only the guilty one fails."""
-        begun_s, begun_cost_s = self._clock(), self._cost_clock()
+    def _run(
+        self, parts: list[_Part], run: Run, cost_clock: Callable[[], float]
+    ) -> Tensors | list[Tensors | GatewayError]:
+        """Run a batch: its outputs, uncut. If it fails, run its parts singly, so that only the guilty one fails."""
+        begun_s, begun_cost_s = self._clock(), cost_clock()
+        results: Tensors | list[Tensors | GatewayError]
         try:
-            results: list[Tensors | GatewayError] = list(self._run_together(parts, run.rows))
+            results = self._run_together(parts, run.rows)
         except Exception as error:  # whatever a run raises, every entry of the batch must get an answer
             run.failed = True
             if not isinstance(error, InferenceFailed):
                 error = InferenceFailed(f"the run failed: {error!r}")
             results = [error] if len(parts) == 1 else [self._run_alone(part) for part in parts]
         run.run_s = self._clock() - begun_s
-        run.cost_s = self._cost_clock() - begun_cost_s
+        run.cost_s = cost_clock() - begun_cost_s
         return results
 
-    def _run_together(self, parts: list[_Part], rows: int) -> list[Tensors]:
+    def _run_together(self, parts: list[_Part], rows: int) -> Tensors:
+        outputs = self._runtime.run(self._stacked(parts, rows))
+        if self._batchable:
+            _check_rows(outputs, rows)
+        return outputs
+
+    def _stacked(self, parts: list[_Part], rows: int) -> Tensors:
+        """The inputs of a batch."""
         if len(parts) == 1:
-            outputs = self._runtime.run(parts[0].inputs())
-            if self._batchable:
-                _check_rows(outputs, rows)
-            return [outputs]
+            return parts[0].inputs()
+        flats = [part.entry.request.flat for part in parts if part.stop - part.start == part.entry.rows]
+        if len(flats) == len(parts) and None not in flats:
+            first = self._first
+            values = np.frombuffer(b"".join(flats), first.dtype)  # type: ignore[arg-type]  # arrays are buffers
+            return {first.name: values.reshape(rows, *first.shape[1:])}
         stacked = [part.inputs() for part in parts]
-        outputs = self._runtime.run({name: np.concatenate([inputs[name] for inputs in stacked]) for name in stacked[0]})
-        _check_rows(outputs, rows)
-        cut: list[Tensors] = []
-        start = 0
-        for part in parts:
-            stop = start + part.stop - part.start
-            cut.append({name: array[start:stop] for name, array in outputs.items()})
-            start = stop
-        return cut
+        return {name: np.concatenate([inputs[name] for inputs in stacked]) for name in stacked[0]}
 
     def _run_alone(self, part: _Part) -> Tensors | GatewayError:
         try:
-            return self._run_together([part], part.stop - part.start)[0]
+            return self._run_together([part], part.stop - part.start)
         except InferenceFailed as error:
             return error
         except Exception as error:  # as in _run
             return InferenceFailed(f"the run failed: {error!r}")
 
-    def _finish(self, parts: list[_Part], run: Run, results: list[Tensors | GatewayError]) -> None:
+    def _finish(self, parts: list[_Part], run: Run, results: Tensors | list[Tensors | GatewayError]) -> None:
         if not run.failed:
             self._cost.observe(run.rows, run.cost_s)
         self._on_run(run)
         if self._queue:
             self._plan()
-        for part, result in zip(parts, results, strict=True):
-            self._finish_part(part, run, result)
+        if isinstance(results, list):
+            for part, result in zip(parts, results, strict=True):
+                self._finish_part(part, run, result)
+            return
+        entries = [part.entry for part in parts if part.stop - part.start == part.entry.rows]
+        if len(entries) == len(parts):
+            for entry in entries:
+                entry.queued_s, entry.run_s, entry.batch_rows = run.oldest_wait_s, run.run_s, run.rows
+            entries[0].owner.finish_batch(entries, results)
+            return
+        start = 0
+        for part in parts:
+            stop = start + part.stop - part.start
+            self._finish_part(part, run, {name: array[start:stop] for name, array in results.items()})
+            start = stop
 
     def _finish_part(self, part: _Part, run: Run, result: Tensors | GatewayError) -> None:
         entry = part.entry
         if entry.taken < 0:
             return  # an earlier part failed and the entry is answered
+        entry.queued_s, entry.batch_rows = run.oldest_wait_s, max(entry.batch_rows, run.rows)
         entry.run_s += run.run_s
-        entry.batch_rows = max(entry.batch_rows, run.rows)
         if isinstance(result, GatewayError):
             self._forget_rest(entry)
-            entry.on_done(entry, result)
-            return
-        if part.stop - part.start == entry.rows:
-            entry.queued_s = run.oldest_wait_s
-            entry.on_done(entry, result)
-            return
-        entry.parts.append(result)
-        if part.stop == entry.rows:
-            entry.queued_s = run.oldest_wait_s
-            whole = {name: np.concatenate([done[name] for done in entry.parts]) for name in result}
-            entry.on_done(entry, whole)
+            entry.owner.finish(entry, result)
+        elif part.stop - part.start == entry.rows:
+            entry.owner.finish(entry, result)
+        else:
+            entry.parts = entry.parts or []
+            entry.parts.append(result)
+            if part.stop == entry.rows:
+                whole = {name: np.concatenate([done[name] for done in entry.parts]) for name in result}
+                entry.owner.finish(entry, whole)
 
     def _forget_rest(self, entry: Entry) -> None:
         """Take the rows of a failed entry that still wait out of the queue."""
@@ -291,7 +322,7 @@ class Batcher:
             self.queued_rows -= entry.rows - entry.taken
             if entry.taken >= 0:
                 entry.taken = -1
-                entry.on_done(entry, error)
+                entry.owner.finish(entry, error)
 
 
 def _check_rows(outputs: Tensors, rows: int) -> None:

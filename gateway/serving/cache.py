@@ -9,7 +9,7 @@ from typing import Any
 
 from cachetools import TLRUCache
 
-from gateway.codecs.codec import Encoded
+from gateway.codecs.codec import Encoded, Request
 from gateway.settings import CacheSettings
 from gateway.tensors import Signature, Tensors
 
@@ -39,8 +39,12 @@ def raw_key(digest: str, codec: str, headers: str, body: bytes) -> object:
     return (digest, codec, headers, body)
 
 
-def tensor_key(digest: str, signature: Signature, inputs: Tensors) -> object:
+def tensor_key(digest: str, signature: Signature, request: Request) -> object:
     """The key of checked inputs: their datatypes are the signature's, so shapes and bytes tell them apart."""
+    if request.flat is not None:
+        spec = signature.inputs[0]
+        return (digest, (request.rows, *spec.shape[1:]), request.flat.tobytes())
+    inputs = request.inputs
     parts: list[Any] = [digest]
     for spec in signature.inputs:
         array = inputs[spec.name]

@@ -18,8 +18,7 @@ class Counts:
     def __init__(self, metrics: ServingMetrics) -> None:
         self._metrics = metrics
         self._outcomes: dict[tuple[str, str, str, str], int] = defaultdict(int)
-        self._latencies: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-        self._caches: dict[tuple[str, str, str], int] = defaultdict(int)
+        self._latencies: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
         self._runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
         self._refused: dict[str, int] = defaultdict(int)
         # Children of labelled metrics, bound once: .labels() costs more than the increment.
@@ -27,14 +26,9 @@ class Counts:
         # Ends of predictions by (model, version, variant): [answered, failed, latency sum], for the status document.
         self.totals: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0, 0, 0.0])
 
-    def answered(self, model: str, version: str, variant: str, cache: str, latency_s: float) -> None:
-        """One prediction was answered with ok."""
-        self._outcomes[(model, version, variant, "ok")] += 1
-        self._latencies[(model, version, variant)].append(latency_s)
-        self._caches[(model, version, cache)] += 1
-        total = self.totals[(model, version, variant)]
-        total[0] += 1
-        total[2] += latency_s
+    def latencies(self, model: str, version: str, variant: str, cache: str) -> list[float]:
+        """Where the latencies in seconds of predictions answered with ok are put; emptied at each flush."""
+        return self._latencies[(model, version, variant, cache)]
 
     def failed(self, model: str, version: str, variant: str, code: str) -> None:
         """One prediction was answered with an error after its version was chosen."""
@@ -52,29 +46,40 @@ class Counts:
     def flush(self) -> None:
         """Hand everything gathered since the last flush to the metrics."""
         metrics = self._metrics
+        for (model, version, variant, cache), latencies_s in self._latencies.items():
+            if latencies_s:
+                self._flush_answered((model, version, variant), cache, latencies_s)
+                latencies_s.clear()
         for labels, count in self._outcomes.items():
             self._child(metrics.requests, labels).inc(count)
-        for version, latencies in self._latencies.items():
-            observe = self._child(metrics.request_s, version).observe
-            for latency_s in latencies:
-                observe(latency_s)
-        for result, count in self._caches.items():
-            self._child(metrics.cache, result).inc(count)
         for code, count in self._refused.items():
             self._child(metrics.refused, (code,)).inc(count)
         for batch, runs in self._runs.items():
             self._flush_runs(batch, runs)
             runs.clear()
-        for gathered in (self._outcomes, self._latencies, self._caches, self._refused):
-            gathered.clear()
+        self._outcomes.clear()
+        self._refused.clear()
+
+    def _flush_answered(self, variant: tuple[str, str, str], cache: str, latencies_s: list[float]) -> None:
+        metrics = self._metrics
+        count = len(latencies_s)
+        self._child(metrics.requests, (*variant, "ok")).inc(count)
+        self._child(metrics.cache, (*variant[:2], cache)).inc(count)
+        metrics.request_s.observe_many(self._child(metrics.request_s, variant), latencies_s)
+        total = self.totals[variant]
+        total[0] += count
+        total[2] += sum(latencies_s)
 
     def _flush_runs(self, version: tuple[str, str], runs: list[Run]) -> None:
         metrics = self._metrics
-        for run in runs:
-            self._child(metrics.queue_s, version).observe(run.oldest_wait_s)
-            self._child(metrics.run_s, version).observe(run.run_s)
-            self._child(metrics.batch_rows, version).observe(run.rows)
-            self._child(metrics.batch_requests, version).observe(run.requests)
+        for metric, values in (
+            (metrics.queue_s, [run.oldest_wait_s for run in runs]),
+            (metrics.run_s, [run.run_s for run in runs]),
+            (metrics.batch_rows, [float(run.rows) for run in runs]),
+            (metrics.batch_requests, [float(run.requests) for run in runs]),
+        ):
+            if values:
+                metric.observe_many(self._child(metric, version), values)
 
     def _child(self, metric: Any, labels: tuple[str, ...]) -> Any:
         key = (metric, labels)

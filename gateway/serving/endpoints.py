@@ -11,51 +11,49 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.codecs.codec import Codec, Headers
-from gateway.errors import BodyTooLarge, GatewayError, Refused
+from gateway.codecs.codec import Codec
+from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, MethodNotAllowed, Refused
 from gateway.serving import introspect
-from gateway.serving.admission import Admission
-from gateway.serving.call import Call, Reply
-from gateway.serving.counts import Counts
-from gateway.serving.http_status import retry_headers, status_of
-from gateway.serving.pipeline import Pipeline
+from gateway.serving.call import Call
+from gateway.serving.doorway import Doorway
 from gateway.serving.registry import Registry
+from gateway.serving.replies import Reply, error_headers, header_pairs, status_of
 from gateway.serving.router import Router
-
-_JSON: Headers = ((b"content-type", b"application/json"),)
 
 
 class PredictionEndpoint:
     """POST of one protocol's prediction path, as a plain ASGI app: Starlette's Request costs more than a model."""
 
-    def __init__(self, codec: Codec, admission: Admission, pipeline: Pipeline, counts: Counts) -> None:
+    def __init__(self, codec: Codec, doorway: Doorway) -> None:
         self._codec = codec
-        self._admission = admission
-        self._pipeline = pipeline
-        self._counts = counts
+        self._doorway = doorway
+        self._admission = doorway.admission
+        self._pipeline = doorway.pipeline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if scope["method"] != "POST":
-            await _send(send, 405, ((b"allow", b"POST"), *_JSON), self._codec.error(_MethodNotAllowed(scope["method"])))
-            return
         path: dict[str, str] = scope["path_params"]
         try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(scope["method"], "POST")
             call = self._admission.open(self._codec, path["model"], path.get("version"), headers)
         except GatewayError as error:
-            await self._turn_away(send, headers, error)
+            await _send(send, self._doorway.turn_away(self._codec, headers, error))
             return
         try:
-            body = await _read_body(receive, self._admission.max_body_bytes)
+            try:
+                async with asyncio.timeout(max(0.0, call.deadline_s - self._admission.now_s())):
+                    body = await _read_body(receive, self._admission.max_body_bytes)
+            except TimeoutError:
+                raise BodyTooSlow("body: expected whole before the deadline, got a part of it") from None
             if body is None:
-                self._pipeline.abandon(call)
                 return
             call.body = body
             reply = await self._predict(call, receive)
             if reply is not None:
-                await _send(send, status_of(reply.error), reply.headers + retry_headers(reply.error), reply.body)
+                await _send(send, reply)
         except GatewayError as error:
-            await self._turn_away(send, headers, error)
+            await _send(send, self._doorway.turn_away(self._codec, headers, error))
         finally:
             self._pipeline.abandon(call)  # nothing, if it has its answer
             self._admission.close()
@@ -76,21 +74,6 @@ class PredictionEndpoint:
             timer.cancel()
             gone.cancel()
 
-    async def _turn_away(self, send: Send, headers: dict[str, str], error: GatewayError) -> None:
-        """Answer a request that got no further than its head or body."""
-        self._counts.refused(error.code)
-        told = ((b"x-request-id", self._admission.request_id(headers).encode()), *_JSON, *retry_headers(error))
-        await _send(send, status_of(error), told, self._codec.error(error))
-
-
-class _MethodNotAllowed(GatewayError):
-    """The path is right, the method is not."""
-
-    code = "method_not_allowed"
-
-    def __init__(self, method: str) -> None:
-        super().__init__(f"method: expected POST, got {method}")
-
 
 def _resolve(future: asyncio.Future[Reply]) -> Callable[[Reply], None]:
     def on_reply(reply: Reply) -> None:
@@ -102,15 +85,9 @@ def _resolve(future: asyncio.Future[Reply]) -> Callable[[Reply], None]:
 
 async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
     """The whole body; None if the client leaves before its end. Raises BodyTooLarge."""
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        return None
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return _within(body, max_bytes)
-    chunks = [body]
-    size = len(body)
-    while message.get("more_body", False):
+    chunks: list[bytes] = []
+    size = 0
+    while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
@@ -118,13 +95,8 @@ async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
         size += len(chunks[-1])
         if size > max_bytes:
             raise BodyTooLarge(size, max_bytes)
-    return b"".join(chunks)
-
-
-def _within(body: bytes, max_bytes: int) -> bytes:
-    if len(body) > max_bytes:
-        raise BodyTooLarge(len(body), max_bytes)
-    return body
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def _until_disconnect(receive: Receive) -> None:
@@ -132,10 +104,9 @@ async def _until_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _send(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-    await send({"type": "http.response.body", "body": body})
+async def _send(send: Send, reply: Reply) -> None:
+    await send({"type": "http.response.start", "status": status_of(reply.error), "headers": header_pairs(reply)})
+    await send({"type": "http.response.body", "body": reply.body})
 
 
 def _json(content: Any, status: int = 200) -> Response:
@@ -185,7 +156,7 @@ class Questions:
 async def on_gateway_error(request: Request, error: Exception) -> Response:
     """A question that has no answer, in the Open Inference Protocol's error shape."""
     assert isinstance(error, GatewayError)
-    headers = {name.decode(): value.decode() for name, value in retry_headers(error)}
+    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
     response = _json({"error": str(error)}, status_of(error))
     response.headers.update(headers)
     return response

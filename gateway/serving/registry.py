@@ -17,6 +17,7 @@ from gateway.metrics import ServingMetrics
 from gateway.models.runtime import OnnxRuntime
 from gateway.models.source import ModelSource
 from gateway.serving.batcher import Batcher
+from gateway.serving.cache_policy import CachePolicy
 from gateway.serving.counts import Counts
 from gateway.serving.loading import Loaded, load
 from gateway.settings import BatchSettings
@@ -33,7 +34,7 @@ _LOAD_NICENESS = 10
 class LiveVersion:
     """A warm version. holders counts the calls that still need it."""
 
-    __slots__ = ("batcher", "bound", "digest", "holders", "model", "signature", "version")
+    __slots__ = ("batcher", "bound", "cache_policy", "digest", "holders", "model", "signature", "version")
 
     def __init__(self, model: str, version: str, loaded: Loaded, batcher: Batcher, codecs: Sequence[Codec]) -> None:
         self.model = model
@@ -44,6 +45,7 @@ class LiveVersion:
         self.bound: dict[str, BoundCodec] = {
             codec.name: codec.bind(model, version, loaded.signature) for codec in codecs
         }
+        self.cache_policy = CachePolicy()
         self.holders = 0
 
 

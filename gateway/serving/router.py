@@ -29,8 +29,8 @@ class Router:
         self.adopted: dict[str, Adopted] = {}
         self.known: set[str] = set()  # models that the flags name, adopted or not
 
-    def route(self, call: Call) -> None:
-        """Choose the version of *call* and hold it until `Registry.release`.
+    def route(self, call: Call) -> LiveVersion:
+        """Choose the version of *call*, hold it, and return it. It is held until `Registry.release`.
 
         Raises UnknownModel, UnknownVersion (pinned and not warm), ModelNotReady, TargetingKeyMissing.
         """
@@ -39,7 +39,10 @@ class Router:
             raise self._unknown(call.model)
         route = adopted.route
         if call.pinned is None:
-            decision = route.decide(call.targeting_key, call.prediction_id, call.headers, call.codec.name)
+            key = call.headers.get("x-targeting-key")
+            if key is not None and not key.isascii():
+                key = _as_utf8(key)
+            decision = route.decide(key, call.prediction_id, call.headers, call.codec.name)
         else:
             decision = Decision(PINNED_VARIANT, call.pinned, PINNED)
         live = self._registry.find(call.model, decision.version)
@@ -50,6 +53,7 @@ class Router:
         call.options = adopted.options
         call.decision = decision
         call.live = live
+        return live
 
     def default(self, model: str) -> LiveVersion:
         """The version that answers by default, for questions about the model. Raises UnknownModel, ModelNotReady."""
@@ -81,3 +85,14 @@ class Router:
         if call.pinned is not None:
             return self._unknown_version(call.model, call.pinned)
         return ModelNotReady(f"version {decision.version!r} of model {call.model!r} is not warm here")
+
+
+def _as_utf8(key: str) -> str:
+    """A header value, read as Latin-1 by the door, as the UTF-8 text that it most likely is.
+
+    Other flagd evaluators hash that text, and so put the key into the same bucket.
+    """
+    try:
+        return key.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return key

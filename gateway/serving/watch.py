@@ -66,6 +66,8 @@ class Watch:
         self._poll()
         if self._document is None:
             self._read_last_known_good()
+        if self._document is None:
+            log.warning("no flags yet: this worker is not ready until control has written some")
         while True:
             self._poll()
             await asyncio.sleep(self._settings.flags.poll_s)

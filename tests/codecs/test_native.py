@@ -83,6 +83,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"rows": [3]}, "rows[0]", "number 3"),
     ({"rows": [ROW, {**ROW, "town": 1}]}, "rows[1].town", "age, city, n"),
     ({"rows": [{"age": 1, "n": 2}]}, "rows[0].city", "every feature"),
+    ({}, "rows", "nothing"),
     ({"rows": [{**ROW, "age": "31"}]}, "rows[0].age", 'string "31"'),
     ({"rows": [ROW, {**ROW, "n": 1.5}]}, "rows[1].n", "whole number"),
     ({"rows": [{**ROW, "n": None}]}, "rows[0].n", "null"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from array import array
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.codecs.codec import Request
 from gateway.errors import (
     CallerLeft,
     DeadlineExceeded,
@@ -48,6 +50,7 @@ class Bench:
         runtime: PuppetRuntime | None = None,
         **limits: int,
     ) -> None:
+        self._signature = signature
         self.runtime = runtime if runtime is not None else PuppetRuntime(signature)
         self.clock = FakeClock()
         self.runs: list[Run] = []
@@ -62,15 +65,29 @@ class Bench:
             clock=self.clock,
         )
 
-    def submit(self, *values: float, deadline_s: float = FAR_S) -> Entry:
+    def submit(self, *values: float, deadline_s: float = FAR_S, flat: bool = False) -> Entry:
         rows = np.array(values, np.float64).reshape(-1, 1)
-        entry = Entry({"x": rows}, len(values), deadline_s, self._on_done)
+        if flat:
+            request = Request(len(values), flat=array("d", values), spec=self._signature.inputs[0])
+        else:
+            request = Request(len(values), {"x": rows})
+        return self.queue(request, deadline_s)
+
+    def queue(self, request: Request, deadline_s: float = FAR_S) -> Entry:
+        entry = Entry(request, deadline_s, self)
         self.batcher.submit(entry)
         self.answers[entry] = []
         return entry
 
-    def _on_done(self, entry: Entry, result: Tensors | GatewayError) -> None:
+    def finish(self, entry: Entry, result: Tensors | GatewayError) -> None:
         self.answers[entry].append(result)
+
+    def finish_batch(self, entries: list[Entry], outputs: Tensors) -> None:
+        start = 0
+        for entry in entries:
+            stop = start + entry.rows
+            self.answers[entry].append({name: values[start:stop] for name, values in outputs.items()})
+            start = stop
 
     async def all_answered(self) -> None:
         async with asyncio.timeout(20):
@@ -257,9 +274,7 @@ def test_requests_of_different_open_shapes_never_share_a_run(pool: ThreadPoolExe
         signature = replace(DOUBLER, inputs=(replace(DOUBLER.inputs[0], shape=(-1, -1)),))
         bench = Bench(pool, signature)
         narrow = bench.submit(1)
-        wide = Entry({"x": np.array([[1.0, 2.0]])}, 1, FAR_S, lambda entry, result: bench.answers[entry].append(result))
-        bench.batcher.submit(wide)
-        bench.answers[wide] = []
+        wide = bench.queue(Request(1, {"x": np.array([[1.0, 2.0]])}))
         await bench.all_answered()
         assert bench.values(narrow) == [2]
         assert bench.values(wide) == [2, 4]
@@ -284,6 +299,7 @@ REQUESTS = st.lists(
         st.lists(st.sampled_from([1.0, 2.0, 3.0, POISON]), min_size=1, max_size=9),
         st.sampled_from(["stays", "leaves", "late"]),
         st.booleans(),  # a turn of the loop before the next one
+        st.booleans(),  # its values wait in a flat array
     ),
     min_size=1,
     max_size=12,
@@ -293,15 +309,15 @@ REQUESTS = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(requests=REQUESTS, max_batch_rows=st.integers(1, 8), invariant=st.booleans())
 def test_everybody_gets_one_answer_and_it_is_their_own(
-    requests: list[tuple[list[float], str, bool]], max_batch_rows: int, invariant: bool
+    requests: list[tuple[list[float], str, bool, bool]], max_batch_rows: int, invariant: bool
 ) -> None:
     async def scenario() -> None:
         with ThreadPoolExecutor(1) as pool:
             bench = Bench(pool, replace(DOUBLER, batch_invariant=invariant), max_batch_rows=max_batch_rows)
             submitted = []
-            for values, fate, turn in requests:
+            for values, fate, turn, flat in requests:
                 deadline_s = bench.clock() if fate == "late" else FAR_S
-                entry = bench.submit(*values, deadline_s=deadline_s)
+                entry = bench.submit(*values, deadline_s=deadline_s, flat=flat)
                 entry.gone = fate == "leaves"
                 submitted.append((entry, values, fate))
                 if turn:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.codecs.codec import Encoded
+from gateway.codecs.codec import Encoded, Request
 from gateway.serving.cache import MAX_ENTRY_BYTES, PredictionCache, raw_key, tensor_key
 from gateway.settings import CacheSettings
 from gateway.tensors import Array, Signature, TensorSpec
@@ -123,6 +123,6 @@ def test_keys_of_inputs_are_equal_only_if_the_inputs_are(one: tuple[Any, ...], o
     keys = []
     for shape, numbers, words in (one, other):
         inputs = {"a": np.array(numbers, np.float32).reshape(shape), "t": texts(words)}
-        keys.append(tensor_key("d", TWO, inputs))
+        keys.append(tensor_key("d", TWO, Request(shape[0], inputs)))
     same = one[0] == other[0] and np.array(one[1]).tobytes() == np.array(other[1]).tobytes() and one[2] == other[2]
     assert (keys[0] == keys[1]) is same

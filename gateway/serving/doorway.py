@@ -1,0 +1,71 @@
+"""What all doors of a worker share: which path is a prediction, and the parts that a prediction goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from gateway.codecs.codec import JSON_HEADERS, Codec
+from gateway.errors import GatewayError
+from gateway.serving.admission import Admission
+from gateway.serving.counts import Counts
+from gateway.serving.pipeline import Pipeline
+from gateway.serving.replies import NO_HEADERS, Reply
+
+# Targets remembered by raw path; clients use few, and whoever sends many others must not fill the memory.
+_MAX_TARGETS = 4096
+
+
+class Target(NamedTuple):
+    """What a prediction path asks for."""
+
+    codec: Codec
+    model: str
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Doorway:
+    """The parts that a door needs. codecs: those of prediction paths, by name."""
+
+    admission: Admission
+    pipeline: Pipeline
+    counts: Counts
+    codecs: Mapping[str, Codec]
+    _targets: dict[bytes, Target | None] = field(default_factory=dict)
+
+    def target(self, raw_path: bytes) -> Target | None:
+        """What a path as it came (with its query, if any) asks for; None if it is no prediction path."""
+        try:
+            return self._targets[raw_path]
+        except KeyError:
+            if len(self._targets) >= _MAX_TARGETS:
+                self._targets.clear()
+            found = self._targets[raw_path] = self._parse(raw_path)
+            return found
+
+    def _parse(self, raw_path: bytes) -> Target | None:
+        path = raw_path.partition(b"?")[0].decode("latin-1")
+        parts = [unquote(part) for part in path.split("/")]
+        if not all(parts[1:]):
+            return None
+        match parts:
+            case ["", "predict", model]:
+                return Target(self.codecs["native"], model, None)
+            case ["", "v2", "models", model, "infer"]:
+                return Target(self.codecs["oip"], model, None)
+            case ["", "v2", "models", model, "versions", version, "infer"]:
+                return Target(self.codecs["oip"], model, version)
+        return None
+
+    def turn_away(self, codec: Codec, headers: Mapping[str, str], error: GatewayError) -> Reply:
+        """The reply to a request that got no further than its head or body."""
+        self.counts.refused(error.code)
+        request_id = self.admission.request_id(headers)
+        return Reply(error, request_id, "", NO_HEADERS, JSON_HEADERS, codec.error(error))
+
+
+def by_name(codecs: Sequence[Codec]) -> dict[str, Codec]:
+    return {codec.name: codec for codec in codecs}

@@ -1,0 +1,341 @@
+"""The fast door: predictions answered inside the HTTP protocol, without an ASGI scope, a task or a Future.
+
+A subclass of uvicorn's httptools protocol. A plain POST of a prediction path is answered here; all else falls through
+to the ASGI app, which answers the same bytes. The bound on heads and the clocks that end silent and slow connections
+hold for both. What is overridden is described by uvicorn/protocols/http/httptools_impl.py of the versions in UVICORN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError
+from gateway.serving.call import Call
+from gateway.serving.doorway import Doorway, Target
+from gateway.serving.replies import Reply, wire_bytes
+from gateway.settings import ServerSettings
+
+# The uvicorn releases, as (first, first not), whose protocol this subclass was tested with.
+UVICORN = ((0, 54), (0, 55))
+
+# How often deadlines of waiting calls are looked at, and how many looks pass between looks at all connections.
+TICK_S = 0.02
+_TICKS_PER_SWEEP = 25
+
+# Where a connection stands.
+_HEAD, _BODY, _ANSWERING, _IDLE = range(4)
+
+
+class _NoEvent:
+    """Stands where uvicorn's cycle has the event that wakes its task; here there is no task."""
+
+    __slots__ = ()
+
+    def set(self) -> None: ...
+
+
+class Exchange:
+    """The prediction that a connection is busy with; to uvicorn's protocol it is the current cycle."""
+
+    __slots__ = ("call", "chunks", "disconnected", "door", "keep_alive", "response_complete", "size_bytes", "target")
+
+    message_event = _NoEvent()
+    response_started = False  # an answer is written whole
+
+    def __init__(self, door: FastDoor) -> None:
+        self.door = door
+        self.target: Target
+        self.call: Call | None = None  # from its admission to its answer
+        self.chunks: list[bytes] = []
+        self.size_bytes = 0
+        self.keep_alive = True
+        self.disconnected = False
+        self.response_complete = True
+
+    def on_reply(self, reply: Reply) -> None:
+        """Where the pipeline hands over the answer, perhaps while the request is still being parsed."""
+        self.door.send(self, reply)
+
+
+class Doors:
+    """All connections of a worker, and the clocks that end what lasts too long. Used on the event loop only.
+
+    fast: whether predictions are answered here or by the ASGI app.
+    """
+
+    def __init__(self, doorway: Doorway, settings: ServerSettings, *, fast: bool, clock: Callable[[], float]) -> None:
+        self.doorway = doorway
+        self.fast = fast
+        self.max_header_bytes = settings.max_header_bytes
+        self.open: set[FastDoor] = set()
+        self.waiting: set[Exchange] = set()
+        self._settings = settings
+        self._clock = clock
+        self.now_s = clock()  # as of the last tick: good enough for what is counted in seconds
+
+    async def watch(self) -> None:
+        """Look at the clocks for ever."""
+        ticks = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.now_s = self._clock()
+            self.expire_calls()
+            ticks += 1
+            if ticks % _TICKS_PER_SWEEP == 0:
+                self.end_slow_connections()
+
+    def expire_calls(self) -> None:
+        """Answer the calls whose deadline has passed."""
+        late = [e for e in self.waiting if e.call is not None and e.call.deadline_s <= self.now_s]
+        for exchange in late:
+            exchange.door.expire(exchange)
+
+    def end_slow_connections(self) -> None:
+        """End connections that have been idle, silent, slow to send or slow to read for too long."""
+        settings = self._settings
+        for door in list(self.open):
+            door.end_if_late(self.now_s, settings.keep_alive_s, settings.request_timeout_s)
+
+
+class FastDoor(HttpToolsProtocol):
+    """One connection. Made by uvicorn; finds the doors in the state of the ASGI app."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._doors: Doors = self.app.state.doors
+        self._doorway = self._doors.doorway
+        self._exchange = Exchange(self)
+        self._is_fast = False  # the request that is being parsed
+        self._stands = _HEAD
+        self._since_s = self._doors.now_s
+        self._head_bytes = 0  # fed since the last head was complete
+        self._stuck_since_s = 0.0  # when the client stopped reading; 0: it reads
+
+    # -- the connection -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        self._doors.open.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._doors.open.discard(self)
+        exchange = self._exchange
+        if not exchange.response_complete:
+            exchange.response_complete = True
+            self._forget(exchange)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._stands == _IDLE:
+            self._stands, self._since_s = _HEAD, self._doors.now_s
+        self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            if not self.transport.is_closing():
+                self.send_400_response("Invalid HTTP request received.")
+            return
+        if self._stands == _HEAD and self._head_bytes > self._doors.max_header_bytes and self.parser is not None:
+            self._end(431, f"the head of the request: expected at most {self._doors.max_header_bytes} bytes, got more")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck_since_s = self._doors.now_s
+        # A client that asks on without reading its answers must not make us keep them all.
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stuck_since_s = 0.0
+        self.flow.resume_reading()
+
+    def end_if_late(self, now_s: float, keep_alive_s: float, request_timeout_s: float) -> None:
+        """Close the connection if it has been in its state for too long."""
+        if self._stuck_since_s and now_s - self._stuck_since_s > request_timeout_s:
+            self.transport.abort()
+        elif self._stands == _IDLE:
+            if now_s - self._since_s > keep_alive_s:
+                self.transport.close()
+        elif self._stands in (_HEAD, _BODY) and now_s - self._since_s > request_timeout_s:
+            if self._stands == _HEAD and self._head_bytes == 0:
+                self.transport.close()
+            else:
+                self._end(408, f"the request: expected whole within {request_timeout_s:g} s, got a part of it")
+
+    # -- one request --------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_headers_complete(self) -> None:
+        doors, exchange, parser = self._doors, self._exchange, self.parser
+        if self._head_bytes > doors.max_header_bytes and self._is_head_too_large():
+            self._end(431, f"the head of the request: expected at most {doors.max_header_bytes} bytes, got more")
+        self._head_bytes = 0
+        if parser.should_upgrade():
+            return
+        self._stands = _BODY
+        is_free = (
+            exchange.response_complete and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+        )
+        if self.transport.is_closing() and is_free:
+            self._is_fast = True  # nobody will read an answer: what comes is dropped
+            self.cycle = exchange  # type: ignore[assignment]  # has all that uvicorn's protocol asks of a cycle
+            return
+        target = None
+        if doors.fast and is_free and parser.get_method() == b"POST":
+            target = self._doorway.target(self.url)
+        self._is_fast = target is not None
+        if target is None:
+            self._fall_through()
+            return
+        exchange.target = target
+        exchange.response_complete = False
+        exchange.chunks = []
+        exchange.size_bytes = 0
+        version = parser.get_http_version()
+        exchange.keep_alive = version != "1.0" and parser.should_keep_alive()
+        self.cycle = exchange  # type: ignore[assignment]  # as above
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
+        try:
+            exchange.call = self._doorway.admission.open(target.codec, target.model, target.version, headers)
+        except GatewayError as error:
+            self.send(exchange, self._doorway.turn_away(target.codec, headers, error))
+            return
+        doors.waiting.add(exchange)
+        if self.expect_100_continue and version != "1.0":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _fall_through(self) -> None:
+        """Hand the request to the ASGI app, as if uvicorn's own callbacks had seen it from the start."""
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Take a request that offers another protocol (h2c, as Java's client does) as the plain one that it also is.
+
+        The parser has stopped after the head, as if all that follows spoke that protocol; *rest* is what follows.
+        """
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name not in (b"upgrade", b"connection", b"http2-settings"):
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
+        self.data_received(b"".join(head) + b"\r\n" + rest)
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_fast:
+            super().on_body(body)
+            return
+        exchange = self._exchange
+        if exchange.response_complete:
+            return  # it is refused already, the rest of its body is dropped
+        exchange.chunks.append(body)
+        exchange.size_bytes += len(body)
+        limit = self._doorway.admission.max_body_bytes
+        if exchange.size_bytes > limit:
+            self._refuse(exchange, BodyTooLarge(exchange.size_bytes, limit))
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # _decline_upgrade will take it from the start
+        if not self._is_fast:
+            super().on_message_complete()
+            self._stands = _IDLE if self.cycle.response_complete else _ANSWERING
+            self._since_s = self._doors.now_s
+            return
+        exchange = self._exchange
+        call = exchange.call
+        if call is None:
+            self._stands, self._since_s = _IDLE, self._doors.now_s
+            return
+        chunks = exchange.chunks
+        call.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._stands = _ANSWERING
+        self._doorway.pipeline.begin(call, exchange.on_reply)
+
+    # -- its answer ---------------------------------------------------------------------------------
+
+    def send(self, exchange: Exchange, reply: Reply) -> None:
+        """Write the answer and go on to what the client has sent meanwhile."""
+        exchange.response_complete = True
+        if exchange.call is not None:
+            exchange.call = None
+            self._doorway.admission.close()
+            self._doors.waiting.discard(exchange)
+        if self.transport.is_closing():
+            return
+        self.transport.write(wire_bytes(reply, keep_alive=exchange.keep_alive))
+        if not exchange.keep_alive:
+            self.server_state.total_requests += 1
+            self.transport.close()
+        elif self._stands == _ANSWERING:
+            self.on_response_complete()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but idle time is told by a sweep: a timer per answer would cost as much as the routing."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            self.flow.resume_reading()
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            if self.flow.read_paused and not self.flow.write_paused:
+                self.flow.resume_reading()
+            if self._stands == _ANSWERING:
+                self._stands, self._since_s = _IDLE, self._doors.now_s
+
+    def expire(self, exchange: Exchange) -> None:
+        """The deadline of a prediction has passed, in the queue or while its body was still coming."""
+        call = exchange.call
+        if call is not None and call.on_reply is not None:
+            self._doorway.pipeline.expire(call)
+        elif call is not None:
+            exchange.keep_alive = False
+            self._refuse(exchange, BodyTooSlow("body: expected whole before the deadline, got a part of it"))
+
+    def _refuse(self, exchange: Exchange, error: GatewayError) -> None:
+        """Answer a request whose body must not be read on."""
+        call = exchange.call
+        assert call is not None
+        self.send(exchange, self._doorway.turn_away(call.codec, call.headers, error))
+
+    def _forget(self, exchange: Exchange) -> None:
+        """The client left in the middle of an exchange."""
+        call, exchange.call = exchange.call, None
+        self._doors.waiting.discard(exchange)
+        if call is not None:
+            self._doorway.pipeline.abandon(call)
+            self._doorway.admission.close()
+
+    def _is_head_too_large(self) -> bool:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return size > self._doors.max_header_bytes
+
+    def _end(self, status: int, text: str) -> None:
+        """Answer outside of any protocol and close: what the other end sends is no request that we can take."""
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            phrase = {408: "Request Timeout", 431: "Request Header Fields Too Large"}[status]
+            body = json.dumps({"error": text}).encode()
+            head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()

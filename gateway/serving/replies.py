@@ -1,0 +1,119 @@
+"""How an answer travels over HTTP: its status and its headers, rendered the same for every door of the data plane."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import NamedTuple
+
+from gateway import errors
+from gateway.codecs.codec import JSON_HEADERS, Headers
+
+STATUS: dict[type[errors.GatewayError], int] = {
+    errors.InvalidInput: 400,
+    errors.TargetingKeyMissing: 400,
+    errors.UnknownModel: 404,
+    errors.UnknownVersion: 404,
+    errors.MethodNotAllowed: 405,
+    errors.BodyTooSlow: 408,
+    errors.BodyTooLarge: 413,
+    errors.UnsupportedEncoding: 415,
+    errors.CallerLeft: 499,
+    errors.InferenceFailed: 500,
+    errors.QueueFull: 503,
+    errors.TooManyInFlight: 503,
+    errors.Draining: 503,
+    errors.ModelNotReady: 503,
+    errors.DeadlineExceeded: 504,
+}
+
+
+class Block(NamedTuple):
+    """Some headers, as pairs and as the bytes that they are on the wire."""
+
+    pairs: Headers
+    wire: bytes
+
+
+def block(pairs: Headers) -> Block:
+    return Block(pairs, b"".join(b"%b: %b\r\n" % pair for pair in pairs))
+
+
+NO_HEADERS = block(())
+
+
+class Reply(NamedTuple):
+    """An answer for a door to send.
+
+    error: what went wrong, None if nothing did. prediction_id: empty if none was minted. route: the headers that say
+    who answered. content: the headers that the codec gave to the body.
+    """
+
+    error: errors.GatewayError | None
+    request_id: str
+    prediction_id: str
+    route: Block
+    content: Headers
+    body: bytes
+
+
+def status_of(error: errors.GatewayError | None) -> int:
+    """200 for no error; an error that has no row is ours to explain."""
+    return 200 if error is None else STATUS.get(type(error), 500)
+
+
+def error_headers(error: errors.GatewayError | None) -> Headers:
+    """Retry-After for what a client may ask again, Allow for what another method would get."""
+    if isinstance(error, errors.Refused):
+        return ((b"retry-after", str(max(1, round(error.retry_after_s))).encode()),)
+    if isinstance(error, errors.MethodNotAllowed):
+        return ((b"allow", error.allowed.encode()),)
+    return ()
+
+
+def header_pairs(reply: Reply) -> list[tuple[bytes, bytes]]:
+    """All headers of a reply, in the order of the contract, content-length last."""
+    pairs = [(b"x-request-id", reply.request_id.encode())]
+    if reply.prediction_id:
+        pairs.append((b"x-prediction-id", reply.prediction_id.encode()))
+    pairs += reply.route.pairs
+    pairs += reply.content
+    pairs += error_headers(reply.error)
+    pairs.append((b"content-length", b"%d" % len(reply.body)))
+    if isinstance(reply.error, errors.BodyTooSlow):  # what still comes of the body is not the next request
+        pairs.append((b"connection", b"close"))
+    return pairs
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
+
+
+_STATUS_LINES = {status: _status_line(status) for status in {200, 500, *STATUS.values()}}
+_JSON_WIRE = block(JSON_HEADERS).wire
+_CLOSE = b"connection: close\r\n"
+
+
+def wire_bytes(reply: Reply, *, keep_alive: bool) -> bytes:
+    """A whole HTTP/1.1 response: byte for byte what uvicorn writes for header_pairs and the same body."""
+    content = reply.content
+    if reply.error is None:
+        return b"HTTP/1.1 200 OK\r\nx-request-id: %b\r\nx-prediction-id: %b\r\n%b%bcontent-length: %d\r\n%b\r\n%b" % (
+            reply.request_id.encode(),
+            reply.prediction_id.encode(),
+            reply.route.wire,
+            _JSON_WIRE if content is JSON_HEADERS else block(content).wire,
+            len(reply.body),
+            b"" if keep_alive else _CLOSE,
+            reply.body,
+        )
+    pairs = header_pairs(reply)
+    return b"%b%b%b\r\n%b" % (
+        _STATUS_LINES[status_of(reply.error)],
+        block(tuple(pairs)).wire,
+        b"" if keep_alive or pairs[-1][0] == b"connection" else _CLOSE,
+        reply.body,
+    )

@@ -214,7 +214,7 @@ class Pipeline:
             ttl_s = self._ttl_of(entry.calls[0])
             self._cache.put(entry.key, own.inputs, own.outputs, own.rows, None, ttl_s=ttl_s)
 
-    def _complete_plain(self, call: Call, body: bytes, own: Cut) -> None:
+    def _complete_plain(self, call: Call, body: bytes, own: Cut | Kept) -> None:
         """Answer with a body that was made for the whole batch."""
         if call.raw_key is not None:
             self._keep_raw(call, Encoded(body, JSON_HEADERS), own)
@@ -223,7 +223,12 @@ class Pipeline:
     def _complete(self, call: Call, request: Request, own: Cut | Kept) -> None:
         """Encode the outputs, keep them for equal bodies, answer."""
         assert call.live is not None
-        encoded = call.live.bound[call.codec.name].encode(request, own.outputs)
+        bound = call.live.bound[call.codec.name]
+        bodies = bound.encode_rows(own.outputs) if request.is_plain else None
+        if bodies is not None:
+            self._complete_plain(call, bodies[0], own)
+            return
+        encoded = bound.encode(request, own.outputs)
         if call.raw_key is not None:
             self._keep_raw(call, encoded, own)
         self._answer(call, encoded.body, encoded.headers, own, call.entry)

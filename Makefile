@@ -1,10 +1,10 @@
-# install: .venv with everything; demo: the whole walk on real data; test; check; fmt.
+# install: .venv with everything; demo: the whole walk on real data; test; bench; check; fmt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check fmt clean
+.PHONY: install demo test bench check fmt clean
 
 install: $(STAMP)
 
@@ -20,6 +20,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	rm -f .coverage .coverage.*
 	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

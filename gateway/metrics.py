@@ -163,7 +163,7 @@ class SupervisorMetrics:
 def render(directory: Path) -> bytes:
     """The merged metrics of all processes that write to *directory*, in Prometheus text format."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]  # untyped there
     with _files_lock(directory, fcntl.LOCK_SH):
         return generate_latest(registry)
 
@@ -201,16 +201,16 @@ def _files_lock(directory: Path, kind: int) -> Iterator[None]:
 
 def _add_up(source: str, target: str) -> None:
     sums: dict[str, float] = defaultdict(float)
-    for key, value, _timestamp, _position in MmapedDict.read_all_values_from_file(source):  # type: ignore[no-untyped-call]
+    for key, value, _timestamp, _position in MmapedDict.read_all_values_from_file(source):  # type: ignore[no-untyped-call]  # untyped there
         json.loads(key)  # a torn key would spoil the page: raise before anything is added
         sums[key] += value
-    store = MmapedDict(target)  # type: ignore[no-untyped-call]
+    store = MmapedDict(target)  # type: ignore[no-untyped-call]  # untyped there
     try:
         for key, value in sums.items():
-            before, _timestamp = store.read_value(key)  # type: ignore[no-untyped-call]
-            store.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]
+            before, _timestamp = store.read_value(key)  # type: ignore[no-untyped-call]  # untyped there
+            store.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]  # untyped there
     finally:
-        store.close()  # type: ignore[no-untyped-call]
+        store.close()  # type: ignore[no-untyped-call]  # untyped there
 
 
 def process_registry() -> CollectorRegistry:

@@ -135,7 +135,15 @@ def _check(manifest: Manifest) -> None:
     signature = manifest.signature
     if not signature.inputs or not signature.outputs:
         raise ValueError("signature must have at least one input and one output")
-    inputs = {spec.name for spec in signature.inputs}
+    inputs = {spec.name: spec for spec in signature.inputs}
+    places: set[tuple[str, int]] = set()
     for feature in signature.features:
-        if feature.input not in inputs:
+        spec = inputs.get(feature.input)
+        if spec is None:
             raise ValueError(f"feature {feature.name!r} names the unknown input {feature.input!r}")
+        width = spec.shape[1] if len(spec.shape) == 2 and spec.shape[1] >= 0 else 1
+        if type(feature.column) is not int or not 0 <= feature.column < width:
+            raise ValueError(f"feature {feature.name!r} is column {feature.column!r} of {feature.input!r}, of {width}")
+        if (feature.input, feature.column) in places:
+            raise ValueError(f"feature {feature.name!r} shares column {feature.column} of {feature.input!r}")
+        places.add((feature.input, feature.column))

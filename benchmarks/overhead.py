@@ -124,8 +124,8 @@ def _run(*arguments: str) -> None:
 @contextlib.contextmanager
 def _process(command: list[str], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A process on the server's core, ended at the end."""
-    pinned = ["taskset", "-c", str(SERVER_CORE), *command]
-    process = subprocess.Popen(pinned, env={**os.environ, **(environment or {})})
+    settings = [f"{name}={value}" for name, value in (environment or {}).items()]
+    process = subprocess.Popen(["taskset", "-c", str(SERVER_CORE), "env", *settings, *command])
     try:
         yield process
     finally:

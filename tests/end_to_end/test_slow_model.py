@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.builders import classifier, write_package
+from tests.end_to_end.flags import declare, must_change, workers_status
 from tests.live import LiveGateway, eventually
 from tests.traffic import Answer, Client
 
@@ -143,3 +145,31 @@ def test_a_request_of_more_rows_than_the_queue_holds_is_told_so(gateway: LiveGat
     answer = asyncio.run(ask(gateway, body(1, rows=5)))
     assert answer.status == 400
     assert "at most 4 in one request" in answer.json()["error"]
+
+
+def test_a_version_is_dropped_after_its_last_request_and_not_before(tmp_path: Path) -> None:
+    write_package(tmp_path / "models", SLOW)
+    with LiveGateway(tmp_path / "models", tmp_path / "state") as live:
+        write_package(tmp_path / "models", classifier("slow", "2"))
+        declare(live, "slow", "next", "2")
+        for number in range(5):  # answered before: each must have let go of the version it used
+            assert live.data.post("/v2/models/slow/versions/2/infer", content=body(number)).status_code == 200
+
+        def state_of(version: str) -> str | None:
+            (status,) = workers_status(live)
+            found: str | None = status["models"]["slow"]["versions"].get(version, {}).get("state")
+            return found
+
+        async def scenario() -> Answer:
+            async with asyncio.timeout(30):
+                asked = asyncio.create_task(ask(live, body(7)))
+                await asyncio.to_thread(eventually, lambda: in_flight(live) == 1.0, "the slow version is busy")
+                flip = {"defaultVariant": "next", "variants": {"stable": None, "next": "2"}}
+                await asyncio.to_thread(must_change, live, "slow.route", flip)
+                await asyncio.to_thread(eventually, lambda: state_of("1") == "draining", "version 1 is let go")
+                return await asked
+
+        answer = asyncio.run(scenario())
+        assert answer.status == 200
+        assert answer.headers["x-model-version"] == "1"
+        assert eventually(lambda: state_of("1") is None, "version 1 is dropped")

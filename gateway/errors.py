@@ -97,6 +97,12 @@ class QueueFull(Refused):
     code = "queue_full"
 
 
+class DeadlineUnreachable(Refused):
+    """So much is queued for this version that the answer would come after the request's deadline."""
+
+    code = "deadline_unreachable"
+
+
 class TooManyInFlight(Refused):
     """This worker already holds as many requests as it may."""
 

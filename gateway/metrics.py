@@ -91,6 +91,13 @@ class ServingMetrics:
         self.batch_requests = BulkHistogram(
             "sluicegate_batch_requests", "Requests that share one run.", _VERSION, buckets=ROWS_BUCKETS, registry=r
         )
+        self.batches = Counter(
+            "sluicegate_batches",
+            "Runs of the model, by why the batch left with the rows that it had: drained (nothing else waited), full, "
+            "best_size, deadline, shape, alone.",
+            (*_VERSION, "reason"),
+            registry=r,
+        )
         self.cache = Counter(
             "sluicegate_cache",
             "Predictions by what the cache did: hit, miss, shared (waited for an equal one), bypass.",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,9 +17,9 @@ JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
 class Request:
     """A decoded request: every input of the signature, checked.
 
-    rows: rows of all inputs. Either *tensors* or *flat* is given. flat: the values of the one input in row-major order,
-    with the input's own item size; small requests stay like that until a batch is formed, since an array per request
-    would cost more than all else of it. What a request seldom says stands in the class.
+    rows: rows of all inputs. Either *tensors* or *flat* is given. flat: the values of the one input as they lie in
+    memory, row by row; small requests stay like that until a batch is formed, since an array per request would cost
+    more than all else of it. What a request seldom says stands in the class.
     """
 
     id: str | None = None  # what the body says, echoed by the protocols that ask for it
@@ -34,7 +33,7 @@ class Request:
         rows: int,
         tensors: Tensors | None = None,
         *,
-        flat: array[Any] | None = None,
+        flat: bytes | None = None,
         spec: TensorSpec | None = None,
     ) -> None:
         self.rows = rows
@@ -56,7 +55,7 @@ class Request:
     def size_bytes(self) -> int:
         """Bytes of the numeric inputs."""
         if self.flat is not None:
-            return len(self.flat) * self.flat.itemsize
+            return len(self.flat)
         return sum(array.nbytes for array in self.inputs.values())
 
 
@@ -74,6 +73,14 @@ class BoundCodec(Protocol):
         """Read and check a body. Raises InvalidInput naming the field, what came and what was expected."""
         ...
 
+    def decode_plain(self, bodies: list[bytes]) -> list[bytes | None]:
+        """The values of bodies that ask for one row of the only input and say nothing else, read together.
+
+        Each as `Request.flat`. The headers say nothing of how to read the bodies. None for each body that is something
+        else, right or wrong: `decode` will tell.
+        """
+        ...
+
     def encode(self, request: Request, outputs: Tensors) -> Encoded:
         """The reply to *request*; *outputs* hold its rows only."""
         ...
@@ -85,8 +92,12 @@ class BoundCodec(Protocol):
         """
         ...
 
-    def stamp(self, body: bytes, variant: str, prediction_id: str) -> bytes:
-        """*body* as encoded, completed with what differs between equal requests."""
+    @property
+    def stamp(self) -> Callable[[bytes, str, str], bytes] | None:
+        """Completes an encoded body with what differs between equal requests: its variant and its prediction id.
+
+        None if nothing in this protocol's bodies does.
+        """
         ...
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
+from gateway.codecs.envelope import Envelopes
 from gateway.codecs.numbers import name_of, parse_json, row_texts, to_array, to_flat
 from gateway.errors import GatewayError, InvalidInput
 from gateway.tensors import FLOATS, Array, Feature, FeatureCheck, Signature, Tensors, TensorSpec, same_rows
@@ -55,12 +56,19 @@ class BoundNative:
         self._width = len(classes)
         self._classes = b"{" + b",".join(_key(str(label)) + b"%b" for label in classes) + b"}"
         self._flat = _is_matrix(signature)
+        self._envelopes = Envelopes(b'"rows"', 2, signature.inputs[0], self._plain_row) if self._flat else None
         names = [feature.name for feature in self._features]
         pick = itemgetter(*names) if names else None
         # itemgetter of one name gives the value itself, not a tuple of one.
         self._pick = pick if len(names) != 1 or pick is None else lambda row: (pick(row),)
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
+        request = self._decode(body)
+        if request.is_plain and request.flat is not None and self._envelopes is not None:
+            self._envelopes.learn(body)
+        return request
+
+    def _decode(self, body: bytes) -> Request:
         document = parse_json(body)
         if type(document) is not dict:
             raise InvalidInput("body", name_of(document), "a JSON object with 'rows'")
@@ -81,7 +89,7 @@ class BoundNative:
             spec = self._signature.inputs[0]
             flat = to_flat(list(chain.from_iterable(table)), spec.datatype)
             if flat is not None:
-                request = Request(len(table), flat=flat, spec=spec)
+                request = Request(len(table), flat=flat.tobytes(), spec=spec)
                 request.is_plain = len(table) == 1
                 return request
         inputs = self._tensors(table)
@@ -89,6 +97,17 @@ class BoundNative:
         request = Request(same_rows(self._signature, inputs), inputs)
         request.is_plain = request.rows == 1
         return request
+
+    def decode_plain(self, bodies: list[bytes]) -> list[bytes | None]:
+        return self._envelopes.read(bodies) if self._envelopes is not None else [None] * len(bodies)
+
+    def _plain_row(self, body: bytes) -> Request | None:
+        """A body of one row in columns; None for any other, right or wrong."""
+        try:
+            request = self._decode(body)
+        except InvalidInput:
+            return None
+        return request if request.is_plain else None
 
     def _named(self, rows: list[Any]) -> list[tuple[Any, ...]]:
         """Rows as tuples in the order of the features."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array as flat_array
 from itertools import chain
 from typing import Any
@@ -117,12 +118,14 @@ def to_flat(values: list[Any], datatype: str) -> flat_array[Any] | None:
     if code is None:
         return None
     if code in "fd":
-        if not (set(map(type, values)) <= _NUMBERS and min(values) >= -_FP32_MAX and max(values) <= _FP32_MAX):
+        if not set(map(type, values)) <= _NUMBERS:
             return None
     elif not set(map(type, values)) <= _INTEGERS:
         return None
     try:
-        return flat_array(code, values)
+        flat = flat_array(code, values)
+        # A sum of doubles that are finite as floats is finite; one that is not may still be of finite doubles.
+        return flat if code not in "fd" or math.isfinite(sum(flat)) else None
     except OverflowError:
         return None
 

@@ -16,6 +16,7 @@ import orjson
 
 from gateway.codecs import oip_binary
 from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
+from gateway.codecs.envelope import Envelopes
 from gateway.codecs.numbers import flatten, name_of, parse_finite, parse_json, row_texts, to_array, to_flat
 from gateway.errors import GatewayError, InvalidInput
 from gateway.tensors import (
@@ -63,6 +64,7 @@ class BoundOip:
         self._check = FeatureCheck(signature)
         self._only = _flat_input(signature)
         self._head = orjson.dumps({"model_name": model, "model_version": version})[:-1].replace(b"%", b"%%")
+        self._envelopes = Envelopes(b'"data"', 1, self._only, self._plain_row) if self._only is not None else None
         self._templates: dict[tuple[tuple[int, ...], ...], bytes] = {}  # by the shapes of the outputs' rows
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
@@ -71,6 +73,8 @@ class BoundOip:
             document = parse_finite(body)
             quick = self._quickly(document)
             if quick is not None:
+                if quick.is_plain and self._envelopes is not None:
+                    self._envelopes.learn(body)
                 return quick
             return self._from_document(parse_json(body) if document is None else document, oip_binary.Blobs(b""))
         json_bytes = oip_binary.json_length(length, len(body))
@@ -80,6 +84,13 @@ class BoundOip:
         request = self._from_document(parse_json(body[:json_bytes]), blobs)
         blobs.check_all_read()
         return request
+
+    def decode_plain(self, bodies: list[bytes]) -> list[bytes | None]:
+        return self._envelopes.read(bodies) if self._envelopes is not None else [None] * len(bodies)
+
+    def _plain_row(self, body: bytes) -> Request | None:
+        """A body of one row with nothing else said."""
+        return self._quickly(parse_finite(body))
 
     def _quickly(self, document: Any) -> Request | None:
         """A request of one small flat input with nothing else said; None for any other, right or wrong."""
@@ -105,7 +116,7 @@ class BoundOip:
         flat = to_flat(values, spec.datatype)
         if flat is None:
             return None
-        request = Request(rows, flat=flat, spec=spec)
+        request = Request(rows, flat=flat.tobytes(), spec=spec)
         request.is_plain = rows == 1
         return request
 
@@ -226,7 +237,7 @@ class BoundOip:
             if texts is None:
                 return None
             columns.append(texts)
-        template = self._template(tuple(outputs[name].shape[1:] for name in self._outputs))
+        template = self._template(tuple([outputs[name].shape[1:] for name in self._outputs]))
         return [template % row for row in zip(*columns, strict=True)]
 
     def _template(self, shapes: tuple[tuple[int, ...], ...]) -> bytes:
@@ -245,8 +256,7 @@ class BoundOip:
                 self._templates[shapes] = template
         return template
 
-    def stamp(self, body: bytes, variant: str, prediction_id: str) -> bytes:
-        return body
+    stamp = None
 
 
 def _flat_input(signature: Signature) -> TensorSpec | None:

@@ -36,13 +36,13 @@ def key_hash(flag_key: str, generation: str) -> Callable[[str], int]:
         return lambda key: mmh3.hash((flag_key + key).encode("utf-8", "surrogatepass"), 0, False)
     _check(generation)
     prefix = _CBOR_PAIR + canonical_cbor(flag_key)
-    heads = tuple(_head(_CBOR_TEXT, length) for length in range(256))
+    starts = tuple(prefix + _head(_CBOR_TEXT, length) for length in range(256))
 
     def hash_key(key: str) -> int:
         raw = key.encode("utf-8", "surrogatepass")
         length = len(raw)
-        head = heads[length] if length < 256 else _head(_CBOR_TEXT, length)
-        return mmh3.hash(prefix + head + raw, 0, False)
+        start = starts[length] if length < 256 else prefix + _head(_CBOR_TEXT, length)
+        return mmh3.hash(start + raw, 0, False)
 
     return hash_key
 

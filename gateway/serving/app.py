@@ -26,6 +26,7 @@ from gateway.errors import GatewayError
 from gateway.metrics import ServingMetrics, process_registry
 from gateway.models.source import DirectorySource
 from gateway.serving.admission import Admission
+from gateway.serving.answers import Answers
 from gateway.serving.cache import PredictionCache
 from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
 from gateway.serving.doorway import Doorway, by_name
@@ -82,16 +83,10 @@ def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Wo
     router = Router(registry)
     watch = Watch(settings, router, registry, cache, metrics, on_ready=lambda: report("ready"))
     sampler = Sampler(settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
-    pipeline = Pipeline(
-        admission,
-        router,
-        registry,
-        cache,
-        sampler,
-        counts,
-        ttl_s=settings.cache.ttl_s,
-        sampling_rate=settings.sampling.rate,
+    answers = Answers(
+        registry, cache, sampler, counts, ttl_s=settings.cache.ttl_s, sampling_rate=settings.sampling.rate
     )
+    pipeline = Pipeline(admission, router, cache, answers)
     doorway = Doorway(admission, pipeline, counts, by_name(codecs))
     native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)
     questions = Questions(router, registry, watch.ready.is_set)

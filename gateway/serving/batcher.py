@@ -1,7 +1,8 @@
 """One version's queue: entries wait while the model is busy, and leave together when it is free.
 
-Greedy: a batch is pulled as soon as the runtime is free and takes all that is queued up to the row limit; nothing
-waits for company. The answer's way back travels inside the entry.
+Greedy: a batch is pulled as soon as the runtime is free and takes what is queued; nothing waits for company. How many
+rows it takes at the most, and who cannot be answered in time, is the business of `batch_policy`. The answer's way back
+travels inside the entry.
 """
 
 from __future__ import annotations
@@ -10,83 +11,57 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
-from gateway.codecs.codec import Request
-from gateway.errors import CallerLeft, DeadlineExceeded, GatewayError, InferenceFailed, InvalidInput, QueueFull
+from gateway.errors import (
+    CallerLeft,
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    GatewayError,
+    InferenceFailed,
+    InvalidInput,
+    QueueFull,
+)
 from gateway.models.runtime import Runtime
-from gateway.serving.batch_policy import RunCost
+from gateway.serving.batch_policy import MIN_RUNS, BestSize, DrainRate, Reason, RunCost, finish_s
+from gateway.serving.entry import Entry, Run
 from gateway.settings import BatchSettings
 from gateway.tensors import Signature, Tensors
 
-
-class Owner(Protocol):
-    """Who gets the outcome of an entry: exactly one of the two is called, once, on the event loop."""
-
-    def finish(self, entry: Entry, result: Tensors | GatewayError) -> None:
-        """The outputs of one entry, or why there are none."""
-        ...
-
-    def finish_batch(self, entries: list[Entry], outputs: Tensors) -> None:
-        """The outputs of a run, uncut: the rows of the entries one after the other; of one entry, just its outputs."""
-        ...
+_FAR_S = float("inf")
 
 
-class Entry:
-    """Rows that wait for a run, with the callers who wait for them and the way back.
+class Batch:
+    """Entries that run together. first_start, last_stop: which rows of the first and the last one run, if not all."""
 
-    calls: who waits; the owner's business. key: by which equal requests find this entry; None if they shall not.
-    deadline_s may grow while the entry waits (another caller joins); gone: nobody waits any more.
-    """
+    __slots__ = ("entries", "first_start", "last_stop", "reason", "rows")
 
-    gone: bool = False
-    taken: int = 0  # rows that are running or done; -1: an error was told
-    queued_s: float = 0.0  # when it came; then how long it waited
-    run_s: float = 0.0
-    batch_rows: int = 0
-    parts: list[Tensors] | None = None  # outputs of the rows that are done, if it is split
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.rows = 0
+        self.first_start = 0
+        self.last_stop = 0
+        self.reason = Reason.DRAINED
 
-    def __init__(
-        self, request: Request, deadline_s: float, owner: Owner, *, key: object = None, calls: list[Any] | None = None
-    ) -> None:
-        self.request = request
-        self.rows = request.rows
-        self.deadline_s = deadline_s
-        self.owner = owner
-        self.key = key
-        self.calls = calls if calls is not None else []
+    @property
+    def is_whole(self) -> bool:
+        """Whether all entries run with all of their rows."""
+        return self.first_start == 0 and self.last_stop == self.entries[-1].rows
 
-
-class _Part(NamedTuple):
-    """Rows start..stop of an entry, as they run in one batch."""
-
-    entry: Entry
-    start: int
-    stop: int
-
-    def inputs(self) -> Tensors:
-        inputs = self.entry.request.inputs
-        if self.stop - self.start == self.entry.rows:
-            return inputs
-        return {name: array[self.start : self.stop] for name, array in inputs.items()}
+    def parts(self) -> list[tuple[Entry, int, int]]:
+        """The entries with the rows start..stop that run of them."""
+        last = len(self.entries) - 1
+        return [
+            (entry, self.first_start if place == 0 else 0, self.last_stop if place == last else entry.rows)
+            for place, entry in enumerate(self.entries)
+        ]
 
 
-class Run:
-    """What one batch did, for the metrics."""
-
-    __slots__ = ("cost_s", "failed", "oldest_wait_s", "requests", "rows", "run_s")
-
-    def __init__(self, rows: int, requests: int, oldest_wait_s: float) -> None:
-        self.rows = rows
-        self.requests = requests
-        self.oldest_wait_s = oldest_wait_s
-        self.run_s = 0.0
-        self.cost_s = 0.0
-        self.failed = False
+_Results = Tensors | list[Tensors | GatewayError]  # of a run, uncut; or of each part, if it failed
 
 
 class Batcher:
@@ -104,11 +79,14 @@ class Batcher:
         pool: Executor,
         *,
         on_run: Callable[[Run], None],
+        best: BestSize | None = None,
         clock: Callable[[], float] = time.monotonic,
         cost_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._runtime = runtime
         self._cost = cost
+        self._best = best if best is not None else BestSize()
+        self._drain = DrainRate()
         self._settings = settings
         self._pool = pool
         self._on_run = on_run
@@ -124,189 +102,278 @@ class Batcher:
         self._queue: deque[Entry] = deque()
         self._pull_planned = False
         self._running = False
+        self._running_until_s = 0.0  # when the run in the pool is expected to end
+        self._busy_since_s = 0.0  # since when the rows that wait have been waiting for nothing but other runs
         self._enabled = True
+        self._mixes = self._shares and not self._variable  # any entries may run together
         self._max_batch_rows = settings.max_batch_rows
         self.queued_rows = 0
 
     def set_limits(self, *, enabled: bool, max_batch_rows: int) -> None:
         """Follow the flag <model>.batching: whether requests may share a run, and how many rows a run may have."""
         self._enabled = enabled
+        self._mixes = enabled and self._shares and not self._variable
         self._max_batch_rows = max_batch_rows
 
-    def submit(self, entry: Entry) -> None:
-        """Queue an entry. Raises QueueFull if its rows find no room, InvalidInput if they never could."""
-        room = self._settings.max_queue_rows
-        if entry.rows > room:
-            raise InvalidInput("rows", f"{entry.rows} rows", f"at most {room} in one request")
-        if self.queued_rows + entry.rows > room:
-            wait_s = self.queued_rows * self._cost.expected_s(self._max_batch_rows) / max(1, self._max_batch_rows)
-            raise QueueFull(
-                f"{self.queued_rows} rows are queued and {room} may be", retry_after_s=min(60.0, max(1.0, wait_s))
+    # -- the way in ---------------------------------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request that comes now has to wait for others."""
+        return self._running or self.queued_rows > 0
+
+    def check_in_time(self, deadline_s: float, now_s: float) -> None:
+        """Refuse a request of which no more is known than its deadline: DeadlineUnreachable, if it cannot be met."""
+        if now_s + self._finish_s(1, now_s) > deadline_s:
+            raise DeadlineUnreachable(
+                f"{self.queued_rows} rows are queued; an answer would come after the deadline",
+                retry_after_s=self._drain.wait_s(self.queued_rows),
             )
-        entry.queued_s = self._clock()
-        self.queued_rows += entry.rows
-        self._queue.append(entry)
-        self._plan()
+
+    def _finish_s(self, rows: int, now_s: float) -> float:
+        """Seconds until *rows* rows that come now will be answered."""
+        if self._shares and self._enabled:
+            limit = self._best.best_rows(self._max_batch_rows)
+        else:  # each entry for itself
+            limit = max(1, self.queued_rows // max(1, len(self._queue)))
+        running_s = max(0.0, self._running_until_s - now_s) if self._running else 0.0
+        return running_s + finish_s(self._cost, self.queued_rows, rows, limit)
+
+    def submit(self, entries: Sequence[Entry]) -> None:
+        """Queue entries of callers who are there, and run what can run now. Who finds no room is told so."""
+        now_s = self._clock()
+        room = self._settings.max_queue_rows
+        queue = self._queue
+        if not queue and not self._running:
+            self._busy_since_s = now_s
+            if self._mixes and entries and self._run_at_once(entries, now_s):
+                return
+        for entry in entries:
+            rows = entry.rows
+            if self.queued_rows + rows > room:
+                entry.owner.finish(entry, self._no_room(rows, room), None)
+                continue
+            entry.queued_s = now_s
+            self.queued_rows += rows
+            queue.append(entry)
+        if queue and not self._running and not self._pull_planned:
+            self._pull()
+
+    def _run_at_once(self, entries: Sequence[Entry], now_s: float) -> bool:
+        """Run entries that came to an empty queue, if they fit into one batch. False: nothing is done."""
+        rows = sum([entry.rows for entry in entries])
+        limit = min(self._max_batch_rows, self._settings.max_queue_rows)
+        if rows > 1:
+            limit = self._best.next_rows(limit)
+        tight_s = now_s + self._cost.expected_s(rows) if self._cost.runs >= MIN_RUNS else now_s
+        if rows > limit or min([entry.run_by_s for entry in entries]) <= tight_s:
+            return False
+        batch = Batch()
+        batch.entries, batch.rows, batch.last_stop = list(entries), rows, entries[-1].rows
+        self._start(batch, now_s, 0.0)
+        return True
+
+    def _no_room(self, rows: int, room: int) -> GatewayError:
+        if rows > room:
+            return InvalidInput("rows", f"{rows} rows", f"at most {room} in one request")
+        return QueueFull(
+            f"{self.queued_rows} rows are queued and {room} may be",
+            retry_after_s=min(60.0, max(1.0, self._drain.wait_s(self.queued_rows))),
+        )
+
+    # -- the run ------------------------------------------------------------------------------------
 
     def _plan(self) -> None:
-        """Pull once in the next turn of the loop, so that all requests of this turn share the batch."""
+        """Pull in the next turn of the loop, so that requests that have come meanwhile share the batch."""
         if not self._pull_planned and not self._running:
             self._pull_planned = True
-            asyncio.get_running_loop().call_soon(self._pull)
+            asyncio.get_running_loop().call_soon(self._planned_pull)
+
+    def _planned_pull(self) -> None:
+        self._pull_planned = False
+        self._pull()
 
     def _pull(self) -> None:
-        self._pull_planned = False
-        parts = self._next_batch()
-        if not parts:
+        batch = self._next_batch()
+        if not batch.entries:
             return
-        rows = sum(part.stop - part.start for part in parts)
-        run = Run(rows, len(parts), self._clock() - parts[0].entry.queued_s)
-        if self._cost.is_short(rows, self._settings.inline_budget_s):
-            results = self._run(parts, run, self._clock)
-            self._finish(parts, run, results)
+        begun_s = self._clock()
+        self._start(batch, begun_s, begun_s - batch.entries[0].queued_s)
+
+    def _start(self, batch: Batch, begun_s: float, oldest_wait_s: float) -> None:
+        run = Run(batch.rows, len(batch.entries), batch.reason, oldest_wait_s)
+        if self._cost.is_short(batch.rows, self._settings.inline_budget_s):
+            results = self._run(batch, run, self._clock)
+            self._finish(batch, run, results)
             return
         self._running = True
+        if self._cost.runs:
+            self._running_until_s = begun_s + self._cost.expected_s(batch.rows)
         loop = asyncio.get_running_loop()
         # run_in_executor would make a future and a callback chain; one hop back is all that is needed.
-        self._pool.submit(self._run_away, loop, parts, run)
+        self._pool.submit(self._run_away, loop, batch, run)
 
-    def _run_away(self, loop: asyncio.AbstractEventLoop, parts: list[_Part], run: Run) -> None:
+    def _run_away(self, loop: asyncio.AbstractEventLoop, batch: Batch, run: Run) -> None:
         """In a thread of the pool."""
-        results = self._run(parts, run, self._cost_clock)
+        results = self._run(batch, run, self._cost_clock)
         # RuntimeError: the loop was closed while the model ran; the worker is gone and nobody waits.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._finish_away, parts, run, results)
+            loop.call_soon_threadsafe(self._finish_away, batch, run, results)
 
-    def _finish_away(self, parts: list[_Part], run: Run, results: Tensors | list[Tensors | GatewayError]) -> None:
+    def _finish_away(self, batch: Batch, run: Run, results: _Results) -> None:
         self._running = False
-        self._finish(parts, run, results)
+        self._finish(batch, run, results)
 
-    def _next_batch(self) -> list[_Part]:
+    def _next_batch(self) -> Batch:
         """Take the rows of the next batch from the queue; entries that nobody needs any more leave it here."""
-        parts: list[_Part] = []
-        room = self._max_batch_rows
+        batch = Batch()
+        most = self._max_batch_rows
+        limit = self._best.next_rows(most) if self.queued_rows > 1 else most
         now_s = self._clock()
+        # A deadline before this may bound the batch.
+        tight_s = now_s + self._cost.expected_s(limit) if self._cost.runs >= MIN_RUNS else 0.0
+        earliest_s = _FAR_S
         shapes: Any = None
-        while self._queue and room > 0:
-            entry = self._queue[0]
-            if entry.taken == 0 and (entry.gone or entry.deadline_s <= now_s):
+        queue, entries = self._queue, batch.entries
+        while queue:
+            entry = queue[0]
+            if entry.taken == 0 and (entry.gone or entry.run_by_s <= now_s):
                 self._drop(entry)
                 continue
             if not self._shares:
-                if not parts:
-                    parts.append(self._take(entry, entry.rows))
+                if not entries:
+                    self._take(batch, entry, entry.rows)
+                batch.reason = Reason.ALONE
                 break
-            own = self._shapes(entry)
-            if parts and own != shapes:
+            if self._variable:
+                own = [entry.request.inputs[name].shape[1:] for name in self._variable]
+                if entries and own != shapes:
+                    batch.reason = Reason.SHAPE
+                    break
+                shapes = own
+            if batch.rows >= limit:
+                batch.reason = Reason.FULL if limit >= most else Reason.BEST_SIZE
                 break
-            shapes = own
-            part = self._take(entry, room)
-            parts.append(part)
-            room = room - (part.stop - part.start) if self._enabled else 0
-        return parts
+            earliest_s = min(earliest_s, entry.run_by_s)
+            if earliest_s < tight_s and entries:  # the first one goes in any case: alone it is as fast as it can be
+                rows = batch.rows + min(entry.rows - entry.taken, limit - batch.rows)
+                if now_s + self._cost.expected_s(rows) > earliest_s:
+                    batch.reason = Reason.DEADLINE
+                    break
+            self._take(batch, entry, limit - batch.rows)
+            if not self._enabled:
+                batch.reason = Reason.ALONE
+                break
+        return batch
 
-    def _shapes(self, entry: Entry) -> Any:
-        """What must be equal for entries to be stacked: the sizes that the signature leaves open."""
-        return [entry.request.inputs[name].shape[1:] for name in self._variable] if self._variable else None
-
-    def _take(self, entry: Entry, room: int) -> _Part:
-        start = entry.taken
-        entry.taken = min(entry.rows, start + room)
-        self.queued_rows -= entry.taken - start
-        if entry.taken == entry.rows:
+    def _take(self, batch: Batch, entry: Entry, room: int) -> None:
+        start, rows = entry.taken, entry.rows
+        if start == 0 and rows <= room:
+            taken = stop = rows
+        else:
+            stop = min(rows, start + room)
+            taken = stop - start
+            if start:
+                batch.first_start = start
+        entry.taken = stop
+        self.queued_rows -= taken
+        if stop == rows:
             self._queue.popleft()
-        return _Part(entry, start, entry.taken)
+        batch.entries.append(entry)
+        batch.rows += taken
+        batch.last_stop = stop
 
     def _drop(self, entry: Entry) -> None:
         self._queue.popleft()
         self.queued_rows -= entry.rows
         if entry.gone:
-            entry.owner.finish(entry, CallerLeft("the caller left before the run"))
+            entry.owner.finish(entry, CallerLeft("the caller left before the run"), None)
         else:
-            entry.owner.finish(entry, DeadlineExceeded("the deadline passed while the request waited for a run"))
+            late = DeadlineExceeded("the deadline passed while the request waited for a run")
+            entry.owner.finish(entry, late, None)
 
-    def _run(
-        self, parts: list[_Part], run: Run, cost_clock: Callable[[], float]
-    ) -> Tensors | list[Tensors | GatewayError]:
+    def _run(self, batch: Batch, run: Run, cost_clock: Callable[[], float]) -> _Results:
         """Run a batch: its outputs, uncut. If it fails, run its parts singly, so that only the guilty one fails."""
         begun_s, begun_cost_s = self._clock(), cost_clock()
-        results: Tensors | list[Tensors | GatewayError]
+        results: _Results
         try:
-            results = self._run_together(parts, run.rows)
+            results = self._run_rows(self._stacked(batch), batch.rows)
         except Exception as error:  # whatever a run raises, every entry of the batch must get an answer
             run.failed = True
-            if not isinstance(error, InferenceFailed):
-                error = InferenceFailed(f"the run failed: {error!r}")
-            results = [error] if len(parts) == 1 else [self._run_alone(part) for part in parts]
+            if len(batch.entries) == 1:
+                results = [_as_failure(error)]
+            else:
+                results = [self._run_alone(*part) for part in batch.parts()]
         run.run_s = self._clock() - begun_s
         run.cost_s = cost_clock() - begun_cost_s
         return results
 
-    def _run_together(self, parts: list[_Part], rows: int) -> Tensors:
-        outputs = self._runtime.run(self._stacked(parts, rows))
+    def _run_rows(self, inputs: Tensors, rows: int) -> Tensors:
+        outputs = self._runtime.run(inputs)
         if self._batchable:
             _check_rows(outputs, rows)
         return outputs
 
-    def _stacked(self, parts: list[_Part], rows: int) -> Tensors:
+    def _stacked(self, batch: Batch) -> Tensors:
         """The inputs of a batch."""
-        if len(parts) == 1:
-            return parts[0].inputs()
-        flats = [part.entry.request.flat for part in parts if part.stop - part.start == part.entry.rows]
-        if len(flats) == len(parts) and None not in flats:
-            first = self._first
-            values = np.frombuffer(b"".join(flats), first.dtype)  # type: ignore[arg-type]  # arrays are buffers
-            return {first.name: values.reshape(rows, *first.shape[1:])}
-        stacked = [part.inputs() for part in parts]
+        entries = batch.entries
+        if batch.is_whole:
+            flats = [entry.flat for entry in entries]
+            if None not in flats:
+                first = self._first
+                values = np.frombuffer(b"".join(flats), first.dtype)  # type: ignore[arg-type]  # none is None
+                return {first.name: values.reshape(batch.rows, *first.shape[1:])}
+        stacked = [entry.cut(start, stop) for entry, start, stop in batch.parts()]
+        if len(stacked) == 1:
+            return stacked[0]
         return {name: np.concatenate([inputs[name] for inputs in stacked]) for name in stacked[0]}
 
-    def _run_alone(self, part: _Part) -> Tensors | GatewayError:
+    def _run_alone(self, entry: Entry, start: int, stop: int) -> Tensors | GatewayError:
         try:
-            return self._run_together([part], part.stop - part.start)
-        except InferenceFailed as error:
-            return error
+            return self._run_rows(entry.cut(start, stop), stop - start)
         except Exception as error:  # as in _run
-            return InferenceFailed(f"the run failed: {error!r}")
+            return _as_failure(error)
 
-    def _finish(self, parts: list[_Part], run: Run, results: Tensors | list[Tensors | GatewayError]) -> None:
+    # -- the way back -------------------------------------------------------------------------------
+
+    def _finish(self, batch: Batch, run: Run, results: _Results) -> None:
+        now_s = self._clock()
+        self._drain.observe(run.rows, now_s - self._busy_since_s)
+        self._busy_since_s = now_s
         if not run.failed:
             self._cost.observe(run.rows, run.cost_s)
+            self._best.observe(run.rows, run.cost_s)
         self._on_run(run)
         if self._queue:
             self._plan()
+        entries = batch.entries
         if isinstance(results, list):
-            for part, result in zip(parts, results, strict=True):
+            for part, result in zip(batch.parts(), results, strict=True):
                 self._finish_part(part, run, result)
-            return
-        entries = [part.entry for part in parts if part.stop - part.start == part.entry.rows]
-        if len(entries) == len(parts):
-            for entry in entries:
-                entry.queued_s, entry.run_s, entry.batch_rows = run.oldest_wait_s, run.run_s, run.rows
-            entries[0].owner.finish_batch(entries, results)
-            return
-        start = 0
-        for part in parts:
-            stop = start + part.stop - part.start
-            self._finish_part(part, run, {name: array[start:stop] for name, array in results.items()})
-            start = stop
+        elif batch.is_whole:
+            entries[0].owner.finish_batch(entries, results, run)
+        else:
+            at = 0
+            for part in batch.parts():
+                rows = part[2] - part[1]
+                self._finish_part(part, run, {name: array[at : at + rows] for name, array in results.items()})
+                at += rows
 
-    def _finish_part(self, part: _Part, run: Run, result: Tensors | GatewayError) -> None:
-        entry = part.entry
+    def _finish_part(self, part: tuple[Entry, int, int], run: Run, result: Tensors | GatewayError) -> None:
+        entry, start, stop = part
         if entry.taken < 0:
             return  # an earlier part failed and the entry is answered
-        entry.queued_s, entry.batch_rows = run.oldest_wait_s, max(entry.batch_rows, run.rows)
-        entry.run_s += run.run_s
         if isinstance(result, GatewayError):
             self._forget_rest(entry)
-            entry.owner.finish(entry, result)
-        elif part.stop - part.start == entry.rows:
-            entry.owner.finish(entry, result)
+            entry.owner.finish(entry, result, run)
+        elif stop - start == entry.rows:
+            entry.owner.finish(entry, result, run)
         else:
             entry.parts = entry.parts or []
-            entry.parts.append(result)
-            if part.stop == entry.rows:
-                whole = {name: np.concatenate([done[name] for done in entry.parts]) for name in result}
-                entry.owner.finish(entry, whole)
+            entry.parts.append((run, result))
+            if stop == entry.rows:
+                whole = {name: np.concatenate([done[name] for _, done in entry.parts]) for name in result}
+                entry.owner.finish(entry, whole, _all_in_one([run for run, _ in entry.parts]))
 
     def _forget_rest(self, entry: Entry) -> None:
         """Take the rows of a failed entry that still wait out of the queue."""
@@ -322,7 +389,17 @@ class Batcher:
             self.queued_rows -= entry.rows - entry.taken
             if entry.taken >= 0:
                 entry.taken = -1
-                entry.owner.finish(entry, error)
+                entry.owner.finish(entry, error, None)
+
+
+def _all_in_one(runs: list[Run]) -> Run:
+    """What the runs of a split entry were to it: the longest wait, all of the time, the largest batch."""
+    rows, oldest_wait_s = max(run.rows for run in runs), max(run.oldest_wait_s for run in runs)
+    return Run(rows, 1, runs[0].reason, oldest_wait_s, sum(run.run_s for run in runs))
+
+
+def _as_failure(error: Exception) -> InferenceFailed:
+    return error if isinstance(error, InferenceFailed) else InferenceFailed(f"the run failed: {error!r}")
 
 
 def _check_rows(outputs: Tensors, rows: int) -> None:

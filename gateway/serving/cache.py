@@ -45,7 +45,7 @@ def tensor_key(digest: str, signature: Signature, request: Request) -> Hashable:
     """The key of checked inputs: their datatypes are the signature's, so shapes and bytes tell them apart."""
     if request.flat is not None:
         spec = signature.inputs[0]
-        return (digest, (request.rows, *spec.shape[1:]), request.flat.tobytes())
+        return (digest, (request.rows, *spec.shape[1:]), request.flat)
     inputs = request.inputs
     parts: list[Any] = [digest]
     for spec in signature.inputs:

@@ -5,52 +5,61 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from gateway.codecs.codec import Codec, Request
+from gateway.codecs.codec import Headers
+from gateway.errors import GatewayError
 from gateway.flags.compile import Decision, ModelOptions, Route
-from gateway.serving.replies import Reply
+from gateway.serving.entry import Entry
+from gateway.serving.replies import Block
+from gateway.serving.target import Target
 
 if TYPE_CHECKING:  # a call holds the things that the stations behind it hand around
-    from gateway.serving.batcher import Entry
     from gateway.serving.registry import LiveVersion
 
+# Called once with the answer: an error or None, the headers that say who answered, those of the body, the body.
+OnReply = Callable[["Call", GatewayError | None, Block, Headers, bytes], None]
 
-class Call:
+
+class Call(Entry):
     """One prediction. Made by admission, completed by the pipeline; lives on the event loop.
 
     started_s, deadline_s: on the worker's monotonic clock. on_reply is called once, unless the caller leaves first.
+    A call waits in the batch queue itself; equal calls that come meanwhile follow it.
     What a call does not know yet stands in the class: setting it for each call would cost more than it tells.
     """
 
     body: bytes = b""
-    on_reply: Callable[[Reply], None] | None = None
+    on_reply: OnReply | None = None
     # Set by the router, as they were in force at that moment:
-    route: Route | None = None
-    options: ModelOptions | None = None
+    route: Route
+    options: ModelOptions
     decision: Decision | None = None
-    live: LiveVersion | None = None  # held from routing to the reply
+    live: LiveVersion
+    is_held: bool = False  # the version is kept for this call
     # Set by the pipeline:
-    request: Request | None = None
-    raw_key: object = None
-    entry: Entry | None = None  # in the batch queue, perhaps shared with equal calls
     cache: str = "bypass"
+    is_cached: bool = False  # looks into the cache and is kept there
+    is_quick: bool = False  # one row, nothing said about the reply, and nothing to be kept
+    raw_key: object = None
+    key: object = None  # of its inputs: equal calls find it by this
+    leader: Call | None = None  # the equal call whose run it waits for
+    followers: tuple[Call, ...] = ()  # equal calls that wait for this one's run
     left: bool = False
 
     def __init__(
         self,
-        codec: Codec,
-        model: str,
-        pinned: str | None,
+        target: Target,
         headers: Mapping[str, str],
         request_id: str,
         prediction_id: str,
         started_s: float,
         deadline_s: float,
     ) -> None:
-        self.codec = codec
-        self.model = model
-        self.pinned = pinned  # the version that the path asks for
+        self.codec = target.codec
+        self.model = target.model
+        self.pinned = target.version  # the version that the path asks for
         self.headers = headers  # lower-case names
         self.request_id = request_id
         self.prediction_id = prediction_id
         self.started_s = started_s
         self.deadline_s = deadline_s
+        self.run_by_s = deadline_s

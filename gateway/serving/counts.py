@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.metrics import ServingMetrics
-from gateway.serving.batcher import Run
+from gateway.serving.entry import Run
 
 FLUSH_INTERVAL_S = 0.1
 
@@ -80,6 +80,12 @@ class Counts:
         ):
             if values:
                 metric.observe_many(self._child(metric, version), values)
+
+        reasons: dict[str, int] = defaultdict(int)
+        for run in runs:
+            reasons[run.reason] += 1
+        for reason, count in reasons.items():
+            self._child(metrics.batches, (*version, reason)).inc(count)
 
     def _child(self, metric: Any, labels: tuple[str, ...]) -> Any:
         key = (metric, labels)

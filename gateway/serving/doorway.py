@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 from urllib.parse import unquote
 
 from gateway.codecs.codec import JSON_HEADERS, Codec
 from gateway.errors import GatewayError
 from gateway.serving.admission import Admission
 from gateway.serving.counts import Counts
+from gateway.serving.heads import HeadReader
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.replies import NO_HEADERS, Reply
+from gateway.serving.target import Target
 
 # Targets remembered by raw path; clients use few, and whoever sends many others must not fill the memory.
 _MAX_TARGETS = 4096
-
-
-class Target(NamedTuple):
-    """What a prediction path asks for."""
-
-    codec: Codec
-    model: str
-    version: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +28,10 @@ class Doorway:
     counts: Counts
     codecs: Mapping[str, Codec]
     _targets: dict[bytes, Target | None] = field(default_factory=dict)
+    heads: HeadReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", HeadReader(self.target))
 
     def target(self, raw_path: bytes) -> Target | None:
         """What a path as it came (with its query, if any) asks for; None if it is no prediction path."""

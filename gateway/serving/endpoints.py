@@ -11,14 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.codecs.codec import Codec
+from gateway.codecs.codec import Codec, Headers
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, MethodNotAllowed, Refused
 from gateway.serving import introspect
-from gateway.serving.call import Call
+from gateway.serving.call import Call, OnReply
 from gateway.serving.doorway import Doorway
 from gateway.serving.registry import Registry
-from gateway.serving.replies import Reply, error_headers, header_pairs, status_of
+from gateway.serving.replies import Block, Reply, error_headers, header_pairs, status_of
 from gateway.serving.router import Router
+from gateway.serving.target import Target
 
 
 class PredictionEndpoint:
@@ -36,7 +37,7 @@ class PredictionEndpoint:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], "POST")
-            call = self._admission.open(self._codec, path["model"], path.get("version"), headers)
+            call = self._admission.open(Target(self._codec, path["model"], path.get("version")), headers)
         except GatewayError as error:
             await _send(send, self._doorway.turn_away(self._codec, headers, error))
             return
@@ -75,10 +76,10 @@ class PredictionEndpoint:
             gone.cancel()
 
 
-def _resolve(future: asyncio.Future[Reply]) -> Callable[[Reply], None]:
-    def on_reply(reply: Reply) -> None:
+def _resolve(future: asyncio.Future[Reply]) -> OnReply:
+    def on_reply(call: Call, error: GatewayError | None, route: Block, content: Headers, body: bytes) -> None:
         if not future.done():
-            future.set_result(reply)
+            future.set_result(Reply(error, call.request_id, call.prediction_id, route, content, body))
 
     return on_reply
 

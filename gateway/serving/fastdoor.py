@@ -3,6 +3,9 @@
 A subclass of uvicorn's httptools protocol. A plain POST of a prediction path is answered here; all else falls through
 to the ASGI app, which answers the same bytes. The bound on heads and the clocks that end silent and slow connections
 hold for both. What is overridden is described by uvicorn/protocols/http/httptools_impl.py of the versions in UVICORN.
+
+Usually a head comes whole, between two others, and is one that `heads` can read: then the HTTP parser never sees the
+request. Whatever else comes goes through the parser.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.codecs.codec import JSON_HEADERS, Headers
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError
-from gateway.serving.call import Call
-from gateway.serving.doorway import Doorway, Target
-from gateway.serving.replies import Reply, wire_bytes
+from gateway.serving.call import Call, OnReply
+from gateway.serving.doorway import Doorway
+from gateway.serving.replies import Block, Reply, ok_json_wire, wire_bytes
 from gateway.settings import ServerSettings
 
 # The uvicorn releases, as (first, first not), whose protocol this subclass was tested with.
@@ -29,7 +33,7 @@ TICK_S = 0.02
 _TICKS_PER_SWEEP = 25
 
 # Where a connection stands.
-_HEAD, _BODY, _ANSWERING, _IDLE = range(4)
+_IDLE, _HEAD, _BODY, _ANSWERING = range(4)
 
 
 class _NoEvent:
@@ -43,24 +47,19 @@ class _NoEvent:
 class Exchange:
     """The prediction that a connection is busy with; to uvicorn's protocol it is the current cycle."""
 
-    __slots__ = ("call", "chunks", "disconnected", "door", "keep_alive", "response_complete", "size_bytes", "target")
+    __slots__ = ("call", "chunks", "disconnected", "door", "keep_alive", "response_complete", "size_bytes")
 
     message_event = _NoEvent()
     response_started = False  # an answer is written whole
 
     def __init__(self, door: FastDoor) -> None:
         self.door = door
-        self.target: Target
         self.call: Call | None = None  # from its admission to its answer
         self.chunks: list[bytes] = []
         self.size_bytes = 0
         self.keep_alive = True
         self.disconnected = False
         self.response_complete = True
-
-    def on_reply(self, reply: Reply) -> None:
-        """Where the pipeline hands over the answer, perhaps while the request is still being parsed."""
-        self.door.send(self, reply)
 
 
 class Doors:
@@ -110,8 +109,15 @@ class FastDoor(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._doors: Doors = self.app.state.doors
         self._doorway = self._doors.doorway
+        self._admission = self._doorway.admission
+        self._read_head = self._doorway.heads.read
+        self._begin = self._doorway.pipeline.begin
+        self._waiting = self._doors.waiting
         self._exchange = Exchange(self)
+        self._on_reply: OnReply = self.on_reply  # bound once, not once per request
         self._is_fast = False  # the request that is being parsed
+        self._is_parsing = False  # the parser has seen the begin of a message and not its end
+        self._missing_bytes = 0  # of a body whose head did not go through the parser
         self._stands = _HEAD
         self._since_s = self._doors.now_s
         self._head_bytes = 0  # fed since the last head was complete
@@ -132,6 +138,11 @@ class FastDoor(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._missing_bytes:
+            self._take_body(data)
+            return
+        if self._stands <= _HEAD and not self._is_parsing and self._doors.fast and self._begin_quickly(data):
+            return
         if self._stands == _IDLE:
             self._stands, self._since_s = _HEAD, self._doors.now_s
         self._head_bytes += len(data)
@@ -170,9 +181,62 @@ class FastDoor(HttpToolsProtocol):
             else:
                 self._end(408, f"the request: expected whole within {request_timeout_s:g} s, got a part of it")
 
-    # -- one request --------------------------------------------------------------------------------
+    # -- one request, read here ---------------------------------------------------------------------
+
+    def _begin_quickly(self, data: bytes) -> bool:
+        """Begin a prediction whose head is whole and easily read. False: nothing was done, the parser shall see it."""
+        end = data.find(b"\r\n\r\n")
+        if not 0 < end < self._doors.max_header_bytes - 4:
+            return False
+        head = self._read_head(data[:end])
+        if head is None:
+            return False
+        target, headers, length = head
+        missing = length - (len(data) - end - 4)
+        if missing < 0:
+            return False  # the next request has come too
+        try:
+            call = self._admission.open(target, headers, length)
+        except GatewayError:
+            return False
+        exchange = self._exchange
+        exchange.response_complete = False
+        exchange.keep_alive = True
+        exchange.call = call
+        self.cycle = exchange  # type: ignore[assignment]  # has all that uvicorn's protocol asks of a cycle
+        self._waiting.add(exchange)
+        if missing:
+            self._missing_bytes = missing
+            exchange.chunks = [data[end + 4 :]]
+            self._stands, self._since_s = _BODY, self._doors.now_s
+        else:
+            call.body = data[end + 4 :]
+            self._stands = _ANSWERING
+            self._begin(call, self._on_reply)
+        return True
+
+    def _take_body(self, data: bytes) -> None:
+        """More of the body of a request that was begun quickly."""
+        missing = self._missing_bytes
+        self._missing_bytes = max(0, missing - len(data))
+        exchange = self._exchange
+        call = exchange.call
+        if call is None:
+            return  # refused, and the connection is on its way out
+        exchange.chunks.append(data[:missing])
+        if self._missing_bytes:
+            return
+        call.body = b"".join(exchange.chunks)
+        exchange.chunks = []
+        self._stands = _ANSWERING
+        self._doorway.pipeline.begin(call, self._on_reply)
+        if len(data) > missing:
+            self.data_received(data[missing:])
+
+    # -- one request, read by the parser ------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        self._is_parsing = True
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -199,7 +263,6 @@ class FastDoor(HttpToolsProtocol):
         if target is None:
             self._fall_through()
             return
-        exchange.target = target
         exchange.response_complete = False
         exchange.chunks = []
         exchange.size_bytes = 0
@@ -208,9 +271,9 @@ class FastDoor(HttpToolsProtocol):
         self.cycle = exchange  # type: ignore[assignment]  # as above
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
         try:
-            exchange.call = self._doorway.admission.open(target.codec, target.model, target.version, headers)
+            exchange.call = self._admission.open(target, headers)
         except GatewayError as error:
-            self.send(exchange, self._doorway.turn_away(target.codec, headers, error))
+            self._send(self._doorway.turn_away(target.codec, headers, error))
             return
         doors.waiting.add(exchange)
         if self.expect_100_continue and version != "1.0":
@@ -246,13 +309,15 @@ class FastDoor(HttpToolsProtocol):
             return  # it is refused already, the rest of its body is dropped
         exchange.chunks.append(body)
         exchange.size_bytes += len(body)
-        limit = self._doorway.admission.max_body_bytes
+        limit = self._admission.max_body_bytes
         if exchange.size_bytes > limit:
             self._refuse(exchange, BodyTooLarge(exchange.size_bytes, limit))
 
     def on_message_complete(self) -> None:
+        self._is_parsing = False
         if self.parser.should_upgrade():
             return  # _decline_upgrade will take it from the start
+        self._head_bytes = 0
         if not self._is_fast:
             super().on_message_complete()
             self._stands = _IDLE if self.cycle.response_complete else _ANSWERING
@@ -266,29 +331,47 @@ class FastDoor(HttpToolsProtocol):
         chunks = exchange.chunks
         call.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._stands = _ANSWERING
-        self._doorway.pipeline.begin(call, exchange.on_reply)
+        self._doorway.pipeline.begin(call, self._on_reply)
 
     # -- its answer ---------------------------------------------------------------------------------
 
-    def send(self, exchange: Exchange, reply: Reply) -> None:
-        """Write the answer and go on to what the client has sent meanwhile."""
+    def on_reply(self, call: Call, error: GatewayError | None, route: Block, content: Headers, body: bytes) -> None:
+        """Where the pipeline hands over the answer, perhaps while the request is still being read."""
+        exchange = self._exchange
+        if error is not None or content is not JSON_HEADERS or not exchange.keep_alive or len(self.pipeline):
+            self._send(Reply(error, call.request_id, call.prediction_id, route, content, body))
+            return
+        exchange.response_complete = True
+        exchange.call = None
+        self._admission.in_flight -= 1
+        self._waiting.discard(exchange)
+        transport = self.transport
+        if transport.is_closing():
+            return
+        transport.write(ok_json_wire(call.request_id, call.prediction_id, route, body))
+        if self._stands == _ANSWERING:
+            self._stands, self._since_s = _IDLE, self._doors.now_s
+            if self.flow.read_paused and not self.flow.write_paused:
+                self.flow.resume_reading()
+
+    def _send(self, reply: Reply) -> None:
+        """Write any answer and go on to what the client has sent meanwhile."""
+        exchange = self._exchange
         exchange.response_complete = True
         if exchange.call is not None:
             exchange.call = None
-            self._doorway.admission.close()
+            self._admission.close()
             self._doors.waiting.discard(exchange)
         if self.transport.is_closing():
             return
         self.transport.write(wire_bytes(reply, keep_alive=exchange.keep_alive))
         if not exchange.keep_alive:
-            self.server_state.total_requests += 1
             self.transport.close()
         elif self._stands == _ANSWERING:
             self.on_response_complete()
 
     def on_response_complete(self) -> None:
         """As uvicorn's, but idle time is told by a sweep: a timer per answer would cost as much as the routing."""
-        self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         if self.pipeline:
@@ -314,7 +397,7 @@ class FastDoor(HttpToolsProtocol):
         """Answer a request whose body must not be read on."""
         call = exchange.call
         assert call is not None
-        self.send(exchange, self._doorway.turn_away(call.codec, call.headers, error))
+        self._send(self._doorway.turn_away(call.codec, call.headers, error))
 
     def _forget(self, exchange: Exchange) -> None:
         """The client left in the middle of an exchange."""
@@ -322,7 +405,7 @@ class FastDoor(HttpToolsProtocol):
         self._doors.waiting.discard(exchange)
         if call is not None:
             self._doorway.pipeline.abandon(call)
-            self._doorway.admission.close()
+            self._admission.close()
 
     def _is_head_too_large(self) -> bool:
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)

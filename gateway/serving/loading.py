@@ -14,11 +14,11 @@ from gateway.codecs.oip_json import OipCodec
 from gateway.errors import GatewayError, PackageInvalid
 from gateway.models.runtime import OnnxRuntime, Runtime, check_same
 from gateway.models.source import ModelSource, Package
-from gateway.serving.batch_policy import MIN_RUNS, RunCost
+from gateway.serving.batch_policy import MIN_RUNS, BestSize, RunCost
 from gateway.tensors import Array, Signature, Tensors
 
 # Batch sizes that every version is run with before it takes traffic: the first run at a size is the slowest.
-_WARM_ROWS = (1, 2, 8, 32)
+_WARM_ROWS = (1, 2, 8, 32, 128, 512)
 _WARM_BUDGET_S = 2.0
 # A size that the signature leaves open, other than the rows, is taken as this for warming.
 _OPEN_SIZE = 4
@@ -33,10 +33,17 @@ class Loaded:
     signature: Signature
     digest: str
     cost: RunCost
+    best: BestSize
 
 
 def load(
-    source: ModelSource, model: str, version: str, *, intra_op_threads: int, on_runtime: Callable[[OnnxRuntime], None]
+    source: ModelSource,
+    model: str,
+    version: str,
+    *,
+    intra_op_threads: int,
+    max_batch_rows: int = 32,
+    on_runtime: Callable[[OnnxRuntime], None],
 ) -> Loaded:
     """Bring a version up. Blocks for as long as it takes: call it in a thread of its own.
 
@@ -55,11 +62,11 @@ def load(
         signature = package.manifest.signature
         check_same(signature, runtime.signature)
         rows = _replay(package, runtime, signature) or _made_up(signature)
-    cost = RunCost()
-    _warm(runtime, signature, rows, cost)
+    cost, best = RunCost(), BestSize()
+    _warm(runtime, signature, rows, cost, best, max_batch_rows)
     if runtime.aborted:
         raise PackageInvalid(f"{model}/{version}: its first run was called off")
-    return Loaded(runtime, signature, package.digest, cost)
+    return Loaded(runtime, signature, package.digest, cost, best)
 
 
 def _replay(package: Package, runtime: Runtime, signature: Signature) -> Tensors | None:
@@ -138,11 +145,14 @@ def _close(a: Array, b: Array) -> bool:
     return bool(np.array_equal(a, b))
 
 
-def _warm(runtime: Runtime, signature: Signature, rows: Tensors, cost: RunCost) -> None:
+def _warm(
+    runtime: Runtime, signature: Signature, rows: Tensors, cost: RunCost, best: BestSize, max_batch_rows: int
+) -> None:
     """Run every warm size until the cost of a run is known; made-up rows that the model refuses end it early."""
     until_s = time.monotonic() + _WARM_BUDGET_S
-    sizes = _WARM_ROWS if signature.batchable else (1,)
-    for turn in range(MIN_RUNS):
+    sizes = [size for size in _WARM_ROWS if size <= max_batch_rows] if signature.batchable else [1]
+    # The first run at each size pays for memory that later runs reuse: it teaches nothing about them.
+    for turn in range(-len(sizes), MIN_RUNS):
         size = sizes[turn % len(sizes)]
         inputs = rows if not signature.batchable else {name: _resized(array, size) for name, array in rows.items()}
         begun_s = time.thread_time()
@@ -150,9 +160,9 @@ def _warm(runtime: Runtime, signature: Signature, rows: Tensors, cost: RunCost) 
             runtime.run(inputs)
         except GatewayError:
             return
-        # The first run at each size pays for memory that later runs reuse: it teaches nothing about them.
-        if turn >= len(sizes):
+        if turn >= 0:
             cost.observe(size, time.thread_time() - begun_s)
+            best.observe(size, time.thread_time() - begun_s)
         if time.monotonic() > until_s:
             return
 

@@ -18,6 +18,7 @@ from gateway.models.runtime import OnnxRuntime
 from gateway.models.source import ModelSource
 from gateway.serving.batcher import Batcher
 from gateway.serving.cache_policy import CachePolicy
+from gateway.serving.call import Call
 from gateway.serving.counts import Counts
 from gateway.serving.loading import Loaded, load
 from gateway.settings import BatchSettings
@@ -34,7 +35,7 @@ _LOAD_NICENESS = 10
 class LiveVersion:
     """A warm version. holders counts the calls that still need it."""
 
-    __slots__ = ("batcher", "bound", "cache_policy", "digest", "holders", "model", "signature", "version")
+    __slots__ = ("arrivals", "batcher", "bound", "cache_policy", "digest", "holders", "model", "signature", "version")
 
     def __init__(self, model: str, version: str, loaded: Loaded, batcher: Batcher, codecs: Sequence[Codec]) -> None:
         self.model = model
@@ -47,6 +48,7 @@ class LiveVersion:
         }
         self.cache_policy = CachePolicy()
         self.holders = 0
+        self.arrivals: list[Call] = []  # calls of this turn of the loop, not yet decoded
 
 
 class _Slot:
@@ -100,6 +102,7 @@ class Registry:
         self._on_change = on_change
         self._on_drop = on_drop
         self._slots: dict[tuple[str, str], _Slot] = {}
+        self.warm: dict[tuple[str, str], LiveVersion] = {}  # by model and version; for looking up, not for changing
         self._draining: set[LiveVersion] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -114,16 +117,15 @@ class Registry:
 
     def find(self, model: str, version: str) -> LiveVersion | None:
         """The version, if it is warm."""
-        slot = self._slots.get((model, version))
-        return slot.live if slot is not None else None
+        return self.warm.get((model, version))
 
     def warm_versions(self, model: str) -> list[str]:
         """Warm versions of a model in the order of their loading."""
         return [version for (name, version), slot in self._slots.items() if name == model and slot.live is not None]
 
-    def release(self, live: LiveVersion) -> None:
+    def release(self, live: LiveVersion, holders: int = 1) -> None:
         """Give back a version that was taken by raising its holders; the last one out turns off the light."""
-        live.holders -= 1
+        live.holders -= holders
         if live.holders == 0 and live in self._draining:
             self._draining.discard(live)
             self._drop(live)
@@ -150,6 +152,7 @@ class Registry:
         """Let go of everything; what still waits is answered with Draining."""
         for key in list(self._slots):
             slot = self._slots.pop(key)
+            self.warm.pop(key, None)
             slot.dismissed.set()
             slot.abort()
             if slot.live is not None:
@@ -157,6 +160,7 @@ class Registry:
 
     def _dismiss(self, key: tuple[str, str]) -> None:
         slot = self._slots.pop(key)
+        self.warm.pop(key, None)
         slot.dismissed.set()
         slot.abort()
         if slot.live is None:
@@ -178,8 +182,14 @@ class Registry:
         while not slot.dismissed.is_set():
             stamp = self._source.stamp(model, version)
             try:
-                threads = self._settings.intra_op_threads
-                loaded = load(self._source, model, version, intra_op_threads=threads, on_runtime=slot.took)
+                loaded = load(
+                    self._source,
+                    model,
+                    version,
+                    intra_op_threads=self._settings.intra_op_threads,
+                    max_batch_rows=self._settings.max_batch_rows,
+                    on_runtime=slot.took,
+                )
             except Exception as error:  # a package may break anything on its way; it must only fail itself
                 reason = str(error) if isinstance(error, GatewayError) else f"unexpected: {error!r}"
                 self._tell(self._failed, model, version, slot, reason)
@@ -228,9 +238,10 @@ class Registry:
             loaded.cost,
             self._settings,
             self._pool,
+            best=loaded.best,
             on_run=self._counts.ran(model, version),
         )
-        slot.live = LiveVersion(model, version, loaded, batcher, self._codecs)
+        slot.live = self.warm[(model, version)] = LiveVersion(model, version, loaded, batcher, self._codecs)
         slot.state, slot.reason = "warm", ""
         log.info("warm", extra={"model": model, "version": version, "digest": loaded.digest[:12]})
         self._on_change()

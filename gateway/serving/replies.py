@@ -20,6 +20,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.CallerLeft: 499,
     errors.InferenceFailed: 500,
     errors.QueueFull: 503,
+    errors.DeadlineUnreachable: 503,
     errors.TooManyInFlight: 503,
     errors.Draining: 503,
     errors.ModelNotReady: 503,
@@ -28,14 +29,21 @@ STATUS: dict[type[errors.GatewayError], int] = {
 
 
 class Block(NamedTuple):
-    """Some headers, as pairs and as the bytes that they are on the wire."""
+    """The headers that say who answered, as pairs, and as the bytes around them in an answer of JSON.
+
+    before_length: from the end of the prediction id to the number of the content-length.
+    """
 
     pairs: Headers
-    wire: bytes
+    before_length: bytes
 
 
 def block(pairs: Headers) -> Block:
-    return Block(pairs, b"".join(b"%b: %b\r\n" % pair for pair in pairs))
+    return Block(pairs, b"\r\n" + _wire(pairs) + _wire(JSON_HEADERS) + b"content-length: ")
+
+
+def _wire(pairs: Headers) -> bytes:
+    return b"".join([b"%b: %b\r\n" % pair for pair in pairs])
 
 
 NO_HEADERS = block(())
@@ -93,27 +101,35 @@ def _status_line(status: int) -> bytes:
 
 
 _STATUS_LINES = {status: _status_line(status) for status in {200, 500, *STATUS.values()}}
-_JSON_WIRE = block(JSON_HEADERS).wire
 _CLOSE = b"connection: close\r\n"
+# The end of the head of an answer, by the length of the body; most answers are short.
+_LENGTHS = tuple(b"%d\r\n\r\n" % length for length in range(2048))
+_BEFORE_ID = b"HTTP/1.1 200 OK\r\nx-request-id: "
+_BETWEEN_IDS = b"\r\nx-prediction-id: "
+
+
+def ok_json_wire(request_id: str, prediction_id: str, route: Block, body: bytes) -> bytes:
+    """A whole HTTP/1.1 response of JSON on a connection that stays open: what wire_bytes gives, for less."""
+    length = len(body)
+    return b"".join(
+        (
+            _BEFORE_ID,
+            request_id.encode(),
+            _BETWEEN_IDS,
+            prediction_id.encode(),
+            route.before_length,
+            _LENGTHS[length] if length < 2048 else b"%d\r\n\r\n" % length,
+            body,
+        )
+    )
 
 
 def wire_bytes(reply: Reply, *, keep_alive: bool) -> bytes:
     """A whole HTTP/1.1 response: byte for byte what uvicorn writes for header_pairs and the same body."""
-    content = reply.content
-    if reply.error is None:
-        return b"HTTP/1.1 200 OK\r\nx-request-id: %b\r\nx-prediction-id: %b\r\n%b%bcontent-length: %d\r\n%b\r\n%b" % (
-            reply.request_id.encode(),
-            reply.prediction_id.encode(),
-            reply.route.wire,
-            _JSON_WIRE if content is JSON_HEADERS else block(content).wire,
-            len(reply.body),
-            b"" if keep_alive else _CLOSE,
-            reply.body,
-        )
     pairs = header_pairs(reply)
     return b"%b%b%b\r\n%b" % (
         _STATUS_LINES[status_of(reply.error)],
-        block(tuple(pairs)).wire,
+        _wire(tuple(pairs)),
         b"" if keep_alive or pairs[-1][0] == b"connection" else _CLOSE,
         reply.body,
     )

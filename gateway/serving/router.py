@@ -45,7 +45,7 @@ class Router:
             decision = route.decide(key, call.prediction_id, call.headers, call.codec.name)
         else:
             decision = Decision(PINNED_VARIANT, call.pinned, PINNED)
-        live = self._registry.find(call.model, decision.version)
+        live = self._registry.warm.get((call.model, decision.version))
         if live is None:
             raise self._not_loaded(call, decision)
         live.holders += 1
@@ -53,6 +53,7 @@ class Router:
         call.options = adopted.options
         call.decision = decision
         call.live = live
+        call.is_held = True
         return live
 
     def default(self, model: str) -> LiveVersion:

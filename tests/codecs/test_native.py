@@ -156,6 +156,7 @@ def test_the_reply_names_classes_variant_and_prediction() -> None:
         "probabilities": np.array([[0.25, 0.75], [0.5, 0.5]], np.float32),
     }
     encoded = bound.encode(decode({"rows": [ROW, ROW]}), outputs)
+    assert bound.stamp is not None
     assert json.loads(bound.stamp(encoded.body, "canary", "c0ffee")) == {
         "model": "m",
         "model_version": "3",

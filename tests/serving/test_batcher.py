@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from array import array
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,7 +25,8 @@ from gateway.errors import (
     QueueFull,
 )
 from gateway.serving.batch_policy import MIN_RUNS, RunCost
-from gateway.serving.batcher import Batcher, Entry, Run
+from gateway.serving.batcher import Batcher
+from gateway.serving.entry import Entry, Run
 from gateway.settings import BatchSettings
 from gateway.tensors import Signature, Tensors
 from tests.puppet import DOUBLER, POISON, FakeClock, PuppetRuntime
@@ -53,6 +53,7 @@ class Bench:
         self._signature = signature
         self.runtime = runtime if runtime is not None else PuppetRuntime(signature)
         self.clock = FakeClock()
+        self._gathered: list[Entry] = []
         self.runs: list[Run] = []
         self.answers: dict[Entry, list[Tensors | GatewayError]] = {}
         self.batcher = Batcher(
@@ -68,21 +69,28 @@ class Bench:
     def submit(self, *values: float, deadline_s: float = FAR_S, flat: bool = False) -> Entry:
         rows = np.array(values, np.float64).reshape(-1, 1)
         if flat:
-            request = Request(len(values), flat=array("d", values), spec=self._signature.inputs[0])
+            request = Request(len(values), flat=rows.tobytes(), spec=self._signature.inputs[0])
         else:
             request = Request(len(values), {"x": rows})
         return self.queue(request, deadline_s)
 
     def queue(self, request: Request, deadline_s: float = FAR_S) -> Entry:
         entry = Entry(request, deadline_s, self)
-        self.batcher.submit(entry)
         self.answers[entry] = []
+        if not self._gathered:
+            asyncio.get_running_loop().call_soon(self.submit_gathered)
+        self._gathered.append(entry)
         return entry
 
-    def finish(self, entry: Entry, result: Tensors | GatewayError) -> None:
+    def submit_gathered(self) -> None:
+        """Submit what has been queued in this turn of the loop, as the pipeline does."""
+        gathered, self._gathered = self._gathered, []
+        self.batcher.submit(gathered)
+
+    def finish(self, entry: Entry, result: Tensors | GatewayError, run: Run | None) -> None:
         self.answers[entry].append(result)
 
-    def finish_batch(self, entries: list[Entry], outputs: Tensors) -> None:
+    def finish_batch(self, entries: list[Entry], outputs: Tensors, run: Run) -> None:
         start = 0
         for entry in entries:
             stop = start + entry.rows
@@ -195,11 +203,14 @@ def test_a_full_queue_refuses_and_takes_again_once_it_has_room(pool: ThreadPoolE
         bench.submit(0)
         await bench.running()
         bench.submit(1, 2, 3)
-        with pytest.raises(QueueFull) as caught:
-            bench.submit(4, 5)
-        assert caught.value.retry_after_s >= 1
-        with pytest.raises(InvalidInput, match="at most 4"):
-            bench.submit(*range(5))
+        bench.submit_gathered()
+        refused, impossible = bench.submit(4, 5), bench.submit(*range(5))
+        bench.submit_gathered()
+        error = bench.error(refused)
+        assert isinstance(error, QueueFull)
+        assert error.retry_after_s >= 1
+        assert isinstance(bench.error(impossible), InvalidInput)
+        assert "at most 4" in str(bench.error(impossible))
         bench.runtime.release()
         await bench.all_answered()
         bench.submit(4, 5)
@@ -229,12 +240,17 @@ def test_who_waited_past_the_deadline_is_told_so_and_never_run(pool: ThreadPoolE
 def test_who_left_is_skipped(pool: ThreadPoolExecutor) -> None:
     async def scenario() -> None:
         bench = Bench(pool)
+        bench.runtime.hold()
+        bench.submit(0)
+        await bench.running()
         gone, here = bench.submit(1), bench.submit(2)
+        bench.submit_gathered()
         gone.gone = True
+        bench.runtime.release()
         await bench.all_answered()
         assert isinstance(bench.error(gone), CallerLeft)
         assert bench.values(here) == [4]
-        assert bench.runtime.batches == [1]
+        assert bench.runtime.batches == [1, 1]
 
     run(scenario)
 
@@ -286,10 +302,15 @@ def test_requests_of_different_open_shapes_never_share_a_run(pool: ThreadPoolExe
 def test_closing_tells_everybody_who_still_waits(pool: ThreadPoolExecutor) -> None:
     async def scenario() -> None:
         bench = Bench(pool)
+        bench.runtime.hold()
+        bench.submit(0)
+        await bench.running()
         waiting = bench.submit(1)
+        bench.submit_gathered()
         bench.batcher.close(Draining("stopping"))
         assert isinstance(bench.error(waiting), Draining)
         assert bench.batcher.queued_rows == 0
+        bench.runtime.release()
 
     run(scenario)
 

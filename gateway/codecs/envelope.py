@@ -1,0 +1,109 @@
+"""Bodies of one row, told apart by what stands around their numbers: equal surroundings are understood once.
+
+A body is cut into its numbers, the text between a ``[`` behind a key and the next ``]``, and the envelope around them.
+Clients write the same envelope again and again. One that was proved to hold nothing but the numbers of one row need not
+be parsed again: the numbers of many bodies are then read in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+
+import orjson
+
+from gateway.codecs.codec import Request
+from gateway.codecs.numbers import to_flat
+from gateway.tensors import TensorSpec
+
+# Envelopes kept: one per way of writing a request. Whoever sends ever new ones makes the others be proved again.
+_MAX_KNOWN = 64
+_MAX_ENVELOPE_BYTES = 1024
+_MAX_BODY_BYTES = 64 * 1024
+
+
+class Envelopes:
+    """The envelopes that one protocol knows for one version of one model. Used on the event loop only.
+
+    key: behind which the numbers stand, as ``"data"`` with its quotes. depth: how many ``[`` behind it open them.
+    spec: the only input, [-1, width]. decode: reads one whole body, None if it is not a plain row.
+    """
+
+    def __init__(self, key: bytes, depth: int, spec: TensorSpec, decode: Callable[[bytes], Request | None]) -> None:
+        self._key = key
+        self._depth = depth
+        self._width = spec.shape[1]
+        self._datatype = spec.datatype
+        self._decode = decode
+        self._known: set[bytes] = set()
+        self._unfit: set[bytes] = set()
+        self._last = (b"", b"")  # what stood before and behind the numbers of the latest body
+        # Numbers that can stand for nothing else in a body, to see that a cut is where the numbers are.
+        probe = range(3, 3 + 2 * self._width, 2)
+        self._probe = list(map(float, probe)) if spec.datatype.startswith("FP") else list(probe)
+
+    def read(self, bodies: list[bytes]) -> list[bytes | None]:
+        """The numbers of each body as they lie in memory; None where the body must be read alone."""
+        opening, closing = self._last
+        from_, to = len(opening), -len(closing)
+        # Mostly all have the envelope that was seen last.
+        texts = [body[from_:to] for body in bodies if body.startswith(opening) and body.endswith(closing)]
+        if len(texts) == len(bodies) and closing:
+            flats = self._together(texts)
+            if flats is not None:
+                return flats  # type: ignore[return-value]  # a list that holds no None
+        return [self._read_alone(body) for body in bodies]
+
+    def _read_alone(self, body: bytes) -> bytes | None:
+        start, stop = self._cut(body)
+        if body[:start] + body[stop:] not in self._known:
+            return None
+        self._last = (body[:start], body[stop:])
+        flats = self._together([body[start:stop]])
+        return flats[0] if flats is not None else None
+
+    def _cut(self, body: bytes) -> tuple[int, int]:
+        """Where the numbers of *body* stand, if it is a plain row; else anywhere."""
+        start = body.find(self._key, 0, _MAX_BODY_BYTES)
+        for _ in range(self._depth):
+            start = body.find(b"[", start) + 1
+        return start, body.find(b"]", start)
+
+    def learn(self, body: bytes) -> None:
+        """Remember the envelope of *body*, a plain row, if it holds the row's numbers and nothing else.
+
+        It does if other numbers, put into the same place, come out as the row's values.
+        """
+        start, stop = self._cut(body)
+        envelope = body[:start] + body[stop:]
+        if stop < 0 or len(envelope) > _MAX_ENVELOPE_BYTES or envelope in self._unfit:
+            return
+        request = self._decode(body[:start] + orjson.dumps(self._probe)[1:-1] + body[stop:])
+        probe = to_flat(self._probe, self._datatype)
+        fits = request is not None and request.is_plain and probe is not None and request.flat == probe.tobytes()
+        kept = self._known if fits else self._unfit
+        if len(kept) >= _MAX_KNOWN:
+            kept.clear()
+        kept.add(envelope)
+
+    def _together(self, texts: list[bytes]) -> list[bytes] | None:
+        """The numbers of all texts; None if any of them is not *width* finite numbers.
+
+        No text may hold a ``]``, so none can end its own list: as many lists come out as texts went in, unless a string
+        swallows a border, and strings are refused.
+        """
+        joined = b"],[".join(texts)
+        if joined.count(b"]") >= len(texts):
+            return None
+        try:
+            rows = orjson.loads(b"[[%b]]" % joined)
+        except orjson.JSONDecodeError:
+            return None
+        width = self._width
+        if len(rows) != len(texts) or set(map(len, rows)) != {width}:
+            return None
+        flat = to_flat(list(chain.from_iterable(rows)), self._datatype)
+        if flat is None:
+            return None
+        raw, row_bytes = flat.tobytes(), width * flat.itemsize
+        return [raw[start : start + row_bytes] for start in range(0, len(raw), row_bytes)]

@@ -1,0 +1,234 @@
+"""The way back of a prediction: encoded, kept, counted, sampled, handed to the door."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from gateway.codecs.codec import JSON_HEADERS, Encoded, Headers, Request
+from gateway.errors import GatewayError
+from gateway.samples.record import RANDOM, Sample, is_sampled
+from gateway.serving.cache import Kept, PredictionCache
+from gateway.serving.call import Call
+from gateway.serving.counts import Counts
+from gateway.serving.entry import Run
+from gateway.serving.registry import Registry
+from gateway.serving.replies import NO_HEADERS, Block, block
+from gateway.serving.sampler import Sampler
+from gateway.tensors import Tensors
+
+# Lanes kept ready: a few per version and revision; more than this are old ones.
+_MAX_LANES = 1024
+
+
+class Lane(NamedTuple):
+    """What calls of one version, variant, flag revision and cache result share: reply headers and a place to count."""
+
+    headers: Block
+    latencies_s: list[float]
+
+
+class Cut:
+    """One entry's share of a batch, cut out only when somebody asks: most answers need just the encoded body."""
+
+    __slots__ = ("_cut", "_outputs", "_request", "_start")
+
+    def __init__(self, request: Request, outputs: Tensors, start: int | None) -> None:
+        self._request = request
+        self._outputs = outputs
+        self._start = start  # None: the outputs are all its own
+        self._cut: Tensors | None = outputs if start is None else None
+
+    @property
+    def rows(self) -> int:
+        return self._request.rows
+
+    @property
+    def inputs(self) -> Tensors:
+        return self._request.inputs
+
+    @property
+    def outputs(self) -> Tensors:
+        if self._cut is None:
+            assert self._start is not None
+            stop = self._start + self._request.rows
+            self._cut = {name: array[self._start : stop] for name, array in self._outputs.items()}
+        return self._cut
+
+
+class Answers:
+    """Gives calls their answers. Everything runs on the event loop of one worker.
+
+    ttl_s, sampling_rate: what holds for models whose flags say nothing.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        cache: PredictionCache,
+        sampler: Sampler,
+        counts: Counts,
+        *,
+        ttl_s: float,
+        sampling_rate: float,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._registry = registry
+        self._cache = cache
+        self._sampler = sampler
+        self._counts = counts
+        self._ttl_s = ttl_s
+        self._sampling_rate = sampling_rate
+        self._clock = clock
+        self._wall_clock_ns = wall_clock_ns
+        self._lanes: dict[tuple[str, str, str, int, str], Lane] = {}
+
+    def complete_plain(self, calls: list[Call], starts: Sequence[int], outputs: Tensors, run: Run) -> None:
+        """Answer one-row calls of one protocol and version that nobody follows and that are not to be kept.
+
+        outputs: of the whole run; starts: which of its rows are theirs. This is the way of most predictions, so what
+        they share is done once.
+        """
+        first = calls[0]
+        live, codec, decision, route = first.live, first.codec, first.decision, first.route
+        bound = live.bound[codec.name]
+        bodies = bound.encode_rows(outputs)
+        if bodies is None:
+            for call, start in zip(calls, starts, strict=True):
+                self.complete(call, Cut(call.request, outputs, start), run)
+            return
+        lane, stamp, now_s = self._lane(first), bound.stamp, self._clock()
+        count, headers, rate = lane.latencies_s.append, lane.headers, self._rate(first)
+        answered = 0
+        try:
+            for call, start in zip(calls, starts, strict=True):
+                on_reply = call.on_reply
+                if on_reply is None:
+                    continue  # the caller left while its row ran
+                if call.decision is not decision or call.route is not route:
+                    decision, route = call.decision, call.route
+                    lane, rate = self._lane(call), self._rate(call)
+                    count, headers = lane.latencies_s.append, lane.headers
+                call.on_reply = None
+                call.is_held = False
+                answered += 1
+                prediction_id = call.prediction_id
+                body = bodies[start]
+                if stamp is not None:
+                    body = stamp(body, decision.variant, prediction_id)  # type: ignore[union-attr]  # it was routed
+                on_reply(call, None, headers, JSON_HEADERS, body)
+                count(now_s - call.started_s)
+                if is_sampled(prediction_id, rate):
+                    self._sample(call, Cut(call.request, outputs, start), run, rate)
+        finally:
+            self._registry.release(live, answered)
+
+    def complete(self, call: Call, own: Cut | Kept, run: Run | None) -> None:
+        """Encode the outputs, keep them for equal bodies, answer. run: None for a kept answer."""
+        if call.left:
+            return
+        bound = call.live.bound[call.codec.name]
+        request = call.request
+        bodies = bound.encode_rows(own.outputs) if request.is_plain else None
+        encoded = bound.encode(request, own.outputs) if bodies is None else Encoded(bodies[0], JSON_HEADERS)
+        if call.raw_key is not None:
+            self._cache.put(call.raw_key, own.inputs, own.outputs, own.rows, encoded, ttl_s=self.ttl_of(call))
+        self.answer(call, encoded.body, encoded.headers, own, run)
+
+    def answer(self, call: Call, body: bytes, content: Headers, own: Cut | Kept, run: Run | None) -> None:
+        """Reply with an encoded body, count, offer to the sample log, let go of the version."""
+        on_reply, decision, live = call.on_reply, call.decision, call.live
+        if on_reply is None:
+            return
+        assert decision is not None
+        call.on_reply = None
+        lane = self._lane(call)
+        stamp = live.bound[call.codec.name].stamp
+        if stamp is not None:
+            body = stamp(body, decision.variant, call.prediction_id)
+        on_reply(call, None, lane.headers, content, body)
+        lane.latencies_s.append(self._clock() - call.started_s)
+        rate = self._rate(call)
+        if is_sampled(call.prediction_id, rate):
+            self._sample(call, own, run, rate)
+        self.let_go(call)
+
+    def refuse(self, call: Call, error: GatewayError) -> None:
+        """Reply with an error in the protocol's own shape, count it, let go of the version."""
+        on_reply, call.on_reply = call.on_reply, None
+        decision = call.decision
+        if on_reply is not None:
+            headers = self._lane(call).headers if decision is not None else NO_HEADERS
+            on_reply(call, error, headers, JSON_HEADERS, call.codec.error(error))
+        if decision is not None and call.is_held:
+            self._counts.failed(call.model, decision.version, decision.variant, error.code)
+        else:
+            self._counts.refused(error.code)
+        self.let_go(call)
+
+    def let_go(self, call: Call) -> None:
+        """Give the version back, once."""
+        if call.is_held:
+            call.is_held = False
+            self._registry.release(call.live)
+
+    def ttl_of(self, call: Call) -> float:
+        """How long an answer to *call* may be kept, in seconds."""
+        ttl_s = call.options.cache_ttl_s
+        return self._ttl_s if ttl_s is None else ttl_s
+
+    def _rate(self, call: Call) -> float:
+        rate = call.options.sampling_rate
+        return self._sampling_rate if rate is None else rate
+
+    def _sample(self, call: Call, own: Cut | Kept, run: Run | None, rate: float) -> None:
+        """Hand references to the sampler, which never waits."""
+        live, decision = call.live, call.decision
+        assert decision is not None
+        self._sampler.offer(
+            Sample(
+                prediction_id=call.prediction_id,
+                request_id=call.request_id,
+                ts_ns=self._wall_clock_ns(),
+                model=call.model,
+                version=decision.version,
+                digest=live.digest,
+                variant=decision.variant,
+                flag_revision=call.route.revision,
+                reason=decision.reason,
+                sample_rate=rate,
+                sample_reason=RANDOM,
+                inputs=own.inputs,
+                outputs=own.outputs,
+                signature=live.signature,
+                rows=own.rows,
+                queue_s=run.oldest_wait_s if run is not None else 0.0,
+                run_s=run.run_s if run is not None else 0.0,
+                batch_rows=run.rows if run is not None else 0,
+                cache=call.cache,
+                protocol=call.codec.name,
+            )
+        )
+
+    def _lane(self, call: Call) -> Lane:
+        """What all calls share that got the same decision, revision and kind of cache result; made once for them."""
+        decision, route = call.decision, call.route
+        assert decision is not None
+        key = (call.model, decision.version, decision.variant, route.revision, call.cache)
+        found = self._lanes.get(key)
+        if found is None:
+            if len(self._lanes) >= _MAX_LANES:
+                self._lanes.clear()
+            model, version, variant, revision, cache = key
+            headers = block(
+                (
+                    (b"x-model-version", version.encode()),
+                    (b"x-model-variant", variant.encode()),
+                    (b"x-flag-revision", str(revision).encode()),
+                    (b"x-cache", cache.encode()),
+                )
+            )
+            found = self._lanes[key] = Lane(headers, self._counts.latencies(model, version, variant, cache))
+        return found

@@ -1,0 +1,81 @@
+"""Rows that wait for a run, and the way back to whoever gets their answer."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from gateway.codecs.codec import Request
+from gateway.errors import GatewayError
+from gateway.tensors import Tensors, TensorSpec
+
+
+class Run:
+    """What one batch did. oldest_wait_s: of the entry that waited longest. cost_s: without the wait for a processor."""
+
+    __slots__ = ("cost_s", "failed", "oldest_wait_s", "reason", "requests", "rows", "run_s")
+
+    def __init__(self, rows: int, requests: int, reason: str, oldest_wait_s: float, run_s: float = 0.0) -> None:
+        self.rows = rows
+        self.requests = requests
+        self.reason = reason
+        self.oldest_wait_s = oldest_wait_s
+        self.run_s = run_s
+        self.cost_s = 0.0
+        self.failed = False
+
+
+class Owner(Protocol):
+    """Who gets the outcome of an entry: exactly one of the two is called, once, on the event loop."""
+
+    def finish(self, entry: Any, result: Tensors | GatewayError, run: Run | None) -> None:
+        """The outputs of one entry, or why there are none. run: what it took part in, None if it never ran."""
+        ...
+
+    def finish_batch(self, entries: list[Any], outputs: Tensors, run: Run) -> None:
+        """The outputs of a run, uncut: the rows of the entries one after the other; of one entry, just its outputs."""
+        ...
+
+
+class Entry:
+    """A decoded request in the queue of its version. Lives on the event loop; the run only reads it.
+
+    run_by_s: when its outputs are worth nothing any more, on the worker's monotonic clock; it may grow while the entry
+    waits (another caller joins). gone: nobody waits any more. What an entry seldom says stands in the class.
+    """
+
+    rows: int = 1
+    flat: bytes | None = None  # the values of the only input, if they are no tensor yet
+    spec: TensorSpec | None = None  # that input
+    gone: bool = False
+    taken: int = 0  # rows that are running or done; -1: an error was told
+    queued_s: float = 0.0  # when it came
+    parts: list[tuple[Run, Tensors]] | None = None  # what ran of it, if it is split
+    _request: Request | None = None
+
+    def __init__(self, request: Request, run_by_s: float, owner: Owner) -> None:
+        self.run_by_s = run_by_s
+        self.owner = owner
+        self.take_request(request)
+
+    def take_request(self, request: Request) -> None:
+        """What was decoded."""
+        self._request = request
+        self.rows = request.rows
+        self.flat = request.flat
+
+    @property
+    def request(self) -> Request:
+        """The request as decoded; for a row that was decoded together with others it is made when somebody asks."""
+        request = self._request
+        if request is None:
+            assert self.flat is not None
+            request = self._request = Request(1, flat=self.flat, spec=self.spec)
+            request.is_plain = True
+        return request
+
+    def cut(self, start: int, stop: int) -> Tensors:
+        """The inputs of rows start..stop."""
+        inputs = self.request.inputs
+        if stop - start == self.rows:
+            return inputs
+        return {name: values[start:stop] for name, values in inputs.items()}

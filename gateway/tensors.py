@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -197,11 +198,11 @@ class FeatureCheck:
         for name in self._strict:
             array = tensors[name]
             # min() of an array is NaN if any value is; it costs half of isnan().any() and allocates nothing.
-            if array.size and array.min() != array.min():
+            if array.size and math.isnan(array.min()):
                 self._refuse(name, array, range(array.shape[1] if array.ndim > 1 else 1))
         for name, columns in self._columns.items():
             array = tensors[name]
-            if array.size and array.min() != array.min():
+            if array.size and math.isnan(array.min()):
                 self._refuse(name, array, columns)
 
         for feature, known in self._closed:

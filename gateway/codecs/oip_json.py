@@ -17,6 +17,7 @@ import orjson
 from gateway.codecs import oip_binary
 from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
 from gateway.codecs.envelope import Envelopes
+from gateway.codecs.large import LARGE_BYTES, NUMERIC, oip_document
 from gateway.codecs.numbers import flatten, name_of, parse_finite, parse_json, row_texts, to_array, to_flat
 from gateway.errors import GatewayError, InvalidInput
 from gateway.tensors import (
@@ -63,6 +64,7 @@ class BoundOip:
         self._outputs = {spec.name: spec for spec in signature.outputs}
         self._check = FeatureCheck(signature)
         self._only = _flat_input(signature)
+        self._is_numeric = {spec.datatype for spec in signature.inputs} <= NUMERIC
         self._head = orjson.dumps({"model_name": model, "model_version": version})[:-1].replace(b"%", b"%%")
         self._envelopes = Envelopes(b'"data"', 1, self._only, self._plain_row) if self._only is not None else None
         self._templates: dict[tuple[tuple[int, ...], ...], bytes] = {}  # by the shapes of the outputs' rows
@@ -70,6 +72,10 @@ class BoundOip:
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
         length = headers.get(oip_binary.LENGTH_HEADER)
         if length is None:
+            if len(body) >= LARGE_BYTES and self._is_numeric:
+                large = self._largely(body)
+                if large is not None:
+                    return large
             document = parse_finite(body)
             quick = self._quickly(document)
             if quick is not None:
@@ -117,6 +123,37 @@ class BoundOip:
         if flat is None:
             return None
         request = Request(rows, flat=flat.tobytes(), spec=spec)
+        request.is_plain = rows == 1
+        return request
+
+    def _largely(self, body: bytes) -> Request | None:
+        """A large request of numbers; None for one that is not plainly right, which the other ways then read."""
+        document = oip_document(body, len(self._inputs))
+        if document is None:
+            return None
+        try:
+            request = self._only_matrix(document)
+            if request is None:
+                request = self._from_document(document, oip_binary.Blobs(b""))
+            else:
+                self._check(request.inputs)
+        except InvalidInput:  # said by the way that has the values as they came
+            return None
+        return request
+
+    def _only_matrix(self, document: dict[str, Any]) -> Request | None:
+        """A large request of one matrix with nothing else said; None for any other."""
+        spec = self._only
+        if spec is None or len(document) != 1:
+            return None
+        (tensor,) = document["inputs"]
+        shape = tensor["shape"]
+        if len(tensor) != 4 or tensor["name"] != spec.name or tensor["datatype"] != spec.datatype or len(shape) != 2:
+            return None
+        rows, width = shape
+        if type(rows) is not int or rows < 1 or width != spec.shape[1]:
+            return None
+        request = Request(rows, {spec.name: tensor["data"].reshape(rows, -1)})
         request.is_plain = rows == 1
         return request
 
@@ -179,9 +216,12 @@ class BoundOip:
             if "data" in tensor:
                 raise InvalidInput(f"{field}.data", "data beside binary_data_size", "one of the two")
             return oip_binary.decode(blobs.take(parameters["binary_data_size"], field), spec, shape)
-        if type(tensor.get("data")) is not list:
-            raise InvalidInput(f"{field}.data", name_of(tensor.get("data")), "an array")
-        flat, nested = flatten(tensor["data"], f"{field}.data")
+        data = tensor.get("data")
+        if type(data) is np.ndarray:  # of a large body, and checked there
+            return data.reshape(shape)
+        if type(data) is not list:
+            raise InvalidInput(f"{field}.data", name_of(data), "an array")
+        flat, nested = flatten(data, f"{field}.data")
         if (len(nested) > 1 and nested != shape) or len(flat) != math.prod(shape):
             raise InvalidInput(
                 f"{field}.data", f"values of shape {list(nested)}", f"values of the tensor's own shape {list(shape)}"

@@ -1,0 +1,232 @@
+"""Large JSON bodies of numbers, read by simdjson from text to arrays without an object for each number.
+
+Every way here gives what the codec's own way would give, or None: then that one reads the body and decides, and all
+refusals are in its words.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
+
+import numpy as np
+import simdjson
+
+from gateway.codecs.numbers import MAX_DIMENSIONS
+from gateway.tensors import DTYPES, FLOATS, Array
+
+# From here on simdjson is the faster way (benchmarks/bodies.py); below, its objects cost more than they save.
+LARGE_BYTES = 2048
+# Datatypes whose values are JSON numbers. FP16 is refused as JSON.
+NUMERIC = frozenset(name for name, dtype in DTYPES.items() if dtype.kind in "iuf") - {"FP16"}
+_FP32_MAX = float(np.finfo(np.float32).max)
+# Bodies in which brackets are counted; in larger ones a few are sought, and many counted by numpy, to save time.
+_COUNTED_BYTES = 4096
+_FEW_BRACKETS = 32
+_TOKENS = {b"NaN": math.nan, b"Infinity": math.inf}
+_NULL = {b"null": math.nan}
+
+
+_T = TypeVar("_T")
+
+
+class _Doubt(ValueError):
+    """The body is not plainly right."""
+
+
+# What simdjson raises where it cannot read or convert, and what the looks below do.
+_DOUBTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+
+
+class _StandIn:
+    """A number put into a body for a word that is no number. It is drawn for this one body: no client can know it."""
+
+    def __init__(self, word: bytes, meaning: float) -> None:
+        self._word = word
+        self._text = f"{random.uniform(1, 9):.17f}e-200".encode()
+        self._value = float(self._text)
+        self._meaning = meaning
+        self.missed = 0  # places where the word stood and that were not yet found to be a number by itself
+
+    def enter(self, body: bytes) -> bytes:
+        """*body* with the number instead of the word."""
+        entered = body.replace(self._word, self._text)
+        self.missed = (len(entered) - len(body)) // (len(self._text) - len(self._word))
+        return entered
+
+    def put(self, wide: Array, numbers: Array) -> None:
+        """Write the meaning into *numbers* where *wide*, the same numbers as doubles, holds the stand-in."""
+        for sign in (1.0, -1.0) if self._meaning == math.inf else (1.0,):
+            places = wide == sign * self._value
+            self.missed -= int(np.count_nonzero(places))
+            numbers[places] = sign * self._meaning
+
+
+def oip_document(body: bytes, inputs: int) -> dict[str, Any] | None:
+    """The JSON of an inference request with so many *inputs*; None if it is not plainly right.
+
+    In place of each 'data' is a flat array of the tensor's datatype, its values in range, as many as its shape says.
+    """
+    return _read(_oip, body, _TOKENS, inputs)
+
+
+def native_matrix(body: bytes, names: Sequence[str], datatype: str) -> Array | None:
+    """The rows of ``{"columns": [...], "rows": [[...], ...]}`` as an array [rows, names], its columns as in *names*.
+
+    null is NaN there; whether a value may be missing is not checked. None if the columns are others than these, or the
+    body is not plainly right.
+    """
+    words = _TOKENS | _NULL if datatype in FLOATS else {}
+    return _read(_native, body, words, names, datatype)
+
+
+# What is found in a body, and the number of arrays that were looked at.
+_Found = tuple[_T, int]
+_Look = Callable[..., _Found[_T]]
+
+
+def _read(look: _Look[_T], body: bytes, words: Mapping[bytes, float], *of: Any) -> _T | None:
+    """What *look* finds in *body*; in doubt once more, with numbers in place of *words*; still in doubt None."""
+    try:
+        found, arrays = look(_opened(body), (), *of)
+        if _has_just(body, arrays):
+            return found
+    except _DOUBTS:
+        pass
+    # The first letter is found much faster than a word, and where it is not there the word is not.
+    present = [word for word in words if word[:1] in body and word in body]
+    if not present:
+        return None
+    stand_ins = [_StandIn(word, words[word]) for word in present]
+    for stand_in in stand_ins:
+        body = stand_in.enter(body)
+    try:
+        found, arrays = look(_opened(body), stand_ins, *of)
+    except _DOUBTS:
+        return None
+    return found if _has_just(body, arrays) and not any(stand_in.missed for stand_in in stand_ins) else None
+
+
+def _opened(body: bytes) -> Any:
+    """The body's object."""
+    if body[0] != ord("{"):  # simdjson would pass over a byte order mark
+        raise _Doubt
+    # A parser keeps several times the bytes of the largest body that it has seen; a new one costs half a microsecond.
+    return simdjson.Parser().parse(body)
+
+
+def _has_just(body: bytes, arrays: int) -> bool:
+    """Whether *body* has so many opening brackets and no more: then no array holds another that was not looked at.
+
+    A bracket in a text counts too; such bodies are read the other way.
+    """
+    if len(body) < _COUNTED_BYTES:
+        return body.count(b"[") == arrays
+    if arrays > _FEW_BRACKETS:
+        return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord("["))) == arrays
+    position = 0
+    for _ in range(arrays):
+        position = body.find(b"[", position) + 1
+        if not position:
+            return False
+    return body.find(b"[", position) < 0
+
+
+def _oip(top: Any, stand_ins: Sequence[_StandIn], inputs: int) -> _Found[dict[str, Any]]:
+    tensors = top["inputs"]
+    if len(tensors) != inputs:
+        raise _Doubt
+    document: dict[str, Any] = {"inputs": []}
+    arrays = 1
+    for tensor in tensors:
+        read, nested = _tensor(tensor, stand_ins)
+        document["inputs"].append(read)
+        arrays += nested
+    if len(top) > 1:
+        document |= _plain_but(top, "inputs")
+        arrays += type(document.get("outputs")) is list
+    return document, arrays
+
+
+def _tensor(tensor: Any, stand_ins: Sequence[_StandIn]) -> _Found[dict[str, Any]]:
+    datatype, shape, data = tensor["datatype"], tensor["shape"].as_list(), tensor["data"]
+    numbers = _numbers(data, datatype, stand_ins)
+    if type(data[0]) is simdjson.Array:
+        arrays = _nested(data, shape)
+    elif numbers.size == math.prod(shape):
+        arrays = 1
+    else:
+        raise _Doubt
+    if len(tensor) == 4:
+        read = {"name": tensor["name"], "datatype": datatype, "shape": shape}
+    else:
+        read = _plain_but(tensor, "data")
+    read["data"] = numbers
+    return read, arrays + 1
+
+
+def _native(top: Any, stand_ins: Sequence[_StandIn], names: Sequence[str], datatype: str) -> _Found[Array]:
+    columns, rows = top["columns"].as_list(), top["rows"]
+    if len(top) != 2 or (columns != names and sorted(columns) != sorted(names)):
+        raise _Doubt
+    numbers = _numbers(rows, datatype, stand_ins)
+    arrays = 1 + _nested(rows, [len(rows), len(names)])
+    matrix = numbers.reshape(len(rows), len(names))
+    if columns != names:
+        matrix = matrix.take([columns.index(name) for name in names], axis=1)
+    return matrix, arrays
+
+
+def _plain_but(holder: Any, left_out: str) -> dict[str, Any]:
+    """An object's values by key, but for one of them."""
+    keys = list(holder)
+    if len(set(keys)) != len(keys):  # here the first would be found, elsewhere the last
+        raise _Doubt
+    return {key: _plain(holder[key]) for key in keys if key != left_out}
+
+
+def _plain(value: Any) -> Any:
+    if type(value) is simdjson.Array:
+        return value.as_list()
+    return value.as_dict() if type(value) is simdjson.Object else value
+
+
+def _nested(data: Any, shape: Sequence[int]) -> int:
+    """The arrays that nested *data* of this shape are. Raises if they are of another shape."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise _Doubt
+    level, arrays = [data], 1
+    for size in shape[:-1]:
+        if set(map(len, level)) != {size}:
+            raise _Doubt
+        level = list(chain.from_iterable(level))
+        arrays += len(level)
+    if set(map(len, level)) != {shape[-1]}:
+        raise _Doubt
+    return arrays
+
+
+def _numbers(data: Any, datatype: str, stand_ins: Sequence[_StandIn]) -> Array:
+    """The numbers in *data*, however nested, as a flat array. Raises if one is of another type, or out of range."""
+    if datatype not in NUMERIC:
+        raise _Doubt
+    dtype = DTYPES[datatype]
+    if dtype.kind != "f":
+        code, kind = ("u", np.uint64) if datatype == "UINT64" else ("i", np.int64)
+        wide: Array = np.frombuffer(data.as_buffer(of_type=code), kind)
+        numbers = wide.astype(dtype, copy=False)
+        # What does not fit is wrapped, and no more equal.
+        if numbers is not wide and np.count_nonzero(numbers != wide):
+            raise _Doubt
+        return numbers
+    wide = numbers = np.frombuffer(data.as_buffer(of_type="d"))
+    if datatype == "FP32":
+        if np.count_nonzero(np.abs(wide) <= _FP32_MAX) != wide.size:
+            raise _Doubt
+        numbers = wide.astype(np.float32)
+    for stand_in in stand_ins:
+        stand_in.put(wide, numbers)
+    return numbers

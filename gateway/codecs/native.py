@@ -15,12 +15,15 @@ import orjson
 from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
 from gateway.codecs.envelope import Envelopes
 from gateway.codecs.large import LARGE_BYTES, NUMERIC, native_matrix
-from gateway.codecs.numbers import name_of, parse_finite, parse_json, row_texts, to_array, to_flat
+from gateway.codecs.numbers import name_of, parse_finite, parse_json, to_array, to_flat
+from gateway.codecs.texts import row_texts, value_texts
 from gateway.errors import GatewayError, InvalidInput
 from gateway.tensors import FLOATS, Array, Feature, FeatureCheck, Signature, Tensors, TensorSpec, same_rows
 
 _OPENING = b',"predictions":['
 _CLOSING = b"]}"
+# From here on a gap for each number of a row is filled faster than a gap for the row.
+_MANY_ROWS = 8
 # A large body whose columns are not named so early is most likely one of named rows.
 _COLUMNS_WITHIN = 64
 
@@ -54,7 +57,9 @@ class BoundNative:
         self._positions = {feature.name: index for index, feature in enumerate(self._features)}
         self._check = FeatureCheck(signature)
         self._head = orjson.dumps({"model": model, "model_version": version})[:-1]
-        self._row = b"{" + b",".join(_key(spec.name) + b"%b" for spec in signature.outputs) + b"}"
+        self._batchable = signature.batchable
+        self._keys = [_key(spec.name) for spec in signature.outputs]
+        self._templates: dict[tuple[bytes, ...], bytes] = {}  # of one prediction, by what each output is in it
         classes = signature.classes or ()
         self._width = len(classes)
         self._classes = b"{" + b",".join(_key(str(label)) + b"%b" for label in classes) + b"}"
@@ -218,34 +223,52 @@ class BoundNative:
         return math.nan if datatype in FLOATS else ""
 
     def encode(self, request: Request, outputs: Tensors) -> Encoded:
-        return Encoded(_OPENING + b",".join(self._rows(outputs)) + _CLOSING, JSON_HEADERS)
+        template, slots = self._slots(outputs)
+        rows, width = len(slots[0]), len(slots)
+        texts = [b""] * (rows * width)
+        for place, slot in enumerate(slots):
+            texts[place::width] = slot
+        return Encoded(_OPENING + b",".join([template] * rows) % tuple(texts) + _CLOSING, JSON_HEADERS)
 
     def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
-        if not self._signature.batchable:
+        if not self._batchable:
             return None
-        return [_OPENING + row + _CLOSING for row in self._rows(outputs)]
+        template, slots = self._slots(outputs)
+        template = _OPENING + template + _CLOSING
+        return [template % texts for texts in zip(*slots, strict=True)]
 
-    def _rows(self, outputs: Tensors) -> list[bytes]:
-        """The prediction of each row as JSON."""
-        columns = [self._texts(spec, outputs[spec.name]) for spec in self._signature.outputs]
-        return [self._row % texts for texts in zip(*columns, strict=True)]
+    def _slots(self, outputs: Tensors) -> tuple[bytes, list[list[bytes]]]:
+        """The JSON of one prediction with gaps, and for each gap what goes there, a text per row."""
+        slots: list[list[bytes]] = []
+        parts = tuple([self._fill(spec, outputs[spec.name], slots) for spec in self._signature.outputs])
+        template = self._templates.get(parts)
+        if template is None:
+            template = b"{" + b",".join(map(bytes.__add__, self._keys, parts)) + b"}"
+            self._templates[parts] = template
+        return template, slots
 
-    def _texts(self, spec: TensorSpec, array: Array) -> list[bytes]:
-        """The JSON of one output, one per row."""
-        if not self._signature.batchable:
-            return [_text(array)]
+    def _fill(self, spec: TensorSpec, array: Array, slots: list[list[bytes]]) -> bytes:
+        """Put the texts of one output into *slots*; returns what it is in a prediction, with as many gaps."""
+        if not self._batchable:
+            slots.append([_text(array)])
+            return b"%b"
         if array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
-        texts = row_texts(array)
-        if array.ndim != 2:
-            return texts or [_text(value) for value in array]
-        named = self._classes if spec.role == "probabilities" and array.shape[1] == self._width else None
-        if texts is None:
-            # Not all finite, or texts: each row for itself, so that it reads the same in any company.
-            texts = [b",".join(_text(value) for value in row) for row in array]
-        if named is None:
-            return [b"[" + text + b"]" for text in texts]
-        return [named % tuple(text.split(b",")) for text in texts]
+        named = array.ndim == 2 and 0 < array.shape[1] == self._width and spec.role == "probabilities"
+        if named and len(array) >= _MANY_ROWS:
+            texts = value_texts(array)
+            slots += [texts[column :: self._width] for column in range(self._width)]
+            return self._classes
+        rows = row_texts(array)
+        if rows is None:
+            slots.append([_text(row) for row in array])
+        elif named:
+            slots.append([self._classes % tuple(row.split(b",")) for row in rows])
+        else:
+            slots.append(rows)
+            if array.ndim == 2:
+                return b"[%b]"
+        return b"%b"
 
     def stamp(self, body: bytes, variant: str, prediction_id: str) -> bytes:
         return b'%b,"variant":%b,"prediction_id":"%b"%b' % (

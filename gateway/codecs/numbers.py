@@ -130,16 +130,6 @@ def to_flat(values: list[Any], datatype: str) -> flat_array[Any] | None:
         return None
 
 
-def row_texts(array: Array) -> list[bytes] | None:
-    """The JSON of each row of a numeric array [rows] or [rows, n]; None for other shapes and non-finite values."""
-    if array.dtype == object or array.ndim not in (1, 2) or array.shape[0] == 0 or 0 in array.shape:
-        return None
-    text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
-    if b"null" in text:
-        return None
-    return text[1:-1].split(b",") if array.ndim == 1 else text[2:-2].split(b"],[")
-
-
 def _floats(flat: list[Any], datatype: str, field: str) -> Array:
     if datatype == "FP16":
         raise InvalidInput(field, "FP16 values as JSON", "binary tensor data, since JSON cannot hold FP16")

@@ -6,7 +6,6 @@ oip_binary.py. Strictness follows Triton: names, datatypes and shapes must be th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,8 @@ from gateway.codecs import oip_binary
 from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
 from gateway.codecs.envelope import Envelopes
 from gateway.codecs.large import LARGE_BYTES, NUMERIC, oip_document
-from gateway.codecs.numbers import flatten, name_of, parse_finite, parse_json, row_texts, to_array, to_flat
+from gateway.codecs.numbers import flatten, name_of, parse_finite, parse_json, to_array, to_flat
+from gateway.codecs.texts import array_text, row_texts
 from gateway.errors import GatewayError, InvalidInput
 from gateway.tensors import (
     FLOATS,
@@ -248,8 +248,7 @@ class BoundOip:
     def encode(self, request: Request, outputs: Tensors) -> Encoded:
         wishes = request.outputs or tuple((name, request.binary) for name in self._outputs)
         described: list[dict[str, Any]] = []
-        blobs: list[bytes] = []
-        finite = True
+        blobs: list[bytes | memoryview] = []
         for name, binary in wishes:
             spec, array = self._outputs[name], outputs[name]
             description: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": spec.datatype}
@@ -258,17 +257,16 @@ class BoundOip:
                 description["parameters"] = {"binary_data_size": len(blobs[-1])}
             else:
                 description["data"] = _plain(array, spec)
-                finite = finite and (spec.datatype not in FLOATS or bool(np.isfinite(array).all()))
             described.append(description)
         document: dict[str, Any] = {"model_name": self._model, "model_version": self._version}
         if request.id is not None:
             document["id"] = request.id
         document["outputs"] = described
-        body = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY) if finite else _with_nan(document)
+        body = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
         if not blobs:
             return Encoded(body, JSON_HEADERS)
         length = (oip_binary.LENGTH_HEADER.encode(), str(len(body)).encode())
-        return Encoded(body + b"".join(blobs), ((b"content-type", b"application/octet-stream"), length))
+        return Encoded(b"".join([body, *blobs]), ((b"content-type", b"application/octet-stream"), length))
 
     def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
         columns: list[list[bytes]] = []
@@ -314,12 +312,9 @@ def _plain(array: Array, spec: TensorSpec) -> Any:
         )
     if spec.datatype == "BYTES":
         return [value.decode("utf-8", "replace") for value in array.ravel().tolist()]
+    if spec.datatype in FLOATS and not np.isfinite(array).all():
+        return orjson.Fragment(array_text(array))  # orjson itself would write null
     return np.ascontiguousarray(array).reshape(-1)
-
-
-def _with_nan(document: dict[str, Any]) -> bytes:
-    """JSON with the bare tokens NaN and Infinity, as Triton writes them; orjson would say null."""
-    return json.dumps(document, default=lambda array: array.tolist(), separators=(",", ":")).encode()
 
 
 def _shape(shape: Any, field: str) -> tuple[int, ...]:

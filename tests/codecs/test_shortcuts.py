@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from gateway.codecs.codec import BoundCodec, Codec, Request
 from gateway.codecs.native import NativeCodec
 from gateway.codecs.oip_json import OipCodec
+from gateway.codecs.texts import array_text, row_texts, value_texts
 from gateway.errors import InvalidInput
 from gateway.tensors import DTYPES, Array, Feature, Signature, Tensors, TensorSpec
 
@@ -35,7 +37,7 @@ def texts(rows: int) -> st.SearchStrategy[Array]:
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[Signature, Tensors]:
     """A signature of three outputs, and a batch of them."""
-    rows, width = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    rows, width = draw(st.integers(1, 4) | st.integers(8, 10)), draw(st.integers(1, 3))
     label_type = draw(st.sampled_from(["INT64", "BYTES", "BOOL"]))
     score_type = draw(st.sampled_from(["FP32", "FP64"]))
     label = draw(texts(rows)) if label_type == "BYTES" else draw(hnp.arrays(DTYPES[label_type], rows))
@@ -77,6 +79,40 @@ def test_a_row_of_a_batch_is_written_as_it_is_written_alone(codec: Codec, drawn:
         assert bodies == alone
     for body in alone:
         json.loads(body if body.startswith(b"{") else b"{" + body[1:])
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+@given(drawn=answers())
+def test_many_rows_are_written_as_each_is_written_alone(codec: Codec, drawn: tuple[Signature, Tensors]) -> None:
+    """A reply of many rows in its own words: the native one joins predictions, that of /v2 joins flat data."""
+    signature, outputs = drawn
+    bound: BoundCodec = codec.bind("mo%del", "1", signature)
+    rows = len(outputs[LABEL])
+
+    def read(first: int, stop: int) -> Any:
+        cut = {name: array[first:stop] for name, array in outputs.items()}
+        body = bound.encode(plain(), cut).body
+        document = json.loads(body if body.startswith(b"{") else b"{" + body[1:])
+        return document.get("predictions") or [output["data"] for output in document["outputs"]]
+
+    alone = [read(row, row + 1) for row in range(rows)]
+    whole = (
+        list(chain.from_iterable(alone))
+        if codec.name == "native"
+        else [list(chain.from_iterable(data)) for data in zip(*alone, strict=True)]
+    )
+    assert repr(read(0, rows)) == repr(whole)  # NaN is not equal to itself
+
+
+@given(array=hnp.arrays(hnp.floating_dtypes(sizes=(32, 64), endianness="<"), hnp.array_shapes(max_dims=2)))
+def test_numbers_are_written_so_that_python_reads_the_same_bits(array: Array) -> None:
+    values = [float(value) for value in array.ravel()]
+    kind = array.dtype.type
+    for written in (array_text(array), b"[" + b",".join(value_texts(array)) + b"]"):
+        assert repr([float(kind(value)) for value in json.loads(written)]) == repr(values)
+    rows = row_texts(array)
+    assert rows is not None
+    assert [len(json.loads(b"[" + row + b"]")) for row in rows] == [array.size // len(array)] * len(array)
 
 
 NUMBERS = st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([-0.0, 1e-45, 3.4e38, 3.5e38, 1e308, 16777217])

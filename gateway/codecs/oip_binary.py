@@ -78,8 +78,10 @@ def decode(blob: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     expected = math.prod(shape) * spec.dtype.itemsize
     if len(blob) != expected:
         raise InvalidInput(field, f"{len(blob)} bytes", f"{expected} bytes for {spec.datatype} {list(shape)}")
-    if spec.datatype == "BOOL" and len(blob) and max(blob) > 1:
-        raise InvalidInput(field, f"a byte of {max(blob)}", "0 or 1 for each BOOL")
+    if spec.datatype == "BOOL" and len(blob):
+        highest = int(np.frombuffer(blob, np.uint8).max())
+        if highest > 1:
+            raise InvalidInput(field, f"a byte of {highest}", "0 or 1 for each BOOL")
     array = np.frombuffer(blob, dtype=spec.dtype).reshape(shape)
     # A view keeps the whole body alive: kept in a cache or queue, a small tensor must not hold a large body there.
     return array if 2 * blob.nbytes >= memoryview(blob.obj).nbytes else array.copy()
@@ -109,8 +111,8 @@ def _texts(blob: memoryview, field: str, count: int) -> Array:
     return texts
 
 
-def encode(array: Array, datatype: str) -> bytes:
-    """The bytes of one output."""
+def encode(array: Array, datatype: str) -> bytes | memoryview:
+    """The bytes of one output: of numbers a view, if they lie in memory as they travel."""
     if datatype == "BYTES":
         return b"".join(struct.pack("<I", len(text)) + text for text in array.ravel().tolist())
-    return np.ascontiguousarray(array, dtype=DTYPES[datatype]).tobytes()
+    return np.ascontiguousarray(array, dtype=DTYPES[datatype]).reshape(-1).view(np.uint8).data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,29 @@ def test_a_small_binary_tensor_does_not_hold_a_large_body_in_memory() -> None:
         owner = owner.base
     assert owner.base is None, "it owns its 16 bytes"
     assert array.tolist() == np.array([ROW], np.float32).tolist()
+
+
+def test_a_byte_that_is_no_boolean_is_refused_by_name() -> None:
+    signature = Signature((TensorSpec("x", "BOOL", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
+    bound = OipCodec().bind("m", "1", signature)
+    head = {"inputs": [{"name": "x", "shape": [3], "datatype": "BOOL", "parameters": {"binary_data_size": 3}}]}
+    encoded = json.dumps(head).encode()
+    headers = {"inference-header-content-length": str(len(encoded))}
+    assert bound.decode(encoded + b"\0\1\1", headers).inputs["x"].tolist() == [False, True, True]
+    with pytest.raises(InvalidInput, match="a byte of 2"):
+        bound.decode(encoded + b"\0\2\1", headers)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (2, 3)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_binary_outputs_travel_row_by_row_however_they_lie_in_memory(shape: tuple[int, int], order: Any) -> None:
+    array = np.asarray(np.arange(math.prod(shape)).reshape(shape), np.float32, order=order)
+    signature = Signature(IRIS.inputs, (TensorSpec("a", "FP32", (-1, -1)), TensorSpec("b", "FP32", (-1, -1))))
+    bound = OipCodec().bind("m", "1", signature)
+    request = decode({"inputs": [tensor()], "parameters": {"binary_data_output": True}}, signature)
+    encoded = bound.encode(request, {"a": array, "b": array})
+    length = int(dict(encoded.headers)[b"inference-header-content-length"])
+    assert encoded.body[length:] == 2 * np.ascontiguousarray(array).tobytes()
 
 
 def test_a_raw_body_is_one_row_of_the_one_input() -> None:

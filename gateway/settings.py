@@ -31,6 +31,8 @@ class ServerSettings:
     request_timeout_s: float = 30.0  # longest time that a request may take to come, or a client to read
     max_header_bytes: int = 32 * 1024
     drain_timeout_s: float = 25.0  # time that requests in flight get to finish after SIGTERM
+    tls_certificate: str = ""  # PEM file; with it the public port speaks TLS alone
+    tls_key: str = ""  # PEM file of its private key, without a passphrase
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +353,9 @@ def _wrong() -> Any:
 
 
 def _check_together(settings: Settings) -> None:
+    if bool(settings.server.tls_certificate) != bool(settings.server.tls_key):
+        given, missing = ("tls_certificate", "tls_key")[:: 1 if settings.server.tls_certificate else -1]
+        raise InvalidSetting(f"setting 'server.{given}' needs 'server.{missing}': name both for TLS, or none")
     if settings.limits.deadline_s > settings.limits.max_deadline_s:
         raise InvalidSetting("setting 'limits.deadline_s' must not be above 'limits.max_deadline_s'")
     if settings.monitor.min_window_rows > settings.monitor.window_rows:

@@ -54,11 +54,12 @@ def park(listener: socket.socket) -> None:
             raise
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, *, tls: bool = False) -> str:
     """``http://HOST:PORT`` under which this machine reaches *listener*; loopback for one bound to every address."""
+    scheme = "https" if tls else "http"
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _why(error: OSError, host: str, port: int) -> str:

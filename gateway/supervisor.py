@@ -44,9 +44,13 @@ def run(settings: Settings, *, role: Role, ready_file: Path | None, environment:
 
     ready_file: gets the bound addresses and the pids of the ready children as JSON once all were ready; rewritten when
     one dies or is replaced, removed at the end. environment: os.environ; the metrics directory is put into it, for this
-    process and the children. Raises CannotStart.
+    process and the children. Raises CannotStart; InvalidSetting for a certificate or key that cannot be used.
     """
     parts = ("serving", "control", "monitor") if role == "all" else (role,)
+    if "serving" in parts and settings.server.tls_certificate:
+        from gateway import tls  # here and not above: most gateways need no OpenSSL
+
+        tls.server_context(settings.server.tls_certificate, settings.server.tls_key)  # told now, not by each worker
     if ready_file is not None:
         if not ready_file.parent.is_dir():
             raise CannotStart(f"there is no directory {ready_file.parent} for the ready file; create it")
@@ -255,7 +259,8 @@ class Supervisor:
             if listener is None:
                 return None
             host, port = listener.getsockname()[:2]
-            return {"host": host, "port": port, "url": sockets.url_of(listener)}
+            tls = role == "worker" and bool(self._settings.server.tls_certificate)
+            return {"host": host, "port": port, "url": sockets.url_of(listener, tls=tls)}
 
         return {
             "data": address("worker"),

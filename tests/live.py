@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -68,7 +69,8 @@ class LiveGateway:
 
     models: directory of packages. state: state directory; its parent gets the log, the settings file and the ready
     file, named after the state directory and the role. settings: as in the settings file. data, control: HTTP clients
-    of the two ports while it runs; control sends the admin token.
+    of the two ports while it runs; control sends the admin token. trust: what a TLS client of the data port needs, None
+    without TLS.
     """
 
     data: httpx.Client
@@ -91,6 +93,8 @@ class LiveGateway:
         self._ready_file = state.with_name(f"{state.name}.{role}.ready.json")
         self._log_file = state.with_name(f"{state.name}.{role}.log")
         config = state.with_name(f"{state.name}.{role}.toml")
+        certificate = (settings or {}).get("server", {}).get("tls_certificate")
+        self.trust = ssl.create_default_context(cafile=str(certificate)) if certificate else None
         write_settings(config, settings or {})
         self._command = [
             *(sys.executable, "-m", "gateway", "serve", "--role", role, "--config", str(config)),
@@ -138,7 +142,7 @@ class LiveGateway:
             self._end()
             raise
         if self._started["data"]:
-            self.data = httpx.Client(base_url=self.data_url, timeout=30.0)
+            self.data = httpx.Client(base_url=self.data_url, timeout=30.0, verify=self.trust or True)
         if self._started["control"]:
             headers = {"authorization": f"Bearer {self.admin_token}"}
             self.control = httpx.Client(base_url=self.control_url, headers=headers, timeout=30.0)
@@ -167,7 +171,7 @@ class LiveGateway:
 
     @property
     def data_url(self) -> str:
-        """``http://127.0.0.1:PORT`` of the data plane."""
+        """``http://127.0.0.1:PORT`` of the data plane; https with a certificate."""
         return str(self._started["data"]["url"])
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,17 +25,21 @@ class Answer:
 
 
 class Client:
-    """One keep-alive connection. Every error of the connection is raised: nothing is retried behind the back."""
+    """One keep-alive connection. Every error of the connection is raised: nothing is retried behind the back.
 
-    def __init__(self, url: str) -> None:
+    trust: for an https URL, what the server's certificate is checked with.
+    """
+
+    def __init__(self, url: str, trust: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
         self._host = parts.hostname or "127.0.0.1"
         self._port = parts.port or 80
+        self._trust = trust
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def __aenter__(self) -> Self:
-        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port, ssl=self._trust)
         return self
 
     async def __aexit__(
@@ -42,6 +47,8 @@ class Client:
     ) -> None:
         if self._writer is not None:
             self._writer.close()
+            if self._trust is not None:  # the other end need not agree that this is the end
+                self._writer.transport.abort()
 
     async def send(self, data: bytes) -> None:
         """Raw bytes onto the connection."""

@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from gateway import tls
 from gateway.codecs.native import NativeCodec
 from gateway.codecs.oip_json import OipCodec
 from gateway.errors import GatewayError
@@ -36,8 +37,9 @@ from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
 from gateway.serving.sampler import Sampler
+from gateway.serving.tlsdoor import TlsServer
 from gateway.serving.watch import Watch, write_status
-from gateway.settings import Settings
+from gateway.settings import ServerSettings, Settings
 
 log = getLogger(__name__)
 
@@ -184,6 +186,28 @@ def _protocol() -> Any:
     return "httptools"
 
 
+def _server(settings: ServerSettings, app: Starlette) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http=_protocol(),
+        proxy_headers=False,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        backlog=2048,
+    )
+    if not settings.tls_certificate:
+        return uvicorn.Server(config)
+    context = tls.server_context(settings.tls_certificate, settings.tls_key)
+    return TlsServer(config, context, timeout_s=settings.request_timeout_s)
+
+
 async def _serve(
     settings: Settings,
     *,
@@ -196,24 +220,7 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     worker = build(settings, boot=boot, report=report)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            worker.app,
-            loop="none",
-            http=_protocol(),
-            proxy_headers=False,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=settings.server.keep_alive_s,
-            timeout_graceful_shutdown=max(1, round(settings.server.drain_timeout_s)),
-            backlog=2048,
-        )
-    )
-
+    server = _server(settings.server, worker.app)
     stopped = asyncio.Event()
 
     def stop() -> None:

@@ -1,4 +1,4 @@
-"""HTTP as clients really send it, through both doors: the same bytes come back, and nobody can hold a door open."""
+"""HTTP as clients really send it, through both doors, with TLS and without: the same bytes, and no door held open."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import contextlib
 import json
 import re
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import certificates
 from tests.builders import classifier, write_package
 from tests.live import LiveGateway, SettingsTable, eventually
 from tests.traffic import Client
@@ -20,11 +22,17 @@ from tests.traffic import Client
 IRIS = classifier("iris", "1")
 SLOW = classifier("slow", "1", iterations=40_000)  # near a second a run
 PATH = "/v2/models/iris/infer"
-DOORS = ("fast", "asgi")
-SETTINGS: SettingsTable = {
-    "server": {"request_timeout_s": 1.5, "keep_alive_s": 3, "max_header_bytes": 2000},
-    "cache": {"max_bytes": 0},
-}
+# Name -> the door that answers predictions, and whether it is behind TLS.
+DOORS = {"fast": ("fast", False), "asgi": ("asgi", False), "fast, TLS": ("fast", True), "asgi, TLS": ("asgi", True)}
+SERVER: dict[str, str | int | float] = {"request_timeout_s": 1.5, "keep_alive_s": 3, "max_header_bytes": 2000}
+
+
+def open_gateway(root: Path, name: str, server: Mapping[str, str | int | float]) -> LiveGateway:
+    """The gateway that DOORS calls *name*, with the packages in root/models. server: settings of that section."""
+    door, is_tls = DOORS[name]
+    pair = certificates.self_signed(root / "tls").settings if is_tls else {}
+    settings: SettingsTable = {"server": {**server, "door": door, **pair}, "cache": {"max_bytes": 0}}
+    return LiveGateway(root / "models", root / name, settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +41,7 @@ def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Liv
     for model in (IRIS, SLOW):
         write_package(root / "models", model)
     with contextlib.ExitStack() as stack:
-        yield {
-            door: stack.enter_context(
-                LiveGateway(root / "models", root / door, settings=SETTINGS, options=("--door", door))
-            )
-            for door in DOORS
-        }
+        yield {name: stack.enter_context(open_gateway(root, name, SERVER)) for name in DOORS}
 
 
 @pytest.fixture(params=DOORS)
@@ -75,11 +78,13 @@ class Wire:
 async def wire(gateway: LiveGateway) -> AsyncIterator[Wire]:
     port = int(gateway.data_url.rsplit(":", 1)[1])
     async with asyncio.timeout(30):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=gateway.trust)
         try:
             yield Wire(reader, writer)
         finally:
             writer.close()
+            if gateway.trust is not None:  # the other end need not agree that this is the end
+                writer.transport.abort()
 
 
 def body(*rows: list[float]) -> bytes:
@@ -142,7 +147,7 @@ REQUESTS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_both_doors_answer_the_same_bytes(gateways: dict[str, LiveGateway], kind: str) -> None:
+def test_all_doors_answer_the_same_bytes(gateways: dict[str, LiveGateway], kind: str) -> None:
     """Also to what offers an upgrade to another protocol: the body must not be lost with the offer."""
 
     async def ask(gateway: LiveGateway) -> bytes:
@@ -153,8 +158,9 @@ def test_both_doors_answer_the_same_bytes(gateways: dict[str, LiveGateway], kind
                 interim = await connection.reader.readuntil(b"\r\n\r\n")
             return interim + comparable(await connection.answer())
 
-    fast, asgi = (asyncio.run(ask(gateways[door])) for door in DOORS)
-    assert fast == asgi
+    answers = {name: asyncio.run(ask(gateways[name])) for name in DOORS}
+    fast = answers["fast"]
+    assert answers == dict.fromkeys(DOORS, fast)
     assert fast.startswith(b"HTTP/1.1 ")
     if kind.startswith("offers"):
         assert fast.startswith(b"HTTP/1.1 200 ")
@@ -164,13 +170,14 @@ def test_random_requests_get_the_same_bytes_and_numbers(gateways: dict[str, Live
     draw = np.random.default_rng(5)
 
     async def ask(gateway: LiveGateway, contents: list[bytes]) -> list[bytes]:
-        async with Client(gateway.data_url) as client:
+        async with Client(gateway.data_url, gateway.trust) as client:
             return [(await client.post(PATH, content)).body for content in contents]
 
     rows = [np.round(draw.normal(size=(draw.integers(1, 5), 4)), 3) for _ in range(60)]
     contents = [body(*table.tolist()) for table in rows]
-    fast, asgi = (asyncio.run(ask(gateways[door], contents)) for door in DOORS)
-    assert fast == asgi
+    answers = {name: asyncio.run(ask(gateways[name], contents)) for name in DOORS}
+    fast = answers["fast"]
+    assert answers == dict.fromkeys(DOORS, fast)
     for table, answer in zip(rows, fast, strict=True):
         found = np.array(json.loads(answer)["outputs"][1]["data"]).reshape(-1, 3)
         np.testing.assert_allclose(found, IRIS.answer(table)["probabilities"], atol=1e-6)
@@ -301,23 +308,22 @@ def test_a_deadline_is_kept(gateway: LiveGateway) -> None:
     assert "deadline" in reply.json()["error"]
 
 
-def test_requests_in_flight_are_answered_before_the_gateway_stops(tmp_path_factory: pytest.TempPathFactory) -> None:
-    for door in DOORS:
-        root = tmp_path_factory.mktemp(f"stop-{door}")
-        write_package(root / "models", SLOW)
-        with LiveGateway(root / "models", root / "state", options=("--door", door)) as gateway:
+@pytest.mark.parametrize("name", DOORS)
+def test_requests_in_flight_are_answered_before_the_gateway_stops(tmp_path: Path, name: str) -> None:
+    write_package(tmp_path / "models", SLOW)
+    with open_gateway(tmp_path, name, {}) as gateway:
 
-            async def scenario(gateway: LiveGateway = gateway) -> bytes:
-                async with wire(gateway) as connection:
-                    await connection.send(post(path="/v2/models/slow/infer"))
+        async def scenario() -> bytes:
+            async with wire(gateway) as connection:
+                await connection.send(post(path="/v2/models/slow/infer"))
 
-                    def busy() -> bool:
-                        return "sluicegate_in_flight_requests 1.0" in gateway.control.get("/metrics").text
+                def busy() -> bool:
+                    return "sluicegate_in_flight_requests 1.0" in gateway.control.get("/metrics").text
 
-                    await asyncio.to_thread(eventually, busy, "the request is in flight")
-                    await asyncio.to_thread(gateway.stop)
-                    return await connection.answer()
+                await asyncio.to_thread(eventually, busy, "the request is in flight")
+                await asyncio.to_thread(gateway.stop)
+                return await connection.answer()
 
-            answer = asyncio.run(scenario())
-            assert answer.startswith(b"HTTP/1.1 200"), door
-            assert b"connection: close" in answer
+        answer = asyncio.run(scenario())
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer

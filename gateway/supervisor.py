@@ -99,7 +99,7 @@ class Supervisor:
         self._ready_file = ready_file
         self._clock = clock
         self._selector = selectors.DefaultSelector()
-        self._metrics = _restart_metrics(slots)
+        self._metrics: SupervisorMetrics
         self._was_ready = False  # all slots were, at some time
         self._stop_signals = 0
         self._closing = False  # the workers have left; control and monitor are told to
@@ -109,6 +109,8 @@ class Supervisor:
         """Fill the slots and keep them filled until a signal has ended it."""
         with _signal_numbers() as wakeup_fd, self._selector:
             self._selector.register(wakeup_fd, selectors.EVENT_READ, None)
+            self._step()  # the children first: what is imported next takes longer than to start them all
+            self._metrics = _restart_metrics(self._slots)
             while self._step():
                 for key, _events in self._selector.select(self._pause_s()):
                     if key.data is None:

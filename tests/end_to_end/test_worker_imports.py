@@ -1,0 +1,43 @@
+"""A worker stays small: what it imports until it has answered, by its own record."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.builders import classifier, write_package
+from tests.live import LiveGateway
+
+# What is installed beside a worker and is none of its business, or costs more than it gives there.
+ABSENT = frozenset(
+    {
+        *("scipy", "pyarrow", "sklearn", "pandas", "duckdb", "joblib", "onnx", "skl2onnx", "google"),
+        *("httpx", "httpcore", "h11", "rich", "pygments", "locust", "gevent", "requests", "urllib3"),
+        *("yaml", "websockets", "wsproto", "dotenv", "jinja2"),
+        *("numpy.random", "numpy.ma", "numpy.fft", "numpy.polynomial", "numpy.testing", "numpy.f2py"),
+        *("gateway.control", "gateway.offline", "converters"),
+    }
+)
+
+
+def imported(log: str) -> set[str]:
+    """All modules that the processes of *log* imported, each also by the names of the packages that it is in."""
+    found: set[str] = set()
+    for name in re.findall(r"^import time: +\d+ \| +\d+ \| +([\w.]+)$", log, re.MULTILINE):
+        parts = name.split(".")
+        found |= {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+    return found
+
+
+def test_a_worker_imports_what_it_serves_with_and_nothing_else(models: Path, state: Path) -> None:
+    write_package(models, classifier())
+    with LiveGateway(models, state, role="control"):
+        pass  # it has written the flags that a worker needs
+    row = dict.fromkeys(classifier().features, 1.0)
+    with LiveGateway(models, state, role="serving", environment={"PYTHONPROFILEIMPORTTIME": "1"}) as gateway:
+        assert gateway.data.post("/predict/iris", json={"rows": [row]}).status_code == 200
+        gateway.stop()
+        found = imported(gateway.log)
+    assert {"numpy", "onnxruntime", "uvloop", "gateway.serving.fastdoor"} <= found, "the record is one of a worker"
+    unwanted = found & ABSENT
+    assert not unwanted

@@ -1,10 +1,10 @@
-# install: .venv with everything; demo: the whole walk on real data; test; bench; check; fmt.
+# install: .venv with everything; demo: the whole walk on real data; test; bench, bench-start: costs; check; fmt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test bench check fmt clean
+.PHONY: install demo test bench bench-start check fmt clean
 
 install: $(STAMP)
 
@@ -23,6 +23,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+bench-start: $(STAMP)
+	$(BIN)/python benchmarks/start.py $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -113,6 +113,18 @@ class ServingMetrics:
             multiprocess_mode="livesum",
             registry=r,
         )
+        self.open_connections = Gauge(
+            "sluicegate_open_connections",
+            "Connections of clients now open, over all live workers.",
+            multiprocess_mode="livesum",
+            registry=r,
+        )
+        self.run_threads = Gauge(
+            "sluicegate_run_threads",
+            "Threads that may run models at once, over all live workers.",
+            multiprocess_mode="livesum",
+            registry=r,
+        )
         self.samples = Counter("sluicegate_samples", "Predictions handed to the sample log.", ("model",), registry=r)
         self.samples_written = Counter(
             "sluicegate_samples_written", "Sample records written to the sample log, one per row.", registry=r
@@ -159,11 +171,17 @@ class MonitorMetrics:
 
 
 class SupervisorMetrics:
-    """What the supervisor counts. One per process."""
+    """What the supervisor counts and knows. One per process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.restarts = Counter(
             "sluicegate_process_restarts", "Children started again after they died.", ("role",), registry=registry
+        )
+        self.processors = Gauge(
+            "sluicegate_processors",
+            "Processors that this gateway may run on.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
         )
 
 

@@ -72,6 +72,11 @@ class BatchSettings:
     intra_op_threads: int = 1  # ONNX Runtime threads inside one run
     load_timeout_s: float = 300.0  # a version that is not warm by then has failed
 
+    @property
+    def threads(self) -> int:
+        """How many threads of one worker may run models at once."""
+        return self.run_threads * self.intra_op_threads
+
 
 @dataclass(frozen=True, slots=True)
 class CacheSettings:

@@ -18,6 +18,9 @@ from gateway.settings import Settings, SupervisorSettings
 
 _log = logging.getLogger(__name__)
 
+# numpy comes with a thread per processor for products of large matrices, which no child makes.
+_OWN_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
+
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
@@ -130,7 +133,7 @@ class Slot:
                 [sys.executable, "-P", "-m", "gateway.children", str(spec_fd)],
                 pass_fds=inherited,
                 stdin=subprocess.DEVNULL,
-                env=around.environment,
+                env={**_OWN_THREADS, **around.environment},
                 process_group=0,  # Ctrl-C in the terminal reaches the supervisor alone, which ends all in order
             )
         except OSError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from gateway import __version__, boot, sockets
+from gateway import __version__, boot, sockets, threads
 from gateway.children import FLUSH_GRACE_S
 from gateway.errors import CannotStart
 from gateway.settings import Settings
@@ -100,6 +100,7 @@ class Supervisor:
         self._clock = clock
         self._selector = selectors.DefaultSelector()
         self._metrics: SupervisorMetrics
+        self._processors = len(os.sched_getaffinity(0))
         self._was_ready = False  # all slots were, at some time
         self._stop_signals = 0
         self._closing = False  # the workers have left; control and monitor are told to
@@ -107,10 +108,13 @@ class Supervisor:
 
     def run(self) -> None:
         """Fill the slots and keep them filled until a signal has ended it."""
+        if any(slot.role == "worker" for slot in self._slots):
+            _warn_of_threads(self._settings, self._processors)
         with _signal_numbers() as wakeup_fd, self._selector:
             self._selector.register(wakeup_fd, selectors.EVENT_READ, None)
             self._step()  # the children first: what is imported next takes longer than to start them all
             self._metrics = _restart_metrics(self._slots)
+            self._metrics.processors.set(self._processors)
             while self._step():
                 for key, _events in self._selector.select(self._pause_s()):
                     if key.data is None:
@@ -288,6 +292,16 @@ class Supervisor:
             lines.append(f"  admin        {urls['control']}")
             lines.append(f"  admin token  in {self._settings.admin_token_path}")
         sys.stderr.write("\n".join(lines) + "\n\n")
+
+
+def _warn_of_threads(settings: Settings, processors: int) -> None:
+    told = threads.advice(settings, processors)
+    if told is not None:
+        _log.warning(
+            "more threads may run models at once than there are processors, so that they wait for each other: %s",
+            told,
+            extra={"threads": settings.batching.threads * settings.server.workers, "processors": processors},
+        )
 
 
 def _restart_metrics(slots: list[Slot]) -> SupervisorMetrics:

@@ -67,6 +67,7 @@ class Worker:
 def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Worker:
     """Make the parts of a worker and wire them; nothing is started."""
     metrics = ServingMetrics(process_registry())
+    metrics.run_threads.set(settings.batching.threads)
     counts = Counts(metrics)
     codecs = (NativeCodec(), OipCodec())
     admission = Admission(settings.limits)
@@ -127,7 +128,7 @@ def _questions(questions: Questions) -> list[Route]:
 
 @contextlib.asynccontextmanager
 async def _background(
-    worker: Worker, run_dir: Path, *, slot: int, boot: str, beat: Callable[[], None]
+    worker: Worker, run_dir: Path, *, connections: Callable[[], int], slot: int, boot: str, beat: Callable[[], None]
 ) -> AsyncIterator[None]:
     """The worker's own tasks: flags followed, status written, counts flushed; ended in order."""
     worker.sampler.start()
@@ -135,8 +136,10 @@ async def _background(
     status.parent.mkdir(parents=True, exist_ok=True)
     tasks = [
         asyncio.create_task(worker.watch.follow()),
-        asyncio.create_task(write_status(status, worker.watch, worker.counts, slot=slot, boot=boot, beat=beat)),
-        asyncio.create_task(_flush(worker)),
+        asyncio.create_task(
+            write_status(status, worker.watch, worker.counts, connections=connections, slot=slot, boot=boot, beat=beat)
+        ),
+        asyncio.create_task(_flush(worker, connections)),
         asyncio.create_task(worker.doors.watch()),
     ]
     for task in tasks:
@@ -160,7 +163,7 @@ def _end_process_if_failed(task: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-async def _flush(worker: Worker) -> None:
+async def _flush(worker: Worker, connections: Callable[[], int]) -> None:
     """Hand the counts to the metrics, and sweep the cache once a second."""
     turns_per_sweep = round(1 / FLUSH_INTERVAL_S)
     turn = 0
@@ -168,6 +171,7 @@ async def _flush(worker: Worker) -> None:
         await asyncio.sleep(FLUSH_INTERVAL_S)
         worker.counts.flush()
         worker.metrics.in_flight.set(worker.admission.in_flight)
+        worker.metrics.open_connections.set(connections())
         worker.metrics.cache_bytes.set(worker.cache.size_bytes)
         turn += 1
         if turn % turns_per_sweep == 0:
@@ -234,7 +238,10 @@ async def _serve(
     loop.add_reader(lifeline_fd, supervisor_died)
     for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn takes them over
         loop.add_signal_handler(number, stop)
-    async with _background(worker, run_dir, slot=slot, boot=boot, beat=lambda: report("beat")):
+    connections = server.server_state.connections
+    async with _background(
+        worker, run_dir, connections=lambda: len(connections), slot=slot, boot=boot, beat=lambda: report("beat")
+    ):
         # Connections wait in the kernel meanwhile: a worker that takes the place of a dead one refuses nobody.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(_first(worker.watch.ready, stopped), READY_TIMEOUT_S)

@@ -203,9 +203,19 @@ class Watch:
 
 
 async def write_status(
-    path: Path, watch: Watch, counts: Counts, *, slot: int, boot: str, beat: Callable[[], None]
+    path: Path,
+    watch: Watch,
+    counts: Counts,
+    *,
+    connections: Callable[[], int],
+    slot: int,
+    boot: str,
+    beat: Callable[[], None],
 ) -> None:
-    """Write the status document at once after each change, and each second as the sign of life; for ever."""
+    """Write the status document at once after each change, and each second as the sign of life; for ever.
+
+    connections: how many are open now.
+    """
     while True:
         watch.changed.clear()
         document = {
@@ -214,6 +224,7 @@ async def write_status(
             "pid": os.getpid(),
             "boot": boot,
             "written_at": time.time(),
+            "open_connections": connections(),
             **watch.describe(),
             "counts": [
                 {"model": m, "version": v, "variant": a, "answered": t[0], "failed": t[1], "latency_sum_s": t[2]}

@@ -13,14 +13,17 @@ import glob
 import json
 import os
 import struct
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -41,13 +44,18 @@ class BulkHistogram(Histogram):
         """Observe *values* on *child*, which is this histogram with its labels bound."""
         # A file per process holds each bucket's own count; the page adds them up. To add to a bucket once per flush
         # instead of once per observation, the child's own parts are used: they are what its observe() uses.
-        counts: dict[int, int] = {}
-        for value in values:
-            index = bisect_left(child._upper_bounds, value)
-            counts[index] = counts.get(index, 0) + 1
-        for index, count in counts.items():
-            child._buckets[index].inc(count)
-        child._sum.inc(sum(values))
+        array = np.array(values)
+        counts = np.bincount(np.searchsorted(self._bounds(child), array)).tolist()
+        for index, count in enumerate(counts):
+            if count:
+                child._buckets[index].inc(count)
+        child._sum.inc(float(array.sum()))
+
+    def _bounds(self, child: Histogram) -> Array:
+        bounds: Array | None = getattr(self, "_bounds_array", None)
+        if bounds is None:
+            bounds = self._bounds_array = np.array(child._upper_bounds)
+        return bounds
 
 
 class ServingMetrics:

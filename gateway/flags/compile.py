@@ -59,6 +59,7 @@ class Route:
     header_names: tuple[str, ...]
     shares: Mapping[str, tuple[float, ...]]
     default: Decision
+    is_sticky: bool  # with a targeting key, the decision depends on nothing but the key
     _rule: _Result | None
 
     def decide(
@@ -94,7 +95,18 @@ def compile_route(model: str, flag: Flag, bucketing: str = FLAGD_V3) -> Route:
         header_names=tuple(sorted(compiler.headers)) if flag.enabled else (),
         shares={version: tuple(shares) for version, shares in compiler.shares.items()} if flag.enabled else {},
         default=Decision(flag.default_variant, default_version, reason if flag.enabled else DISABLED),
+        is_sticky=flag.enabled and _is_split_by_key(flag.targeting),
         _rule=rule if flag.enabled else None,
+    )
+
+
+def _is_split_by_key(targeting: Json) -> bool:
+    """Whether a rule is nothing but a split between named variants, by the targeting key."""
+    if not isinstance(targeting, dict) or targeting.keys() != {"fractional"}:
+        return False
+    fractions = targeting["fractional"]
+    return isinstance(fractions, list) and all(
+        isinstance(fraction, list) and fraction and isinstance(fraction[0], str) for fraction in fractions
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gateway.codecs.codec import JSON_HEADERS, Encoded, Headers, Request
 from gateway.errors import GatewayError
-from gateway.samples.record import RANDOM, Sample, is_sampled
+from gateway.samples.record import RANDOM, Sample, sample_hash, sampling_limit
 from gateway.serving.cache import Kept, PredictionCache
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
@@ -60,7 +60,7 @@ class Cut:
 class Answers:
     """Gives calls their answers. Everything runs on the event loop of one worker.
 
-    ttl_s, sampling_rate: what holds for models whose flags say nothing.
+    ttl_s: how long answers are kept where the flags of the model say nothing.
     """
 
     def __init__(
@@ -71,7 +71,6 @@ class Answers:
         counts: Counts,
         *,
         ttl_s: float,
-        sampling_rate: float,
         clock: Callable[[], float] = time.monotonic,
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -80,7 +79,6 @@ class Answers:
         self._sampler = sampler
         self._counts = counts
         self._ttl_s = ttl_s
-        self._sampling_rate = sampling_rate
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
         self._lanes: dict[tuple[str, str, str, int, str], Lane] = {}
@@ -100,7 +98,7 @@ class Answers:
                 self.complete(call, Cut(call.request, outputs, start), run)
             return
         lane, stamp, now_s = self._lane(first), bound.stamp, self._clock()
-        count, headers, rate = lane.latencies_s.append, lane.headers, self._rate(first)
+        count, headers = lane.latencies_s.append, lane.headers
         answered = 0
         try:
             for call, start in zip(calls, starts, strict=True):
@@ -109,7 +107,7 @@ class Answers:
                     continue  # the caller left while its row ran
                 if call.decision is not decision or call.route is not route:
                     decision, route = call.decision, call.route
-                    lane, rate = self._lane(call), self._rate(call)
+                    lane = self._lane(call)
                     count, headers = lane.latencies_s.append, lane.headers
                 call.on_reply = None
                 call.is_held = False
@@ -120,8 +118,8 @@ class Answers:
                     body = stamp(body, decision.variant, prediction_id)  # type: ignore[union-attr]  # it was routed
                 on_reply(call, None, headers, JSON_HEADERS, body)
                 count(now_s - call.started_s)
-                if is_sampled(prediction_id, rate):
-                    self._sample(call, Cut(call.request, outputs, start), run, rate)
+                if sample_hash(prediction_id) < call.sampling_limit:
+                    self._sample(call, Cut(call.request, outputs, start), run)
         finally:
             self._registry.release(live, answered)
 
@@ -134,7 +132,7 @@ class Answers:
         bodies = bound.encode_rows(own.outputs) if request.is_plain else None
         encoded = bound.encode(request, own.outputs) if bodies is None else Encoded(bodies[0], JSON_HEADERS)
         if call.raw_key is not None:
-            self._cache.put(call.raw_key, own.inputs, own.outputs, own.rows, encoded, ttl_s=self.ttl_of(call))
+            self._cache.put(call.raw_key, request, own.outputs, encoded, ttl_s=self.ttl_of(call))
         self.answer(call, encoded.body, encoded.headers, own, run)
 
     def answer(self, call: Call, body: bytes, content: Headers, own: Cut | Kept, run: Run | None) -> None:
@@ -150,10 +148,10 @@ class Answers:
             body = stamp(body, decision.variant, call.prediction_id)
         on_reply(call, None, lane.headers, content, body)
         lane.latencies_s.append(self._clock() - call.started_s)
-        rate = self._rate(call)
-        if is_sampled(call.prediction_id, rate):
-            self._sample(call, own, run, rate)
-        self.let_go(call)
+        if sample_hash(call.prediction_id) < call.sampling_limit:
+            self._sample(call, own, run)
+        call.is_held = False
+        self._registry.release(live)
 
     def refuse(self, call: Call, error: GatewayError) -> None:
         """Reply with an error in the protocol's own shape, count it, let go of the version."""
@@ -179,11 +177,7 @@ class Answers:
         ttl_s = call.options.cache_ttl_s
         return self._ttl_s if ttl_s is None else ttl_s
 
-    def _rate(self, call: Call) -> float:
-        rate = call.options.sampling_rate
-        return self._sampling_rate if rate is None else rate
-
-    def _sample(self, call: Call, own: Cut | Kept, run: Run | None, rate: float) -> None:
+    def _sample(self, call: Call, own: Cut | Kept, run: Run | None) -> None:
         """Hand references to the sampler, which never waits."""
         live, decision = call.live, call.decision
         assert decision is not None
@@ -198,7 +192,7 @@ class Answers:
                 variant=decision.variant,
                 flag_revision=call.route.revision,
                 reason=decision.reason,
-                sample_rate=rate,
+                sample_rate=call.sampling_limit / sampling_limit(1),
                 sample_reason=RANDOM,
                 inputs=own.inputs,
                 outputs=own.outputs,

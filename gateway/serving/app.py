@@ -29,10 +29,11 @@ from gateway.models.source import DirectorySource
 from gateway.serving.admission import Admission
 from gateway.serving.answers import Answers
 from gateway.serving.cache import PredictionCache
+from gateway.serving.connections import Doors
 from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
 from gateway.serving.doorway import Doorway, by_name
 from gateway.serving.endpoints import PredictionEndpoint, Questions, on_gateway_error, on_unknown_path
-from gateway.serving.fastdoor import UVICORN, Doors, FastDoor
+from gateway.serving.fastdoor import UVICORN, FastDoor
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
@@ -86,9 +87,7 @@ def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Wo
     router = Router(registry)
     watch = Watch(settings, router, registry, cache, metrics, on_ready=lambda: report("ready"))
     sampler = Sampler(settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
-    answers = Answers(
-        registry, cache, sampler, counts, ttl_s=settings.cache.ttl_s, sampling_rate=settings.sampling.rate
-    )
+    answers = Answers(registry, cache, sampler, counts, ttl_s=settings.cache.ttl_s)
     pipeline = Pipeline(admission, router, cache, answers)
     doorway = Doorway(admission, pipeline, counts, by_name(codecs))
     native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)

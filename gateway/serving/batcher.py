@@ -28,37 +28,11 @@ from gateway.errors import (
 )
 from gateway.models.runtime import Runtime
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, DrainRate, Reason, RunCost, finish_s
-from gateway.serving.entry import Entry, Run
+from gateway.serving.entry import Batch, Entry, Run
 from gateway.settings import BatchSettings
 from gateway.tensors import Signature, Tensors
 
 _FAR_S = float("inf")
-
-
-class Batch:
-    """Entries that run together. first_start, last_stop: which rows of the first and the last one run, if not all."""
-
-    __slots__ = ("entries", "first_start", "last_stop", "reason", "rows")
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.rows = 0
-        self.first_start = 0
-        self.last_stop = 0
-        self.reason = Reason.DRAINED
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all entries run with all of their rows."""
-        return self.first_start == 0 and self.last_stop == self.entries[-1].rows
-
-    def parts(self) -> list[tuple[Entry, int, int]]:
-        """The entries with the rows start..stop that run of them."""
-        last = len(self.entries) - 1
-        return [
-            (entry, self.first_start if place == 0 else 0, self.last_stop if place == last else entry.rows)
-            for place, entry in enumerate(self.entries)
-        ]
 
 
 _Results = Tensors | list[Tensors | GatewayError]  # of a run, uncut; or of each part, if it failed
@@ -168,7 +142,7 @@ class Batcher:
         tight_s = now_s + self._cost.expected_s(rows) if self._cost.runs >= MIN_RUNS else now_s
         if rows > limit or min([entry.run_by_s for entry in entries]) <= tight_s:
             return False
-        batch = Batch()
+        batch = Batch(Reason.DRAINED)
         batch.entries, batch.rows, batch.last_stop = list(entries), rows, entries[-1].rows
         self._start(batch, now_s, 0.0)
         return True
@@ -226,7 +200,7 @@ class Batcher:
 
     def _next_batch(self) -> Batch:
         """Take the rows of the next batch from the queue; entries that nobody needs any more leave it here."""
-        batch = Batch()
+        batch = Batch(Reason.DRAINED)
         most = self._max_batch_rows
         limit = self._best.next_rows(most) if self.queued_rows > 1 else most
         now_s = self._clock()

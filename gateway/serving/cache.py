@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,18 +18,32 @@ MAX_ENTRY_BYTES = 64 * 1024
 # What an entry costs beside its payload: key tuple, record, links of the cache.
 _OVERHEAD_BYTES = 700
 _SWEEP_ENTRIES = 5000
+# How old an entry's turn may get before a hit renews it.
+_TURN_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
 class Kept:
-    """One kept answer. encoded is None for an entry of the tensor cache."""
+    """One kept answer. encoded is None for an entry of the tensor cache. touched_s: when its turn was last renewed."""
 
-    inputs: Tensors
-    outputs: Tensors
-    rows: int
-    encoded: Encoded | None
-    size_bytes: int
-    expires_s: float
+    __slots__ = ("encoded", "expires_s", "outputs", "request", "size_bytes", "touched_s")
+
+    def __init__(
+        self, request: Request, outputs: Tensors, encoded: Encoded | None, size_bytes: int, now_s: float, ttl_s: float
+    ) -> None:
+        self.request = request
+        self.outputs = outputs
+        self.encoded = encoded
+        self.size_bytes = size_bytes
+        self.expires_s = now_s + ttl_s
+        self.touched_s = now_s
+
+    @property
+    def rows(self) -> int:
+        return self.request.rows
+
+    @property
+    def inputs(self) -> Tensors:
+        return self.request.inputs
 
 
 def raw_key(digest: str, codec: str, headers: str, body: bytes) -> Hashable:
@@ -65,32 +78,31 @@ def bytes_of(tensors: Tensors) -> int:
 
 
 class _Store(LRUCache[Hashable, Kept]):
-    """Least recently used goes first; the ages of its entries stand beside it, in the order in which they came."""
+    """Least recently used goes first; its entries stand beside it too, in the order in which they came."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(maxsize=max_bytes, getsizeof=_size)
-        self.expires_s: dict[Hashable, float] = {}
+        self.entries: dict[Hashable, Kept] = {}
 
     def popitem(self) -> tuple[Hashable, Kept]:
         key, kept = super().popitem()
-        self.expires_s.pop(key, None)
+        self.entries.pop(key, None)
         return key, kept
 
 
 class PredictionCache:
     """Raw answers by body and outputs by inputs, in one least-recently-used store. Used on the event loop only.
 
-    Ages are looked at here and not by cachetools' own TTL caches, whose get() takes ten times as long.
+    Ages are looked at here and not by cachetools' own TTL caches, whose get() takes ten times as long. An entry's turn
+    is renewed at most once a second: doing it for each hit would cost more than all else of the hit.
     """
 
     def __init__(self, settings: CacheSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = settings.max_bytes
         self._clock = clock
         self._store = _Store(settings.max_bytes)
-
-    @property
-    def enabled(self) -> bool:
-        return self._max_bytes > 0
+        self._entries = self._store.entries
+        self.enabled = settings.max_bytes > 0
 
     @property
     def size_bytes(self) -> int:
@@ -99,30 +111,40 @@ class PredictionCache:
 
     def get(self, key: Hashable) -> Kept | None:
         """The kept answer, if it is not too old."""
-        kept = self._store.get(key)
-        return kept if kept is not None and kept.expires_s > self._clock() else None
+        kept = self._entries.get(key)
+        if kept is None:
+            return None
+        now_s = self._clock()
+        if kept.expires_s <= now_s:
+            return None
+        if now_s - kept.touched_s > _TURN_S:
+            kept.touched_s = now_s
+            self._store.get(key)
+        return kept
 
     def put(
-        self, key: Hashable, inputs: Tensors, outputs: Tensors, rows: int, encoded: Encoded | None, *, ttl_s: float
-    ) -> None:
-        """Keep an answer for *ttl_s*; one that is too large is not kept.
+        self, key: Hashable, request: Request, outputs: Tensors, encoded: Encoded | None, *, ttl_s: float
+    ) -> Kept | None:
+        """Keep an answer for *ttl_s*; returns it as it is kept, or None if it is too large for that.
 
         The arrays are copied: a slice would keep its whole batch alive.
         """
-        size = _OVERHEAD_BYTES + 2 * bytes_of(inputs) + bytes_of(outputs)
+        inputs_bytes = len(request.flat) if request.flat is not None else bytes_of(request.inputs)
+        size = _OVERHEAD_BYTES + 2 * inputs_bytes + bytes_of(outputs)
         if encoded is not None:
             size += len(encoded.body) + len(key[3])  # type: ignore[index]  # raw keys end in the body
         if size > MAX_ENTRY_BYTES or size > self._max_bytes:
-            return
+            return None
         owned = {name: array if array.base is None else array.copy() for name, array in outputs.items()}
-        expires_s = self._clock() + ttl_s
-        self._store[key] = Kept(inputs, owned, rows, encoded, size, expires_s)
-        self._store.expires_s.pop(key, None)  # an entry that is renewed goes to the end of the order
-        self._store.expires_s[key] = expires_s
+        kept = Kept(request, owned, encoded, size, self._clock(), ttl_s)
+        self._store[key] = kept
+        self._entries.pop(key, None)  # an entry that is renewed goes to the end of the order
+        self._entries[key] = kept
+        return kept
 
     def purge(self, digest: str) -> int:
         """Forget all answers of one package; returns how many there were."""
-        keys = [key for key in self._store if key[0] == digest]  # type: ignore[index]  # all keys begin with the digest
+        keys = [key for key in self._entries if key[0] == digest]  # type: ignore[index]  # all begin with the digest
         for key in keys:
             self._drop(key)
         return len(keys)
@@ -130,12 +152,12 @@ class PredictionCache:
     def sweep(self) -> None:
         """Drop what is too old among the oldest entries; called about once a second, it takes a millisecond at most."""
         now_s = self._clock()
-        for key in [k for k, expires_s in islice(self._store.expires_s.items(), _SWEEP_ENTRIES) if expires_s <= now_s]:
+        for key in [k for k, kept in islice(self._entries.items(), _SWEEP_ENTRIES) if kept.expires_s <= now_s]:
             self._drop(key)
 
     def _drop(self, key: Hashable) -> None:
         self._store.pop(key, None)
-        self._store.expires_s.pop(key, None)
+        self._entries.pop(key, None)
 
 
 def _size(kept: Kept) -> int:

@@ -32,6 +32,7 @@ class Call(Entry):
     # Set by the router, as they were in force at that moment:
     route: Route
     options: ModelOptions
+    sampling_limit: float
     decision: Decision | None = None
     live: LiveVersion
     is_held: bool = False  # the version is kept for this call

@@ -79,3 +79,29 @@ class Entry:
         if stop - start == self.rows:
             return inputs
         return {name: values[start:stop] for name, values in inputs.items()}
+
+
+class Batch:
+    """Entries that run together. first_start, last_stop: which rows of the first and the last one run, if not all."""
+
+    __slots__ = ("entries", "first_start", "last_stop", "reason", "rows")
+
+    def __init__(self, reason: str) -> None:
+        self.entries: list[Entry] = []
+        self.rows = 0
+        self.first_start = 0
+        self.last_stop = 0
+        self.reason = reason  # why it left with the rows that it has
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all entries run with all of their rows."""
+        return self.first_start == 0 and self.last_stop == self.entries[-1].rows
+
+    def parts(self) -> list[tuple[Entry, int, int]]:
+        """The entries with the rows start..stop that run of them."""
+        last = len(self.entries) - 1
+        return [
+            (entry, self.first_start if place == 0 else 0, self.last_stop if place == last else entry.rows)
+            for place, entry in enumerate(self.entries)
+        ]

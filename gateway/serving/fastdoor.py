@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -21,85 +20,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gateway.codecs.codec import JSON_HEADERS, Headers
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError
 from gateway.serving.call import Call, OnReply
-from gateway.serving.doorway import Doorway
+from gateway.serving.connections import Doors, Exchange
 from gateway.serving.replies import Block, Reply, ok_json_wire, wire_bytes
-from gateway.settings import ServerSettings
 
 # The uvicorn releases, as (first, first not), whose protocol this subclass was tested with.
 UVICORN = ((0, 54), (0, 55))
 
-# How often deadlines of waiting calls are looked at, and how many looks pass between looks at all connections.
-TICK_S = 0.02
-_TICKS_PER_SWEEP = 25
-
 # Where a connection stands.
 _IDLE, _HEAD, _BODY, _ANSWERING = range(4)
-
-
-class _NoEvent:
-    """Stands where uvicorn's cycle has the event that wakes its task; here there is no task."""
-
-    __slots__ = ()
-
-    def set(self) -> None: ...
-
-
-class Exchange:
-    """The prediction that a connection is busy with; to uvicorn's protocol it is the current cycle."""
-
-    __slots__ = ("call", "chunks", "disconnected", "door", "keep_alive", "response_complete", "size_bytes")
-
-    message_event = _NoEvent()
-    response_started = False  # an answer is written whole
-
-    def __init__(self, door: FastDoor) -> None:
-        self.door = door
-        self.call: Call | None = None  # from its admission to its answer
-        self.chunks: list[bytes] = []
-        self.size_bytes = 0
-        self.keep_alive = True
-        self.disconnected = False
-        self.response_complete = True
-
-
-class Doors:
-    """All connections of a worker, and the clocks that end what lasts too long. Used on the event loop only.
-
-    fast: whether predictions are answered here or by the ASGI app.
-    """
-
-    def __init__(self, doorway: Doorway, settings: ServerSettings, *, fast: bool, clock: Callable[[], float]) -> None:
-        self.doorway = doorway
-        self.fast = fast
-        self.max_header_bytes = settings.max_header_bytes
-        self.open: set[FastDoor] = set()
-        self.waiting: set[Exchange] = set()
-        self._settings = settings
-        self._clock = clock
-        self.now_s = clock()  # as of the last tick: good enough for what is counted in seconds
-
-    async def watch(self) -> None:
-        """Look at the clocks for ever."""
-        ticks = 0
-        while True:
-            await asyncio.sleep(TICK_S)
-            self.now_s = self._clock()
-            self.expire_calls()
-            ticks += 1
-            if ticks % _TICKS_PER_SWEEP == 0:
-                self.end_slow_connections()
-
-    def expire_calls(self) -> None:
-        """Answer the calls whose deadline has passed."""
-        late = [e for e in self.waiting if e.call is not None and e.call.deadline_s <= self.now_s]
-        for exchange in late:
-            exchange.door.expire(exchange)
-
-    def end_slow_connections(self) -> None:
-        """End connections that have been idle, silent, slow to send or slow to read for too long."""
-        settings = self._settings
-        for door in list(self.open):
-            door.end_if_late(self.now_s, settings.keep_alive_s, settings.request_timeout_s)
 
 
 class FastDoor(HttpToolsProtocol):
@@ -112,8 +40,7 @@ class FastDoor(HttpToolsProtocol):
         self._admission = self._doorway.admission
         self._read_head = self._doorway.heads.read
         self._begin = self._doorway.pipeline.begin
-        self._waiting = self._doors.waiting
-        self._exchange = Exchange(self)
+        self._exchange = Exchange()
         self._on_reply: OnReply = self.on_reply  # bound once, not once per request
         self._is_fast = False  # the request that is being parsed
         self._is_parsing = False  # the parser has seen the begin of a message and not its end
@@ -204,7 +131,6 @@ class FastDoor(HttpToolsProtocol):
         exchange.keep_alive = True
         exchange.call = call
         self.cycle = exchange  # type: ignore[assignment]  # has all that uvicorn's protocol asks of a cycle
-        self._waiting.add(exchange)
         if missing:
             self._missing_bytes = missing
             exchange.chunks = [data[end + 4 :]]
@@ -275,7 +201,6 @@ class FastDoor(HttpToolsProtocol):
         except GatewayError as error:
             self._send(self._doorway.turn_away(target.codec, headers, error))
             return
-        doors.waiting.add(exchange)
         if self.expect_100_continue and version != "1.0":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -344,7 +269,6 @@ class FastDoor(HttpToolsProtocol):
         exchange.response_complete = True
         exchange.call = None
         self._admission.in_flight -= 1
-        self._waiting.discard(exchange)
         transport = self.transport
         if transport.is_closing():
             return
@@ -361,7 +285,6 @@ class FastDoor(HttpToolsProtocol):
         if exchange.call is not None:
             exchange.call = None
             self._admission.close()
-            self._doors.waiting.discard(exchange)
         if self.transport.is_closing():
             return
         self.transport.write(wire_bytes(reply, keep_alive=exchange.keep_alive))
@@ -384,12 +307,15 @@ class FastDoor(HttpToolsProtocol):
             if self._stands == _ANSWERING:
                 self._stands, self._since_s = _IDLE, self._doors.now_s
 
-    def expire(self, exchange: Exchange) -> None:
-        """The deadline of a prediction has passed, in the queue or while its body was still coming."""
+    def expire_if_late(self, now_s: float) -> None:
+        """Answer the prediction that is waiting if its deadline has passed, in the queue or with its body to come."""
+        exchange = self._exchange
         call = exchange.call
-        if call is not None and call.on_reply is not None:
+        if call is None or call.deadline_s > now_s:
+            return
+        if call.on_reply is not None:
             self._doorway.pipeline.expire(call)
-        elif call is not None:
+        else:
             exchange.keep_alive = False
             self._refuse(exchange, BodyTooSlow("body: expected whole before the deadline, got a part of it"))
 
@@ -402,7 +328,6 @@ class FastDoor(HttpToolsProtocol):
     def _forget(self, exchange: Exchange) -> None:
         """The client left in the middle of an exchange."""
         call, exchange.call = exchange.call, None
-        self._doors.waiting.discard(exchange)
         if call is not None:
             self._doorway.pipeline.abandon(call)
             self._admission.close()

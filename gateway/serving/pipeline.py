@@ -15,7 +15,7 @@ from logging import getLogger
 from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed
 from gateway.serving.admission import Admission
 from gateway.serving.answers import Answers, Cut
-from gateway.serving.cache import PredictionCache, raw_key, tensor_key
+from gateway.serving.cache import Kept, PredictionCache, raw_key, tensor_key
 from gateway.serving.call import Call, OnReply
 from gateway.serving.entry import Run
 from gateway.serving.registry import LiveVersion
@@ -174,11 +174,12 @@ class Pipeline:
         else:
             self._complete(entry, Cut(entry.request, result, None), run)
 
-    def _complete(self, entry: Call, own: Cut, run: Run | None) -> None:
+    def _complete(self, entry: Call, own: Cut | Kept, run: Run | None) -> None:
         """Keep the outputs of an entry once, and answer it and those that follow it."""
         if entry.key is not None:
             self._forget(entry)
-            self._cache.put(entry.key, own.inputs, own.outputs, own.rows, None, ttl_s=self._answers.ttl_of(entry))
+            kept = self._cache.put(entry.key, entry.request, own.outputs, None, ttl_s=self._answers.ttl_of(entry))
+            own = kept if kept is not None else own
         for call in _all_of(entry):
             try:
                 self._answers.complete(call, own, run)

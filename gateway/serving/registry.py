@@ -46,7 +46,8 @@ class LiveVersion:
         self.bound: dict[str, BoundCodec] = {
             codec.name: codec.bind(model, version, loaded.signature) for codec in codecs
         }
-        self.cache_policy = CachePolicy()
+        # In a batch of some rows, as requests that are many enough for a cache to matter run.
+        self.cache_policy = CachePolicy(lambda: loaded.cost.expected_s(8) / 8)
         self.holders = 0
         self.arrivals: list[Call] = []  # calls of this turn of the loop, not yet decoded
 

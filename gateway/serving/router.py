@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion
 from gateway.flags.compile import PINNED, Decision, ModelOptions, Route
@@ -13,12 +13,22 @@ from gateway.serving.registry import LiveVersion, Registry
 PINNED_VARIANT = "pinned"
 
 
+# Decisions remembered per route: those for the keys that come often.
+_MAX_DECISIONS = 16_384
+
+
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A model's route in force in this worker, and the options that its other flags give."""
+    """A model's route in force in this worker, and the options that its other flags give.
+
+    sampling_limit: ids whose hash is below it are sampled. decisions: by targeting key, for a route that looks at
+    nothing else.
+    """
 
     route: Route
     options: ModelOptions
+    sampling_limit: float
+    decisions: dict[str, Decision] = field(default_factory=dict)
 
 
 class Router:
@@ -40,9 +50,9 @@ class Router:
         route = adopted.route
         if call.pinned is None:
             key = call.headers.get("x-targeting-key")
-            if key is not None and not key.isascii():
-                key = _as_utf8(key)
-            decision = route.decide(key, call.prediction_id, call.headers, call.codec.name)
+            decision = adopted.decisions.get(key)  # type: ignore[arg-type]  # None finds nothing
+            if decision is None:
+                decision = self._decide(adopted, key, call)
         else:
             decision = Decision(PINNED_VARIANT, call.pinned, PINNED)
         live = self._registry.warm.get((call.model, decision.version))
@@ -51,10 +61,22 @@ class Router:
         live.holders += 1
         call.route = route
         call.options = adopted.options
+        call.sampling_limit = adopted.sampling_limit
         call.decision = decision
         call.live = live
         call.is_held = True
         return live
+
+    def _decide(self, adopted: Adopted, key: str | None, call: Call) -> Decision:
+        route, came = adopted.route, key
+        if key is not None and not key.isascii():
+            key = _as_utf8(key)
+        decision = route.decide(key, call.prediction_id, call.headers, call.codec.name)
+        if key and came is not None and route.is_sticky:
+            if len(adopted.decisions) >= _MAX_DECISIONS:
+                adopted.decisions.clear()
+            adopted.decisions[came] = decision
+        return decision
 
     def default(self, model: str) -> LiveVersion:
         """The version that answers by default, for questions about the model. Raises UnknownModel, ModelNotReady."""

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import InvalidFlag, StoreUnavailable
-from gateway.flags.compile import Route, compile_options, compile_route
+from gateway.flags.compile import ModelOptions, Route, compile_options, compile_route
 from gateway.flags.document import FlagDocument
 from gateway.flags.store import SqliteStore, read_last_known_good
 from gateway.metrics import ServingMetrics
+from gateway.samples.record import sampling_limit
 from gateway.serving.cache import PredictionCache
 from gateway.serving.counts import Counts
 from gateway.serving.registry import LiveVersion, Registry
@@ -118,7 +119,7 @@ class Watch:
             adopted = self._router.adopted.get(model)
             if adopted is not None and adopted.route.revision == route.revision:
                 self._pending.pop(model, None)
-                self._adopt(model, Adopted(adopted.route, options))
+                self._adopt(model, adopted.route, options)
             else:
                 self._pending[model] = route
         self._settle()
@@ -140,7 +141,7 @@ class Watch:
             if all(self._registry.find(model, version) is not None for version in route.reachable):
                 assert self._document is not None
                 del self._pending[model]
-                self._adopt(model, Adopted(route, compile_options(self._document, model)))
+                self._adopt(model, route, compile_options(self._document, model))
         self._registry.reconcile(self._wanted())
         self._set_batching()
         if not self.ready.is_set() and self._is_ready():
@@ -156,11 +157,12 @@ class Watch:
         # While a route waits, the versions that only the old one names stay: they are answering.
         return wanted | {(model, version) for model, route in self._pending.items() for version in route.named}
 
-    def _adopt(self, model: str, adopted: Adopted) -> None:
+    def _adopt(self, model: str, route: Route, options: ModelOptions) -> None:
         before = self._router.adopted.get(model)
-        self._router.adopted[model] = adopted
-        if before is None or before.route.revision != adopted.route.revision:
-            log.info("adopted", extra={"model": model, "revision": adopted.route.revision})
+        rate = self._settings.sampling.rate if options.sampling_rate is None else options.sampling_rate
+        self._router.adopted[model] = Adopted(route, options, sampling_limit(rate))
+        if before is None or before.route.revision != route.revision:
+            log.info("adopted", extra={"model": model, "revision": route.revision})
 
     def _set_batching(self) -> None:
         """Hand the batching flags to the batchers of all warm versions."""

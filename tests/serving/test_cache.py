@@ -27,8 +27,8 @@ def texts(values: list[bytes]) -> Array:
 
 
 def put(cache: PredictionCache, key: object, value: float, *, ttl_s: float = 10.0, width: int = 1) -> None:
-    inputs = {"a": np.zeros((1, 1), np.float32)}
-    cache.put(key, inputs, {"y": np.full(width, value, np.float32)}, 1, Encoded(b"x", ()), ttl_s=ttl_s)
+    request = Request(1, {"a": np.zeros((1, 1), np.float32)})
+    cache.put(key, request, {"y": np.full(width, value, np.float32)}, Encoded(b"x", ()), ttl_s=ttl_s)
 
 
 def test_an_answer_is_kept_until_it_is_too_old() -> None:
@@ -71,7 +71,7 @@ def test_a_package_that_is_gone_takes_its_answers_along() -> None:
 def test_a_slice_of_a_batch_is_copied() -> None:
     cache = PredictionCache(CacheSettings(), clock=FakeClock())
     batch = np.zeros(1000, np.float32)
-    cache.put(("d", 1), {"a": batch[:1]}, {"y": batch[5:6]}, 1, None, ttl_s=1.0)
+    cache.put(("d", 1), Request(1, {"a": batch[:1]}), {"y": batch[5:6]}, None, ttl_s=1.0)
     batch[5] = 7.0
     kept = cache.get(("d", 1))
     assert kept is not None

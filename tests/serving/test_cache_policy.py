@@ -1,8 +1,9 @@
-"""When the cache is passed by, and when it is looked into again."""
+"""When the cache does not pay, and what that does to hot questions and to those that never come back."""
 
 from __future__ import annotations
 
-from hypothesis import given
+import pytest
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.serving.cache_policy import CachePolicy
@@ -23,29 +24,48 @@ def unique(count: int, prefix: bytes = b"") -> list[bytes]:
     return [prefix + b"%d" % number for number in range(count)]
 
 
-def test_unique_questions_soon_pass_the_cache_by() -> None:
-    policy = CachePolicy()
-    looked = ask(policy, unique(20_000), set())
-    assert policy.bypassing
-    assert looked < 3_000
+def test_questions_that_never_come_back_are_soon_neither_looked_up_nor_kept() -> None:
+    policy = CachePolicy(lambda: 1e-6)
+    assert ask(policy, unique(20_000), set()) < 3_000
+    assert policy.is_wary
 
 
-def test_hot_questions_are_looked_up_and_bring_the_cache_back_after_unique_ones() -> None:
-    policy, kept = CachePolicy(), set[bytes]()
-    hot = unique(500, b"hot ")
-    assert ask(policy, hot * 10, kept) == 5_000
+@pytest.mark.parametrize("hot_count", [1, 3, 500])
+def test_a_hot_question_is_answered_from_the_cache_even_among_ever_new_ones(hot_count: int) -> None:
+    policy, kept = CachePolicy(lambda: 1e-6), set[bytes]()
     ask(policy, unique(5_000), kept)
-    assert policy.bypassing
-    ask(policy, hot * 40, kept)
-    assert not policy.bypassing
+    assert policy.is_wary
+    hot = unique(hot_count, b"hot ")
+    for turn in range(10):
+        looked = ask(policy, hot, kept)
+        assert looked == (0 if turn == 0 else hot_count)
+        ask(policy, unique(500, b"cold %d " % turn), kept)
 
 
-@given(rate=st.floats(0, 1), seed=st.integers(0, 1000))
-def test_the_decision_follows_the_share_of_hits(rate: float, seed: int) -> None:
-    policy = CachePolicy()
-    hits = 0
+def test_where_most_questions_come_back_the_cache_is_open_again() -> None:
+    policy, kept = CachePolicy(lambda: 1e-6), set[bytes]()
+    ask(policy, unique(5_000), kept)
+    assert policy.is_wary
+    ask(policy, unique(500, b"hot ") * 40, kept)
+    assert not policy.is_wary
+
+
+@given(hits=st.integers(0, 2048), run_us=st.floats(0, 10_000))
+def test_the_cache_pays_if_its_hits_save_more_than_its_misses_cost(hits: int, run_us: float) -> None:
+    saved_us, cost_us = hits * (4 + run_us), (2048 - hits) * 10
+    assume(abs(saved_us - cost_us) > 1e-6 * cost_us)
+    policy = CachePolicy(lambda: run_us * 1e-6)
     for number in range(2048):
-        hit = (number * 7919 + seed) % 2048 < rate * 2048
-        hits += hit
-        policy.looked(hit=hit)
-    assert policy.bypassing is (hits < 0.05 * 2048)
+        policy.looked(hit=number < hits)
+    assert policy.is_wary is (saved_us < cost_us)
+
+
+@given(bodies=st.lists(st.binary(max_size=2), max_size=200))
+def test_a_wary_policy_looks_up_exactly_what_was_asked_before(bodies: list[bytes]) -> None:
+    policy = CachePolicy(lambda: 0.0)
+    for _ in range(2048):
+        policy.looked(hit=False)
+    seen: set[bytes] = set()
+    for body in bodies:
+        assert policy.should_look(body) is (body in seen)
+        seen.add(body)

@@ -65,7 +65,7 @@ class LimitSettings:
 class BatchSettings:
     """How requests share a run of the model."""
 
-    max_batch_rows: int = 128
+    max_batch_rows: int = 512  # less where fewer rows at once are cheaper, which is learned
     max_queue_rows: int = 8192
     inline_budget_s: float = 200e-6  # runs predicted to be shorter happen on the event loop
     run_threads: int = 1  # threads per worker for the longer runs

@@ -84,7 +84,7 @@ class Answers:
         self._lanes: dict[tuple[str, str, str, int, str], Lane] = {}
 
     def complete_plain(self, calls: list[Call], starts: Sequence[int], outputs: Tensors, run: Run) -> None:
-        """Answer one-row calls of one protocol and version that nobody follows and that are not to be kept.
+        """Answer one-row calls of one protocol and version, and keep the answers for equal bodies.
 
         outputs: of the whole run; starts: which of its rows are theirs. This is the way of most predictions, so what
         they share is done once.
@@ -114,6 +114,8 @@ class Answers:
                 answered += 1
                 prediction_id = call.prediction_id
                 body = bodies[start]
+                if call.raw_key is not None:
+                    self._keep_body(call, Cut(call.request, outputs, start), Encoded(body, JSON_HEADERS))
                 if stamp is not None:
                     body = stamp(body, decision.variant, prediction_id)  # type: ignore[union-attr]  # it was routed
                 on_reply(call, None, headers, JSON_HEADERS, body)
@@ -132,8 +134,11 @@ class Answers:
         bodies = bound.encode_rows(own.outputs) if request.is_plain else None
         encoded = bound.encode(request, own.outputs) if bodies is None else Encoded(bodies[0], JSON_HEADERS)
         if call.raw_key is not None:
-            self._cache.put(call.raw_key, request, own.outputs, encoded, ttl_s=self.ttl_of(call))
+            self._keep_body(call, own, encoded)
         self.answer(call, encoded.body, encoded.headers, own, run)
+
+    def _keep_body(self, call: Call, own: Cut | Kept, encoded: Encoded) -> None:
+        self._cache.put(call.raw_key, call.request, own.outputs, encoded, ttl_s=self.ttl_of(call))
 
     def answer(self, call: Call, body: bytes, content: Headers, own: Cut | Kept, run: Run | None) -> None:
         """Reply with an encoded body, count, offer to the sample log, let go of the version."""

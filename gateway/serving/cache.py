@@ -71,10 +71,10 @@ def tensor_key(digest: str, signature: Signature, request: Request) -> Hashable:
 
 def bytes_of(tensors: Tensors) -> int:
     """Bytes that tensors hold; texts are counted by their lengths."""
-    return sum(
-        sum(map(len, array.ravel().tolist())) + 56 * array.size if array.dtype == object else array.nbytes
-        for array in tensors.values()
-    )
+    size = 0
+    for array in tensors.values():
+        size += array.nbytes if array.dtype != object else sum(map(len, array.ravel().tolist())) + 56 * array.size
+    return size
 
 
 class _Store(LRUCache[Hashable, Kept]):

@@ -39,7 +39,7 @@ class Call(Entry):
     # Set by the pipeline:
     cache: str = "bypass"
     is_cached: bool = False  # looks into the cache and is kept there
-    is_quick: bool = False  # one row, nothing said about the reply, and nothing to be kept
+    is_plain: bool = False  # one row, and nothing said about the reply
     raw_key: object = None
     key: object = None  # of its inputs: equal calls find it by this
     leader: Call | None = None  # the equal call whose run it waits for

@@ -15,7 +15,7 @@ from logging import getLogger
 from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed
 from gateway.serving.admission import Admission
 from gateway.serving.answers import Answers, Cut
-from gateway.serving.cache import Kept, PredictionCache, raw_key, tensor_key
+from gateway.serving.cache import PredictionCache, raw_key, tensor_key
 from gateway.serving.call import Call, OnReply
 from gateway.serving.entry import Run
 from gateway.serving.registry import LiveVersion
@@ -93,7 +93,7 @@ class Pipeline:
                 continue
             try:
                 if flat is not None:
-                    call.flat, call.spec, call.is_quick = flat, spec, not call.is_cached
+                    call.flat, call.spec, call.is_plain = flat, spec, True
                 else:
                     self._decode(call, live)
                 if call.deadline_s <= now_s:
@@ -108,7 +108,7 @@ class Pipeline:
     def _decode(self, call: Call, live: LiveVersion) -> None:
         request = live.bound[call.codec.name].decode(call.body, call.headers)
         call.take_request(request)
-        call.is_quick = request.is_plain and not call.is_cached
+        call.is_plain = request.is_plain
         if request.timeout_s is not None:
             self._admission.shorten(call, request.timeout_s)
 
@@ -142,48 +142,57 @@ class Pipeline:
     def finish_batch(self, entries: list[Call], outputs: Tensors, run: Run) -> None:
         """Answer all calls of a run. Mostly all are plain rows of one protocol: these are answered in one go."""
         codec = entries[0].codec
-        if all([call.is_quick and call.codec is codec for call in entries]):  # noqa: C419  # a list is faster here
+        if all([call.is_plain and call.codec is codec for call in entries]):  # noqa: C419  # a list is faster here
             self._complete_plain(entries, range(len(entries)), outputs, run)
             return
         start = 0
-        quick: dict[str, tuple[list[Call], list[int]]] = {}  # by codec: the calls and the numbers of their rows
+        plain: dict[str, tuple[list[Call], list[int]]] = {}  # by codec: the calls and the numbers of their rows
         for call in entries:
-            if call.is_quick:
-                calls, starts = quick.setdefault(call.codec.name, ([], []))
+            if call.is_plain:
+                calls, starts = plain.setdefault(call.codec.name, ([], []))
                 calls.append(call)
                 starts.append(start)
             else:
                 self._complete(call, Cut(call.request, outputs, start if len(entries) > 1 else None), run)
             start += call.rows
-        for calls, starts in quick.values():
+        for calls, starts in plain.values():
             self._complete_plain(calls, starts, outputs, run)
 
+    def finish(self, entry: Call, result: Tensors | GatewayError, run: Run | None) -> None:
+        """Answer a call that ran in several parts, or that could not be run, and those that follow it."""
+        if isinstance(result, GatewayError):
+            self._forget(entry)
+            for call in (entry, *_released(entry)):
+                self._refuse(call, result)
+        else:
+            self._complete(entry, Cut(entry.request, result, None), run)
+
     def _complete_plain(self, calls: list[Call], starts: Sequence[int], outputs: Tensors, run: Run) -> None:
+        for call, start in zip(calls, starts, strict=True):
+            if call.key is not None:
+                self._keep(call, Cut(call.request, outputs, start), run)
         try:
             self._answers.complete_plain(calls, starts, outputs, run)
         except Exception as error:  # an answer that cannot be written must not leave others without theirs
             for call in calls:
                 self._refuse(call, error)
 
-    def finish(self, entry: Call, result: Tensors | GatewayError, run: Run | None) -> None:
-        """Answer a call that ran in several parts, or that could not be run, and those that follow it."""
-        if isinstance(result, GatewayError):
-            self._forget(entry)
-            for call in _all_of(entry):
-                self._refuse(call, result)
-        else:
-            self._complete(entry, Cut(entry.request, result, None), run)
-
-    def _complete(self, entry: Call, own: Cut | Kept, run: Run | None) -> None:
-        """Keep the outputs of an entry once, and answer it and those that follow it."""
+    def _complete(self, entry: Call, own: Cut, run: Run | None) -> None:
         if entry.key is not None:
-            self._forget(entry)
-            kept = self._cache.put(entry.key, entry.request, own.outputs, None, ttl_s=self._answers.ttl_of(entry))
-            own = kept if kept is not None else own
-        for call in _all_of(entry):
+            self._keep(entry, own, run)
+        try:
+            self._answers.complete(entry, own, run)
+        except Exception as error:  # as in _complete_plain
+            self._refuse(entry, error)
+
+    def _keep(self, entry: Call, own: Cut, run: Run | None) -> None:
+        """Keep the outputs of an entry for equal inputs, and answer the calls that follow it."""
+        self._forget(entry)
+        kept = self._cache.put(entry.key, entry.request, own.outputs, None, ttl_s=self._answers.ttl_of(entry))
+        for call in _released(entry):
             try:
-                self._answers.complete(call, own, run)
-            except Exception as error:  # as in finish_batch
+                self._answers.complete(call, kept if kept is not None else own, run)
+            except Exception as error:  # as in _complete_plain
                 self._refuse(call, error)
 
     def _forget(self, entry: Call) -> None:
@@ -226,12 +235,12 @@ class Pipeline:
         leader.gone = leader.left and not leader.followers
 
 
-def _all_of(entry: Call) -> tuple[Call, ...]:
-    """An entry and its followers, which no longer hold each other: the cycle collector shall find nothing to do."""
+def _released(entry: Call) -> tuple[Call, ...]:
+    """The followers of an entry, which from now on do not hold each other: nothing is left for the cycle collector."""
     followers, entry.followers = entry.followers, ()
     for call in followers:
         call.leader = None
-    return (entry, *followers)
+    return followers
 
 
 def _decode_plain(live: LiveVersion, calls: list[Call]) -> list[bytes | None]:

@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -37,6 +36,7 @@ from gateway.serving.fastdoor import UVICORN, FastDoor
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
+from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
 from gateway.serving.tlsdoor import TlsServer
 from gateway.serving.watch import Watch, write_status
@@ -73,7 +73,7 @@ def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Wo
     codecs = (NativeCodec(), OipCodec())
     admission = Admission(settings.limits)
     cache = PredictionCache(settings.cache)
-    pool = ThreadPoolExecutor(settings.batching.run_threads, thread_name_prefix="run")
+    pool = RunPool(settings.batching.run_threads)
     registry = Registry(
         DirectorySource(settings.paths.models),
         codecs,

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ from gateway.errors import (
 )
 from gateway.models.runtime import Runtime
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, DrainRate, Reason, RunCost, finish_s
-from gateway.serving.entry import Batch, Entry, Run
+from gateway.serving.entry import Batch, Entry, Run, all_in_one
+from gateway.serving.runpool import RunPool
 from gateway.settings import BatchSettings
 from gateway.tensors import Signature, Tensors
 
@@ -50,7 +51,7 @@ class Batcher:
         signature: Signature,
         cost: RunCost,
         settings: BatchSettings,
-        pool: Executor,
+        pool: RunPool,
         *,
         on_run: Callable[[Run], None],
         best: BestSize | None = None,
@@ -76,6 +77,7 @@ class Batcher:
         self._queue: deque[Entry] = deque()
         self._pull_planned = False
         self._running = False
+        self._stands_in_line = False
         self._running_until_s = 0.0  # when the run in the pool is expected to end
         self._busy_since_s = 0.0  # since when the rows that wait have been waiting for nothing but other runs
         self._enabled = True
@@ -130,22 +132,30 @@ class Batcher:
             entry.queued_s = now_s
             self.queued_rows += rows
             queue.append(entry)
-        if queue and not self._running and not self._pull_planned:
+        if not self._pull_planned:
             self._pull()
 
     def _run_at_once(self, entries: Sequence[Entry], now_s: float) -> bool:
-        """Run entries that came to an empty queue, if they fit into one batch. False: nothing is done."""
+        """Run entries that came to an empty queue here and now, if they fit into one batch. False: nothing is done."""
         rows = sum([entry.rows for entry in entries])
         limit = min(self._max_batch_rows, self._settings.max_queue_rows)
         if rows > 1:
             limit = self._best.next_rows(limit)
-        tight_s = now_s + self._cost.expected_s(rows) if self._cost.runs >= MIN_RUNS else now_s
-        if rows > limit or min([entry.run_by_s for entry in entries]) <= tight_s:
+        if rows > limit or not self._is_for_the_loop(rows):
+            return False
+        if min([entry.run_by_s for entry in entries]) <= now_s + self._cost.expected_s(rows):
             return False
         batch = Batch(Reason.DRAINED)
         batch.entries, batch.rows, batch.last_stop = list(entries), rows, entries[-1].rows
-        self._start(batch, now_s, 0.0)
+        self._run_here(batch, 0.0)
         return True
+
+    def _is_for_the_loop(self, rows: int) -> bool:
+        """Whether a run of so many rows costs less than a hop to a thread, and no thread is worth waiting for."""
+        cost = self._cost
+        return cost.is_short(rows, self._settings.inline_budget_s) and not self._pool.is_worth_waiting_for(
+            cost.expected_s(rows)
+        )
 
     def _no_room(self, rows: int, room: int) -> GatewayError:
         if rows > room:
@@ -168,24 +178,35 @@ class Batcher:
         self._pull()
 
     def _pull(self) -> None:
+        if self._running or self._stands_in_line or not self._queue:
+            return
+        if self._is_for_the_loop(min(self.queued_rows, self._best.best_rows(self._max_batch_rows))):
+            batch = self._next_batch()
+            if batch.entries:
+                self._run_here(batch, self._clock() - batch.entries[0].queued_s)
+        else:
+            self._stands_in_line = True
+            self._pool.ask(self._use_thread)
+
+    def _run_here(self, batch: Batch, oldest_wait_s: float) -> None:
+        run = Run(batch.rows, len(batch.entries), batch.reason, oldest_wait_s)
+        self._finish(batch, run, self._run(batch, run, self._clock))
+
+    def _use_thread(self) -> None:
+        """A thread is reserved: form the batch now, so that it takes all that has come meanwhile."""
+        self._stands_in_line = False
         batch = self._next_batch()
         if not batch.entries:
+            self._pool.give_back()
             return
         begun_s = self._clock()
-        self._start(batch, begun_s, begun_s - batch.entries[0].queued_s)
-
-    def _start(self, batch: Batch, begun_s: float, oldest_wait_s: float) -> None:
-        run = Run(batch.rows, len(batch.entries), batch.reason, oldest_wait_s)
-        if self._cost.is_short(batch.rows, self._settings.inline_budget_s):
-            results = self._run(batch, run, self._clock)
-            self._finish(batch, run, results)
-            return
+        run = Run(batch.rows, len(batch.entries), batch.reason, begun_s - batch.entries[0].queued_s)
+        expected_s = self._cost.expected_s(batch.rows)
         self._running = True
-        if self._cost.runs:
-            self._running_until_s = begun_s + self._cost.expected_s(batch.rows)
+        self._running_until_s = begun_s + expected_s if self._cost.runs else begun_s
         loop = asyncio.get_running_loop()
         # run_in_executor would make a future and a callback chain; one hop back is all that is needed.
-        self._pool.submit(self._run_away, loop, batch, run)
+        self._pool.run(partial(self._run_away, loop, batch, run), batch, expected_s)
 
     def _run_away(self, loop: asyncio.AbstractEventLoop, batch: Batch, run: Run) -> None:
         """In a thread of the pool."""
@@ -196,6 +217,7 @@ class Batcher:
 
     def _finish_away(self, batch: Batch, run: Run, results: _Results) -> None:
         self._running = False
+        self._pool.give_back(batch)
         self._finish(batch, run, results)
 
     def _next_batch(self) -> Batch:
@@ -311,9 +333,10 @@ class Batcher:
     # -- the way back -------------------------------------------------------------------------------
 
     def _finish(self, batch: Batch, run: Run, results: _Results) -> None:
-        now_s = self._clock()
-        self._drain.observe(run.rows, now_s - self._busy_since_s)
-        self._busy_since_s = now_s
+        if self._queue:  # the pace of an idle queue says nothing
+            now_s = self._clock()
+            self._drain.observe(run.rows, now_s - self._busy_since_s)
+            self._busy_since_s = now_s
         if not run.failed:
             self._cost.observe(run.rows, run.cost_s)
             self._best.observe(run.rows, run.cost_s)
@@ -347,7 +370,7 @@ class Batcher:
             entry.parts.append((run, result))
             if stop == entry.rows:
                 whole = {name: np.concatenate([done[name] for _, done in entry.parts]) for name in result}
-                entry.owner.finish(entry, whole, _all_in_one([run for run, _ in entry.parts]))
+                entry.owner.finish(entry, whole, all_in_one([run for run, _ in entry.parts]))
 
     def _forget_rest(self, entry: Entry) -> None:
         """Take the rows of a failed entry that still wait out of the queue."""
@@ -364,12 +387,6 @@ class Batcher:
             if entry.taken >= 0:
                 entry.taken = -1
                 entry.owner.finish(entry, error, None)
-
-
-def _all_in_one(runs: list[Run]) -> Run:
-    """What the runs of a split entry were to it: the longest wait, all of the time, the largest batch."""
-    rows, oldest_wait_s = max(run.rows for run in runs), max(run.oldest_wait_s for run in runs)
-    return Run(rows, 1, runs[0].reason, oldest_wait_s, sum(run.run_s for run in runs))
 
 
 def _as_failure(error: Exception) -> InferenceFailed:

@@ -24,6 +24,12 @@ class Run:
         self.failed = False
 
 
+def all_in_one(runs: list[Run]) -> Run:
+    """What the runs of a split entry were to it: the longest wait, all of the time, the largest batch."""
+    rows, oldest_wait_s = max(run.rows for run in runs), max(run.oldest_wait_s for run in runs)
+    return Run(rows, 1, runs[0].reason, oldest_wait_s, sum(run.run_s for run in runs))
+
+
 class Owner(Protocol):
     """Who gets the outcome of an entry: exactly one of the two is called, once, on the event loop."""
 

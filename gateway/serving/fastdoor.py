@@ -38,6 +38,8 @@ class FastDoor(HttpToolsProtocol):
         self._doors: Doors = self.app.state.doors
         self._doorway = self._doors.doorway
         self._admission = self._doorway.admission
+        self._is_quick = self._doors.fast
+        self._max_quick_head_bytes = self._doors.max_header_bytes - 4
         self._read_head = self._doorway.heads.read
         self._begin = self._doorway.pipeline.begin
         self._exchange = Exchange()
@@ -68,7 +70,7 @@ class FastDoor(HttpToolsProtocol):
         if self._missing_bytes:
             self._take_body(data)
             return
-        if self._stands <= _HEAD and not self._is_parsing and self._doors.fast and self._begin_quickly(data):
+        if self._stands <= _HEAD and not self._is_parsing and self._is_quick and self._begin_quickly(data):
             return
         if self._stands == _IDLE:
             self._stands, self._since_s = _HEAD, self._doors.now_s
@@ -113,7 +115,7 @@ class FastDoor(HttpToolsProtocol):
     def _begin_quickly(self, data: bytes) -> bool:
         """Begin a prediction whose head is whole and easily read. False: nothing was done, the parser shall see it."""
         end = data.find(b"\r\n\r\n")
-        if not 0 < end < self._doors.max_header_bytes - 4:
+        if not 0 < end < self._max_quick_head_bytes:
             return False
         head = self._read_head(data[:end])
         if head is None:

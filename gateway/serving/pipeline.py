@@ -168,9 +168,10 @@ class Pipeline:
             self._complete(entry, Cut(entry.request, result, None), run)
 
     def _complete_plain(self, calls: list[Call], starts: Sequence[int], outputs: Tensors, run: Run) -> None:
-        for call, start in zip(calls, starts, strict=True):
-            if call.key is not None:
-                self._keep(call, Cut(call.request, outputs, start), run)
+        if self._waiting:  # else no call has a key
+            for call, start in zip(calls, starts, strict=True):
+                if call.key is not None:
+                    self._keep(call, Cut(call.request, outputs, start), run)
         try:
             self._answers.complete_plain(calls, starts, outputs, run)
         except Exception as error:  # an answer that cannot be written must not leave others without theirs

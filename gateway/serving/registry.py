@@ -7,7 +7,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from logging import getLogger
 from typing import Literal
 
@@ -21,6 +20,7 @@ from gateway.serving.cache_policy import CachePolicy
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
 from gateway.serving.loading import Loaded, load
+from gateway.serving.runpool import RunPool
 from gateway.settings import BatchSettings
 
 log = getLogger(__name__)
@@ -87,7 +87,7 @@ class Registry:
         source: ModelSource,
         codecs: Sequence[Codec],
         settings: BatchSettings,
-        pool: Executor,
+        pool: RunPool,
         counts: Counts,
         metrics: ServingMetrics,
         *,
@@ -123,6 +123,11 @@ class Registry:
     def warm_versions(self, model: str) -> list[str]:
         """Warm versions of a model in the order of their loading."""
         return [version for (name, version), slot in self._slots.items() if name == model and slot.live is not None]
+
+    def versions(self, model: str) -> list[LiveVersion]:
+        """All versions of a model that may still answer: warm ones, and those that finish their last calls."""
+        held = [*self.warm.values(), *self._draining]
+        return [live for live in held if live.model == model]
 
     def release(self, live: LiveVersion, holders: int = 1) -> None:
         """Give back a version that was taken by raising its holders; the last one out turns off the light."""

@@ -22,13 +22,14 @@ class Adopted:
     """A model's route in force in this worker, and the options that its other flags give.
 
     sampling_limit: ids whose hash is below it are sampled. decisions: by targeting key, for a route that looks at
-    nothing else.
+    nothing else. lives: the versions that it has given, which stay warm for as long as the route names them.
     """
 
     route: Route
     options: ModelOptions
     sampling_limit: float
     decisions: dict[str, Decision] = field(default_factory=dict)
+    lives: dict[str, LiveVersion] = field(default_factory=dict)
 
 
 class Router:
@@ -53,11 +54,12 @@ class Router:
             decision = adopted.decisions.get(key)  # type: ignore[arg-type]  # None finds nothing
             if decision is None:
                 decision = self._decide(adopted, key, call)
+            live = adopted.lives.get(decision.version)
         else:
             decision = Decision(PINNED_VARIANT, call.pinned, PINNED)
-        live = self._registry.warm.get((call.model, decision.version))
+            live = None
         if live is None:
-            raise self._not_loaded(call, decision)
+            live = self._find(adopted, call, decision)
         live.holders += 1
         call.route = route
         call.options = adopted.options
@@ -65,6 +67,14 @@ class Router:
         call.decision = decision
         call.live = live
         call.is_held = True
+        return live
+
+    def _find(self, adopted: Adopted, call: Call, decision: Decision) -> LiveVersion:
+        live = self._registry.find(call.model, decision.version)
+        if live is None:
+            raise self._not_loaded(call, decision)
+        if call.pinned is None:
+            adopted.lives[decision.version] = live
         return live
 
     def _decide(self, adopted: Adopted, key: str | None, call: Call) -> Decision:

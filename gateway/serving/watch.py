@@ -161,6 +161,9 @@ class Watch:
         before = self._router.adopted.get(model)
         rate = self._settings.sampling.rate if options.sampling_rate is None else options.sampling_rate
         self._router.adopted[model] = Adopted(route, options, sampling_limit(rate))
+        if before is not None and before.options.cache_enabled and not options.cache_enabled:
+            for live in self._registry.versions(model):
+                self._cache.purge(live.digest)
         if before is None or before.route.revision != route.revision:
             log.info("adopted", extra={"model": model, "revision": route.revision})
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from gateway.errors import (
 from gateway.serving.batch_policy import MIN_RUNS, RunCost
 from gateway.serving.batcher import Batcher
 from gateway.serving.entry import Entry, Run
+from gateway.serving.runpool import RunPool
 from gateway.settings import BatchSettings
 from gateway.tensors import Signature, Tensors
 from tests.puppet import DOUBLER, POISON, FakeClock, PuppetRuntime
@@ -35,9 +36,10 @@ FAR_S = 1e9
 
 
 @pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
+def pool() -> Iterator[RunPool]:
+    threads = RunPool(1)
+    yield threads
+    threads.close()
 
 
 class Bench:
@@ -45,7 +47,7 @@ class Bench:
 
     def __init__(
         self,
-        pool: ThreadPoolExecutor,
+        pool: RunPool,
         signature: Signature = DOUBLER,
         runtime: PuppetRuntime | None = None,
         **limits: int,
@@ -131,9 +133,7 @@ class Merger(PuppetRuntime):
 
 
 @pytest.mark.parametrize("invariant", [True, False])
-def test_an_answer_of_too_few_rows_is_a_failed_run_even_of_a_request_alone(
-    pool: ThreadPoolExecutor, invariant: bool
-) -> None:
+def test_an_answer_of_too_few_rows_is_a_failed_run_even_of_a_request_alone(pool: RunPool, invariant: bool) -> None:
     async def scenario() -> None:
         bench = Bench(pool, replace(DOUBLER, batch_invariant=invariant), runtime=Merger())
         wrong, right = bench.submit(1, 1), bench.submit(1, 2)
@@ -145,7 +145,7 @@ def test_an_answer_of_too_few_rows_is_a_failed_run_even_of_a_request_alone(
     run(scenario)
 
 
-def test_requests_of_one_turn_of_the_loop_share_a_run(pool: ThreadPoolExecutor) -> None:
+def test_requests_of_one_turn_of_the_loop_share_a_run(pool: RunPool) -> None:
     async def scenario() -> None:
         bench = Bench(pool)
         entries = [bench.submit(value) for value in (1, 2, 3)]
@@ -156,7 +156,7 @@ def test_requests_of_one_turn_of_the_loop_share_a_run(pool: ThreadPoolExecutor) 
     run(scenario)
 
 
-def test_what_comes_while_the_model_is_busy_leaves_together_when_it_is_free(pool: ThreadPoolExecutor) -> None:
+def test_what_comes_while_the_model_is_busy_leaves_together_when_it_is_free(pool: RunPool) -> None:
     async def scenario() -> None:
         bench = Bench(pool)
         bench.runtime.hold()
@@ -172,7 +172,7 @@ def test_what_comes_while_the_model_is_busy_leaves_together_when_it_is_free(pool
     run(scenario)
 
 
-def test_a_large_request_is_split_and_put_together_again(pool: ThreadPoolExecutor) -> None:
+def test_a_large_request_is_split_and_put_together_again(pool: RunPool) -> None:
     async def scenario() -> None:
         bench = Bench(pool, max_batch_rows=4)
         large = bench.submit(*range(10))
@@ -185,7 +185,7 @@ def test_a_large_request_is_split_and_put_together_again(pool: ThreadPoolExecuto
     run(scenario)
 
 
-def test_only_the_guilty_request_of_a_failed_batch_fails(pool: ThreadPoolExecutor) -> None:
+def test_only_the_guilty_request_of_a_failed_batch_fails(pool: RunPool) -> None:
     async def scenario() -> None:
         bench = Bench(pool)
         good, bad, also_good = bench.submit(1), bench.submit(POISON), bench.submit(3)
@@ -196,7 +196,7 @@ def test_only_the_guilty_request_of_a_failed_batch_fails(pool: ThreadPoolExecuto
     run(scenario)
 
 
-def test_a_full_queue_refuses_and_takes_again_once_it_has_room(pool: ThreadPoolExecutor) -> None:
+def test_a_full_queue_refuses_and_takes_again_once_it_has_room(pool: RunPool) -> None:
     async def scenario() -> None:
         bench = Bench(pool, max_batch_rows=2, max_queue_rows=4)
         bench.runtime.hold()
@@ -219,7 +219,7 @@ def test_a_full_queue_refuses_and_takes_again_once_it_has_room(pool: ThreadPoolE
     run(scenario)
 
 
-def test_who_waited_past_the_deadline_is_told_so_and_never_run(pool: ThreadPoolExecutor) -> None:
+def test_who_waited_past_the_deadline_is_told_so_and_never_run(pool: RunPool) -> None:
     async def scenario() -> None:
         bench = Bench(pool)
         bench.runtime.hold()
@@ -237,7 +237,7 @@ def test_who_waited_past_the_deadline_is_told_so_and_never_run(pool: ThreadPoolE
     run(scenario)
 
 
-def test_who_left_is_skipped(pool: ThreadPoolExecutor) -> None:
+def test_who_left_is_skipped(pool: RunPool) -> None:
     async def scenario() -> None:
         bench = Bench(pool)
         bench.runtime.hold()
@@ -260,9 +260,7 @@ def test_who_left_is_skipped(pool: ThreadPoolExecutor) -> None:
     [replace(DOUBLER, batch_invariant=False), replace(DOUBLER, batchable=False)],
     ids=["not-invariant", "fixed"],
 )
-def test_a_version_whose_rows_may_not_mix_runs_every_request_alone(
-    pool: ThreadPoolExecutor, signature: Signature
-) -> None:
+def test_a_version_whose_rows_may_not_mix_runs_every_request_alone(pool: RunPool, signature: Signature) -> None:
     async def scenario() -> None:
         bench = Bench(pool, signature, max_batch_rows=2)
         entries = [bench.submit(1), bench.submit(2, 3, 4), bench.submit(5)]
@@ -273,7 +271,7 @@ def test_a_version_whose_rows_may_not_mix_runs_every_request_alone(
     run(scenario)
 
 
-def test_batching_can_be_switched_off_by_flag(pool: ThreadPoolExecutor) -> None:
+def test_batching_can_be_switched_off_by_flag(pool: RunPool) -> None:
     async def scenario() -> None:
         bench = Bench(pool)
         bench.batcher.set_limits(enabled=False, max_batch_rows=2)
@@ -285,7 +283,7 @@ def test_batching_can_be_switched_off_by_flag(pool: ThreadPoolExecutor) -> None:
     run(scenario)
 
 
-def test_requests_of_different_open_shapes_never_share_a_run(pool: ThreadPoolExecutor) -> None:
+def test_requests_of_different_open_shapes_never_share_a_run(pool: RunPool) -> None:
     async def scenario() -> None:
         signature = replace(DOUBLER, inputs=(replace(DOUBLER.inputs[0], shape=(-1, -1)),))
         bench = Bench(pool, signature)
@@ -299,7 +297,7 @@ def test_requests_of_different_open_shapes_never_share_a_run(pool: ThreadPoolExe
     run(scenario)
 
 
-def test_closing_tells_everybody_who_still_waits(pool: ThreadPoolExecutor) -> None:
+def test_closing_tells_everybody_who_still_waits(pool: RunPool) -> None:
     async def scenario() -> None:
         bench = Bench(pool)
         bench.runtime.hold()
@@ -333,7 +331,7 @@ def test_everybody_gets_one_answer_and_it_is_their_own(
     requests: list[tuple[list[float], str, bool, bool]], max_batch_rows: int, invariant: bool
 ) -> None:
     async def scenario() -> None:
-        with ThreadPoolExecutor(1) as pool:
+        with contextlib.closing(RunPool(1)) as pool:
             bench = Bench(pool, replace(DOUBLER, batch_invariant=invariant), max_batch_rows=max_batch_rows)
             submitted = []
             for values, fate, turn, flat in requests:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from gateway.models.manifest import MANIFEST_FILE, MODEL_FILE
 from gateway.models.source import DirectorySource, Stamp
 from gateway.serving.counts import Counts
 from gateway.serving.registry import LiveVersion, Registry
+from gateway.serving.runpool import RunPool
 from gateway.settings import BatchSettings
 from tests.builders import classifier, write_package
 
@@ -40,15 +40,14 @@ class CopiedBetweenLooks(DirectorySource):
 
 
 @pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
+def pool() -> Iterator[RunPool]:
+    threads = RunPool(1)
+    yield threads
+    threads.close()
 
 
 @pytest.mark.parametrize("look", [3, 5])
-def test_a_package_that_comes_in_file_by_file_is_served_whole(
-    tmp_path: Path, pool: ThreadPoolExecutor, look: int
-) -> None:
+def test_a_package_that_comes_in_file_by_file_is_served_whole(tmp_path: Path, pool: RunPool, look: int) -> None:
     whole = write_package(tmp_path / "elsewhere", classifier("iris", "1"))
 
     async def load() -> LiveVersion:

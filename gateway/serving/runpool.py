@@ -1,0 +1,60 @@
+"""The threads that run models for too long to do it on the event loop, and who gets the next one that is free."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+# A run waits for a thread, though the loop could do it, if one will be free within this many times its own duration:
+# meanwhile it gathers company, and runs at the same time would only take the processor from each other. A much shorter
+# run than the one in the thread does not wait.
+_WORTH_WAITING = 4.0
+
+
+class RunPool:
+    """A worker's run threads. All methods are called on the event loop.
+
+    Who asks when no thread is free stands in line; a batch is formed only when its turn has come, so that it takes all
+    that is queued by then.
+    """
+
+    def __init__(self, threads: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="run")
+        self._free = threads
+        self._clock = clock
+        self._line: deque[Callable[[], None]] = deque()
+        self._ends_s: dict[object, float] = {}  # when the runs that go on are expected to end
+
+    def ask(self, use: Callable[[], None]) -> None:
+        """Have *use* called once with a thread reserved, now or later; it must `run` something or `give_back`."""
+        if self._free:
+            self._free -= 1
+            use()
+        else:
+            self._line.append(use)
+
+    def run(self, work: Callable[[], None], token: object, expected_s: float) -> None:
+        """Do *work* in the reserved thread. *token* is given back with the thread when the work is done."""
+        self._ends_s[token] = self._clock() + expected_s
+        self._executor.submit(work)
+
+    def give_back(self, token: object = None) -> None:
+        """The thread is free for who stands next in line."""
+        self._ends_s.pop(token, None)
+        if self._line:
+            self._line.popleft()()
+        else:
+            self._free += 1
+
+    def is_worth_waiting_for(self, expected_s: float) -> bool:
+        """Whether a run of *expected_s* seconds should rather wait for a thread than be done on the loop."""
+        if self._free:
+            return False
+        ends_s = self._ends_s.values()
+        return bool(ends_s) and min(ends_s) - self._clock() <= _WORTH_WAITING * expected_s
+
+    def close(self) -> None:
+        """Take no more work; what runs is not waited for."""
+        self._executor.shutdown(wait=False, cancel_futures=True)

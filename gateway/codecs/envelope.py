@@ -38,9 +38,9 @@ class Envelopes:
         self._known: set[bytes] = set()
         self._unfit: set[bytes] = set()
         self._last = (b"", b"")  # what stood before and behind the numbers of the latest body
-        # Numbers that can stand for nothing else in a body, to see that a cut is where the numbers are.
-        probe = range(3, 3 + 2 * self._width, 2)
-        self._probe = list(map(float, probe)) if spec.datatype.startswith("FP") else list(probe)
+        # Two rows that differ in each number, and each in itself, to see that a cut is where the row comes from.
+        number = float if spec.datatype.startswith("FP") else int
+        self._probes = [[number(first + 2 * column) for column in range(self._width)] for first in (3, 4)]
 
     def read(self, bodies: list[bytes]) -> list[bytes | None]:
         """The numbers of each body as they lie in memory; None where the body must be read alone."""
@@ -72,19 +72,24 @@ class Envelopes:
     def learn(self, body: bytes) -> None:
         """Remember the envelope of *body*, a plain row, if it holds the row's numbers and nothing else.
 
-        It does if other numbers, put into the same place, come out as the row's values.
+        It does if whatever numbers are put into the same place come out as the row's values. One such row would not
+        show it: it may also stand, for good, behind a second key of the same name.
         """
         start, stop = self._cut(body)
         envelope = body[:start] + body[stop:]
         if stop < 0 or len(envelope) > _MAX_ENVELOPE_BYTES or envelope in self._unfit:
             return
-        request = self._decode(body[:start] + orjson.dumps(self._probe)[1:-1] + body[stop:])
-        probe = to_flat(self._probe, self._datatype)
-        fits = request is not None and request.is_plain and probe is not None and request.flat == probe.tobytes()
+        fits = all(self._comes_out(probe, body[:start], body[stop:]) for probe in self._probes)
         kept = self._known if fits else self._unfit
         if len(kept) >= _MAX_KNOWN:
             kept.clear()
         kept.add(envelope)
+
+    def _comes_out(self, row: list[float], opening: bytes, closing: bytes) -> bool:
+        """Whether a body is a plain row of exactly these numbers when they stand in it."""
+        request = self._decode(opening + orjson.dumps(row)[1:-1] + closing)
+        flat = to_flat(row, self._datatype)
+        return request is not None and request.is_plain and flat is not None and request.flat == flat.tobytes()
 
     def _together(self, texts: list[bytes]) -> list[bytes] | None:
         """The numbers of all texts; None if any of them is not *width* finite numbers.

@@ -111,6 +111,7 @@ class BoundOip:
                 or tensor["name"] != spec.name
                 or tensor["datatype"] != spec.datatype
                 or type(rows) is not int
+                or type(width) is not int
                 or rows < 1
                 or width != spec.shape[1]
                 or type(values) is not list
@@ -151,7 +152,7 @@ class BoundOip:
         if len(tensor) != 4 or tensor["name"] != spec.name or tensor["datatype"] != spec.datatype or len(shape) != 2:
             return None
         rows, width = shape
-        if type(rows) is not int or rows < 1 or width != spec.shape[1]:
+        if type(rows) is not int or type(width) is not int or rows < 1 or width != spec.shape[1]:
             return None
         request = Request(rows, {spec.name: tensor["data"].reshape(rows, -1)})
         request.is_plain = rows == 1

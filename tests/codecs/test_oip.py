@@ -55,6 +55,8 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"inputs": [tensor(shape=[1, 3])]}, "inputs.input.shape", "[-1, 4]"),
     ({"inputs": [tensor(shape=[4])]}, "inputs.input.shape", "[-1, 4]"),
     ({"inputs": [tensor(shape=[1, -4])]}, "inputs.input.shape", "whole numbers"),
+    ({"inputs": [tensor(shape=[1, 4.0])]}, "inputs.input.shape", "whole numbers"),
+    ({"inputs": [tensor(shape=[500, 4.0], data=ROW * 500)]}, "inputs.input.shape", "whole numbers"),
     ({"inputs": [tensor(shape=[0, 4], data=[])]}, "inputs", "at least 1 row"),
     ({"inputs": [tensor(shape=[2, 4])]}, "inputs.input.data", "shape [2, 4]"),
     ({"inputs": [tensor(data=[ROW, ROW[:3]], shape=[2, 4])]}, "inputs.input.data, array 1", "4 values"),

@@ -8,11 +8,12 @@ be parsed again: the numbers of many bodies are then read in one go.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
+from operator import methodcaller
 
 import orjson
 
 from gateway.codecs.codec import Request
+from gateway.codecs.large import flat_numbers
 from gateway.codecs.numbers import to_flat
 from gateway.tensors import TensorSpec
 
@@ -20,6 +21,10 @@ from gateway.tensors import TensorSpec
 _MAX_KNOWN = 64
 _MAX_ENVELOPE_BYTES = 1024
 _MAX_BODY_BYTES = 64 * 1024
+# From here on simdjson reads the numbers of a batch faster than an object for each of them can be made.
+_LARGE_BYTES = 512
+# What numbers, the commas between them and the spaces around them are made of.
+_NUMERIC = b"0123456789+-.eE, \t\r\n"
 
 
 class Envelopes:
@@ -94,21 +99,31 @@ class Envelopes:
     def _together(self, texts: list[bytes]) -> list[bytes] | None:
         """The numbers of all texts; None if any of them is not *width* finite numbers.
 
-        No text may hold a ``]``, so none can end its own list: as many lists come out as texts went in, unless a string
-        swallows a border, and strings are refused.
+        No text holds anything but digits, signs, points, exponents, spaces and width - 1 commas: if all of them, joined
+        by commas, are one JSON array, then each number of it stands in one text, *width* in each.
         """
-        joined = b"],[".join(texts)
-        if joined.count(b"]") >= len(texts):
+        if set(map(_commas, texts)) != {self._width - 1}:
             return None
-        try:
-            rows = orjson.loads(b"[[%b]]" % joined)
-        except orjson.JSONDecodeError:
+        joined = b",".join(texts)
+        if joined.translate(None, _NUMERIC):
             return None
-        width = self._width
-        if len(rows) != len(texts) or set(map(len, rows)) != {width}:
+        if len(joined) < _LARGE_BYTES:
+            raw = _few(b"[%b]" % joined, self._datatype)
+        else:
+            raw = flat_numbers(b"[%b]" % joined, self._datatype)
+        if raw is None:
             return None
-        flat = to_flat(list(chain.from_iterable(rows)), self._datatype)
-        if flat is None:
-            return None
-        raw, row_bytes = flat.tobytes(), width * flat.itemsize
+        row_bytes = len(raw) // len(texts)
         return [raw[start : start + row_bytes] for start in range(0, len(raw), row_bytes)]
+
+
+_commas = methodcaller("count", b",")
+
+
+def _few(text: bytes, datatype: str) -> bytes | None:
+    """The numbers of a short JSON array of numbers."""
+    try:
+        flat = to_flat(orjson.loads(text), datatype)
+    except orjson.JSONDecodeError:
+        return None
+    return flat.tobytes() if flat is not None else None

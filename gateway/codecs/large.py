@@ -83,6 +83,17 @@ def native_matrix(body: bytes, names: Sequence[str], datatype: str) -> Array | N
     return _read(_native, body, words, names, datatype)
 
 
+def flat_numbers(text: bytes, datatype: str) -> bytes | None:
+    """A JSON array of numbers as they lie in memory in that datatype; None if it is not plainly right.
+
+    text: known to hold nothing but a flat array of what numbers are made of.
+    """
+    try:
+        return _numbers(simdjson.Parser().parse(text), datatype, ()).tobytes()
+    except _DOUBTS:
+        return None
+
+
 # What is found in a body, and the number of arrays that were looked at.
 _Found = tuple[_T, int]
 _Look = Callable[..., _Found[_T]]

@@ -26,6 +26,9 @@ from gateway.serving.replies import Block, Reply, ok_json_wire, wire_bytes
 # The uvicorn releases, as (first, first not), whose protocol this subclass was tested with.
 UVICORN = ((0, 54), (0, 55))
 
+# Bytes of answers that may wait for a slow reader before its next requests wait too.
+_MAX_UNSENT_BYTES = 64 * 1024
+
 # Where a connection stands.
 _IDLE, _HEAD, _BODY, _ANSWERING = range(4)
 
@@ -56,6 +59,7 @@ class FastDoor(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)  # over TLS uvloop would let far more pile up
         self._doors.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -39,6 +39,7 @@ class Envelopes:
         self._depth = depth
         self._width = spec.shape[1]
         self._datatype = spec.datatype
+        self._row_bytes = self._width * spec.dtype.itemsize
         self._decode = decode
         self._known: set[bytes] = set()
         self._unfit: set[bytes] = set()
@@ -111,9 +112,9 @@ class Envelopes:
             raw = _few(b"[%b]" % joined, self._datatype)
         else:
             raw = flat_numbers(b"[%b]" % joined, self._datatype)
-        if raw is None:
+        row_bytes = self._row_bytes
+        if raw is None or len(raw) != row_bytes * len(texts):  # the only number may be missing
             return None
-        row_bytes = len(raw) // len(texts)
         return [raw[start : start + row_bytes] for start in range(0, len(raw), row_bytes)]
 
 

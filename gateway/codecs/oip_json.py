@@ -67,6 +67,7 @@ class BoundOip:
         self._is_numeric = {spec.datatype for spec in signature.inputs} <= NUMERIC
         self._head = orjson.dumps({"model_name": model, "model_version": version})[:-1].replace(b"%", b"%%")
         self._envelopes = Envelopes(b'"data"', 1, self._only, self._plain_row) if self._only is not None else None
+        self._fits_json = all(spec.datatype != "FP16" for spec in signature.outputs)
         self._templates: dict[tuple[tuple[int, ...], ...], bytes] = {}  # by the shapes of the outputs' rows
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
@@ -270,13 +271,20 @@ class BoundOip:
         return Encoded(b"".join([body, *blobs]), ((b"content-type", b"application/octet-stream"), length))
 
     def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
+        if not self._fits_json:
+            return None
         columns: list[list[bytes]] = []
-        for name, spec in self._outputs.items():
-            texts = None if spec.datatype == "FP16" else row_texts(outputs[name])
+        shapes: list[tuple[int, ...]] = []
+        for name in self._outputs:
+            array = outputs[name]
+            texts = row_texts(array)
             if texts is None:
                 return None
             columns.append(texts)
-        template = self._template(tuple([outputs[name].shape[1:] for name in self._outputs]))
+            shapes.append(array.shape[1:])
+        template = self._template(tuple(shapes))
+        if len(columns[0]) == 1:
+            return [template % tuple([texts[0] for texts in columns])]
         return [template % row for row in zip(*columns, strict=True)]
 
     def _template(self, shapes: tuple[tuple[int, ...], ...]) -> bytes:

@@ -38,7 +38,8 @@ def row_texts(array: Array) -> list[bytes] | None:
     if array.ndim not in (1, 2) or 0 in array.shape:
         return None
     if array.dtype != object:
-        array = np.ascontiguousarray(array)
+        if not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array)
         text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
         if b"n" not in text:
             return text[1:-1].split(b",") if array.ndim == 1 else text[2:-2].split(b"],[")

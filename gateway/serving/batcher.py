@@ -22,21 +22,21 @@ from gateway.errors import (
     DeadlineExceeded,
     DeadlineUnreachable,
     GatewayError,
-    InferenceFailed,
     InvalidInput,
     QueueFull,
 )
 from gateway.models.runtime import Runtime
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, DrainRate, Reason, RunCost, finish_s
 from gateway.serving.entry import Batch, Entry, Run, all_in_one
+from gateway.serving.execution import Execution, Results
 from gateway.serving.runpool import RunPool
 from gateway.settings import BatchSettings
 from gateway.tensors import Signature, Tensors
 
 _FAR_S = float("inf")
-
-
-_Results = Tensors | list[Tensors | GatewayError]  # of a run, uncut; or of each part, if it failed
+# All of the first runs teach what a run costs; later one in some is enough, and learning costs as much as queueing.
+_LEARN_ALL_RUNS = 256
+_LEARN_ONE_IN = 4
 
 
 class Batcher:
@@ -58,7 +58,7 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
         cost_clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._runtime = runtime
+        self._execution = Execution(runtime, signature)
         self._cost = cost
         self._best = best if best is not None else BestSize()
         self._drain = DrainRate()
@@ -70,9 +70,7 @@ class Batcher:
         # the interpreter, which under load makes a short run look long and keeps it in the pool for ever. On the loop
         # there is nothing to wait for, and the wall clock is far cheaper to read.
         self._cost_clock = cost_clock if settings.intra_op_threads == 1 else clock
-        self._batchable = signature.batchable
         self._shares = signature.batchable and signature.batch_invariant
-        self._first = signature.inputs[0]
         self._variable = [spec.name for spec in signature.inputs if -1 in spec.shape[1:]]
         self._queue: deque[Entry] = deque()
         self._pull_planned = False
@@ -83,6 +81,7 @@ class Batcher:
         self._enabled = True
         self._mixes = self._shares and not self._variable  # any entries may run together
         self._max_batch_rows = settings.max_batch_rows
+        self._runs = 0
         self.queued_rows = 0
 
     def set_limits(self, *, enabled: bool, max_batch_rows: int) -> None:
@@ -137,24 +136,27 @@ class Batcher:
 
     def _run_at_once(self, entries: Sequence[Entry], now_s: float) -> bool:
         """Run entries that came to an empty queue here and now, if they fit into one batch. False: nothing is done."""
-        rows = sum([entry.rows for entry in entries])
-        limit = min(self._max_batch_rows, self._settings.max_queue_rows)
+        if len(entries) == 1:
+            rows, run_by_s = entries[0].rows, entries[0].run_by_s
+        else:
+            rows, run_by_s = sum([entry.rows for entry in entries]), min([entry.run_by_s for entry in entries])
+        limit = self._max_batch_rows
         if rows > 1:
             limit = self._best.next_rows(limit)
-        if rows > limit or not self._is_for_the_loop(rows):
-            return False
-        if min([entry.run_by_s for entry in entries]) <= now_s + self._cost.expected_s(rows):
+        expected_s = self._cost.expected_s(rows)
+        if not self._is_for_the_loop(expected_s) or rows > limit or run_by_s <= now_s + expected_s:
             return False
         batch = Batch(Reason.DRAINED)
         batch.entries, batch.rows, batch.last_stop = list(entries), rows, entries[-1].rows
         self._run_here(batch, 0.0)
         return True
 
-    def _is_for_the_loop(self, rows: int) -> bool:
-        """Whether a run of so many rows costs less than a hop to a thread, and no thread is worth waiting for."""
-        cost = self._cost
-        return cost.is_short(rows, self._settings.inline_budget_s) and not self._pool.is_worth_waiting_for(
-            cost.expected_s(rows)
+    def _is_for_the_loop(self, expected_s: float) -> bool:
+        """Whether a run surely costs less than a hop to a thread, and no thread is worth waiting for."""
+        return (
+            expected_s <= self._settings.inline_budget_s
+            and self._cost.runs >= MIN_RUNS
+            and (self._pool.has_free or not self._pool.is_worth_waiting_for(expected_s))
         )
 
     def _no_room(self, rows: int, room: int) -> GatewayError:
@@ -180,7 +182,8 @@ class Batcher:
     def _pull(self) -> None:
         if self._running or self._stands_in_line or not self._queue:
             return
-        if self._is_for_the_loop(min(self.queued_rows, self._best.best_rows(self._max_batch_rows))):
+        rows = min(self.queued_rows, self._best.best_rows(self._max_batch_rows))
+        if self._is_for_the_loop(self._cost.expected_s(rows)):
             batch = self._next_batch()
             if batch.entries:
                 self._run_here(batch, self._clock() - batch.entries[0].queued_s)
@@ -190,7 +193,7 @@ class Batcher:
 
     def _run_here(self, batch: Batch, oldest_wait_s: float) -> None:
         run = Run(batch.rows, len(batch.entries), batch.reason, oldest_wait_s)
-        self._finish(batch, run, self._run(batch, run, self._clock))
+        self._finish(batch, run, self._execution.run(batch, run, self._clock, self._clock))
 
     def _use_thread(self) -> None:
         """A thread is reserved: form the batch now, so that it takes all that has come meanwhile."""
@@ -210,12 +213,12 @@ class Batcher:
 
     def _run_away(self, loop: asyncio.AbstractEventLoop, batch: Batch, run: Run) -> None:
         """In a thread of the pool."""
-        results = self._run(batch, run, self._cost_clock)
+        results = self._execution.run(batch, run, self._clock, self._cost_clock)
         # RuntimeError: the loop was closed while the model ran; the worker is gone and nobody waits.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self._finish_away, batch, run, results)
 
-    def _finish_away(self, batch: Batch, run: Run, results: _Results) -> None:
+    def _finish_away(self, batch: Batch, run: Run, results: Results) -> None:
         self._running = False
         self._pool.give_back(batch)
         self._finish(batch, run, results)
@@ -288,58 +291,18 @@ class Batcher:
             late = DeadlineExceeded("the deadline passed while the request waited for a run")
             entry.owner.finish(entry, late, None)
 
-    def _run(self, batch: Batch, run: Run, cost_clock: Callable[[], float]) -> _Results:
-        """Run a batch: its outputs, uncut. If it fails, run its parts singly, so that only the guilty one fails."""
-        begun_s, begun_cost_s = self._clock(), cost_clock()
-        results: _Results
-        try:
-            results = self._run_rows(self._stacked(batch), batch.rows)
-        except Exception as error:  # whatever a run raises, every entry of the batch must get an answer
-            run.failed = True
-            if len(batch.entries) == 1:
-                results = [_as_failure(error)]
-            else:
-                results = [self._run_alone(*part) for part in batch.parts()]
-        run.run_s = self._clock() - begun_s
-        run.cost_s = cost_clock() - begun_cost_s
-        return results
-
-    def _run_rows(self, inputs: Tensors, rows: int) -> Tensors:
-        outputs = self._runtime.run(inputs)
-        if self._batchable:
-            _check_rows(outputs, rows)
-        return outputs
-
-    def _stacked(self, batch: Batch) -> Tensors:
-        """The inputs of a batch."""
-        entries = batch.entries
-        if batch.is_whole:
-            flats = [entry.flat for entry in entries]
-            if None not in flats:
-                first = self._first
-                values = np.frombuffer(b"".join(flats), first.dtype)  # type: ignore[arg-type]  # none is None
-                return {first.name: values.reshape(batch.rows, *first.shape[1:])}
-        stacked = [entry.cut(start, stop) for entry, start, stop in batch.parts()]
-        if len(stacked) == 1:
-            return stacked[0]
-        return {name: np.concatenate([inputs[name] for inputs in stacked]) for name in stacked[0]}
-
-    def _run_alone(self, entry: Entry, start: int, stop: int) -> Tensors | GatewayError:
-        try:
-            return self._run_rows(entry.cut(start, stop), stop - start)
-        except Exception as error:  # as in _run
-            return _as_failure(error)
-
     # -- the way back -------------------------------------------------------------------------------
 
-    def _finish(self, batch: Batch, run: Run, results: _Results) -> None:
+    def _finish(self, batch: Batch, run: Run, results: Results) -> None:
         if self._queue:  # the pace of an idle queue says nothing
             now_s = self._clock()
             self._drain.observe(run.rows, now_s - self._busy_since_s)
             self._busy_since_s = now_s
         if not run.failed:
-            self._cost.observe(run.rows, run.cost_s)
-            self._best.observe(run.rows, run.cost_s)
+            self._runs += 1
+            if self._runs < _LEARN_ALL_RUNS or self._runs % _LEARN_ONE_IN == 0:
+                self._cost.observe(run.rows, run.cost_s)
+                self._best.observe(run.rows, run.cost_s)
         self._on_run(run)
         if self._queue:
             self._plan()
@@ -387,13 +350,3 @@ class Batcher:
             if entry.taken >= 0:
                 entry.taken = -1
                 entry.owner.finish(entry, error, None)
-
-
-def _as_failure(error: Exception) -> InferenceFailed:
-    return error if isinstance(error, InferenceFailed) else InferenceFailed(f"the run failed: {error!r}")
-
-
-def _check_rows(outputs: Tensors, rows: int) -> None:
-    for name, array in outputs.items():
-        if array.ndim == 0 or array.shape[0] != rows:
-            raise InferenceFailed(f"output {name!r} has shape {list(array.shape)} for a batch of {rows} rows")

@@ -27,6 +27,11 @@ class RunPool:
         self._line: deque[Callable[[], None]] = deque()
         self._ends_s: dict[object, float] = {}  # when the runs that go on are expected to end
 
+    @property
+    def has_free(self) -> bool:
+        """Whether a thread is free now."""
+        return self._free > 0
+
     def ask(self, use: Callable[[], None]) -> None:
         """Have *use* called once with a thread reserved, now or later; it must `run` something or `give_back`."""
         if self._free:

@@ -50,6 +50,8 @@ class Envelopes:
 
     def read(self, bodies: list[bytes]) -> list[bytes | None]:
         """The numbers of each body as they lie in memory; None where the body must be read alone."""
+        if len(bodies) == 1:
+            return [self._read_alone(bodies[0])]
         opening, closing = self._last
         from_, to = len(opening), -len(closing)
         # Mostly all have the envelope that was seen last.
@@ -65,8 +67,11 @@ class Envelopes:
         if body[:start] + body[stop:] not in self._known:
             return None
         self._last = (body[:start], body[stop:])
-        flats = self._together([body[start:stop]])
-        return flats[0] if flats is not None else None
+        if stop - start >= _LARGE_BYTES:
+            flats = self._together([body[start:stop]])
+            return flats[0] if flats is not None else None
+        flat = _few(b"[%b]" % body[start:stop], self._datatype)
+        return flat if flat is not None and len(flat) == self._row_bytes else None
 
     def _cut(self, body: bytes) -> tuple[int, int]:
         """Where the numbers of *body* stand, if it is a plain row; else anywhere."""

@@ -296,7 +296,7 @@ class FastDoor(HttpToolsProtocol):
         self.transport.write(wire_bytes(reply, keep_alive=exchange.keep_alive))
         if not exchange.keep_alive:
             self.transport.close()
-        elif self._stands == _ANSWERING:
+        else:
             self.on_response_complete()
 
     def on_response_complete(self) -> None:

@@ -78,6 +78,8 @@ class FastDoor(HttpToolsProtocol):
             return
         if self._stands == _IDLE:
             self._stands, self._since_s = _HEAD, self._doors.now_s
+            if not self._is_parsing:  # empty lines before a request that was then read here
+                self._head_bytes = 0
         self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -87,7 +89,7 @@ class FastDoor(HttpToolsProtocol):
             if not self.transport.is_closing():
                 self.send_400_response("Invalid HTTP request received.")
             return
-        if self._stands == _HEAD and self._head_bytes > self._doors.max_header_bytes and self.parser is not None:
+        if self._stands != _BODY and self._head_bytes > self._doors.max_header_bytes and self.parser is not None:
             self._end(431, f"the head of the request: expected at most {self._doors.max_header_bytes} bytes, got more")
 
     def pause_writing(self) -> None:

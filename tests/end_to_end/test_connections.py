@@ -135,6 +135,19 @@ def test_a_head_in_two_segments_after_a_body_in_many_is_no_large_head(gateway: L
     assert [answer[:12] for answer in asyncio.run(scenario())] == [b"HTTP/1.1 200"] * 4
 
 
+def test_empty_lines_between_requests_do_not_add_up_to_a_large_head(gateway: LiveGateway) -> None:
+    """Some clients end a body with one."""
+
+    async def scenario() -> None:
+        async with wire(gateway) as connection:
+            lines = b"\r\n" * (MAX_HEADER_BYTES // 6)
+            for _ in range(20):
+                await send_in_pieces(connection, lines + post(), [len(lines)])
+                assert (await connection.answer()).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("cut", [20, len(post()) - len(BODY), len(post()) - 10, len(post())])
 def test_a_request_that_comes_in_pieces_behind_another_is_answered_after_it(gateway: LiveGateway, cut: int) -> None:
     """Its rest comes only once the first one has its answer: nobody may wait for the other for ever."""
@@ -151,6 +164,20 @@ def test_a_request_that_comes_in_pieces_behind_another_is_answered_after_it(gate
     first, second = asyncio.run(scenario())
     assert b'"model_name":"slow"' in first
     assert b'"model_name":"iris"' in second
+
+
+def test_a_head_that_never_ends_is_refused_also_behind_another_request(gateway: LiveGateway) -> None:
+    """What waits behind a slow answer must not fill the memory meanwhile."""
+
+    async def scenario() -> bytes:
+        async with wire(gateway) as connection:
+            await connection.send(post(path="/v2/models/slow/infer"))
+            await asyncio.to_thread(eventually, lambda: not is_idle(gateway), "the first one is on its way")
+            half = b"y" * (MAX_HEADER_BYTES // 2)
+            await send_in_pieces(connection, b"POST /predict/iris HTTP/1.1\r\nx: " + half + half, [len(half)])
+            return await connection.rest()
+
+    assert b"HTTP/1.1 431 " in asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("kind", ["in the pool", "chunked", "expect", "GET"])

@@ -110,6 +110,8 @@ class FastDoor(HttpToolsProtocol):
         elif self._stands == _IDLE:
             if now_s - self._since_s > keep_alive_s:
                 self.transport.close()
+        elif self.flow.read_paused:
+            self._since_s = now_s  # it is we who keep the client waiting
         elif self._stands in (_HEAD, _BODY) and now_s - self._since_s > request_timeout_s:
             if self._stands == _HEAD and self._head_bytes == 0:
                 self.transport.close()
@@ -182,6 +184,8 @@ class FastDoor(HttpToolsProtocol):
         self._head_bytes = 0
         if parser.should_upgrade():
             return
+        if self._stands == _ANSWERING:  # it came behind another one, whose time is not its own
+            self._since_s = doors.now_s
         self._stands = _BODY
         is_free = (
             exchange.response_complete and not self.pipeline and (self.cycle is None or self.cycle.response_complete)

@@ -166,6 +166,21 @@ def test_a_request_that_comes_in_pieces_behind_another_is_answered_after_it(gate
     assert b'"model_name":"iris"' in second
 
 
+def test_the_time_that_answers_before_it_take_is_not_a_requests_own(gateway: LiveGateway) -> None:
+    """The third comes in pieces, and we do not read on while the first one runs."""
+
+    async def scenario() -> list[bytes]:
+        async with wire(gateway) as connection:
+            await connection.send(post(path="/v2/models/slower/infer"))
+            await asyncio.to_thread(eventually, lambda: not is_idle(gateway), "the first one is on its way")
+            await connection.send(post() + post()[:-10])
+            await asyncio.sleep(0.01)
+            await connection.send(post()[-10:])
+            return [await connection.answer() for _ in range(3)]
+
+    assert [answer[:12] for answer in asyncio.run(scenario())] == [b"HTTP/1.1 200"] * 3
+
+
 def test_a_head_that_never_ends_is_refused_also_behind_another_request(gateway: LiveGateway) -> None:
     """What waits behind a slow answer must not fill the memory meanwhile."""
 

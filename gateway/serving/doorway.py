@@ -44,6 +44,8 @@ class Doorway:
             return found
 
     def _parse(self, raw_path: bytes) -> Target | None:
+        if b"#" in raw_path or b"%2F" in raw_path.upper():
+            return None  # the ASGI app says what is meant
         path = raw_path.partition(b"?")[0].decode("latin-1")
         parts = [unquote(part) for part in path.split("/")]
         if not all(parts[1:]):

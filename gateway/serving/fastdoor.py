@@ -31,6 +31,8 @@ _MAX_UNSENT_BYTES = 64 * 1024
 
 # Where a connection stands.
 _IDLE, _HEAD, _BODY, _ANSWERING = range(4)
+# Headers of a request that offers another protocol, and options of its connection header.
+_OFFERS = (b"upgrade", b"http2-settings")
 
 
 class FastDoor(HttpToolsProtocol):
@@ -220,7 +222,8 @@ class FastDoor(HttpToolsProtocol):
         """Hand the request to the ASGI app, as if uvicorn's own callbacks had seen it from the start."""
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
-        self.url, self.expect_100_continue = url, expect
+        # Clients of HTTP/1.0 know no interim answers (RFC 9110, 10.1.1).
+        self.url, self.expect_100_continue = url, expect and self.parser.get_http_version() != "1.0"
         self.headers.extend(headers)
         super().on_headers_complete()
 
@@ -229,9 +232,15 @@ class FastDoor(HttpToolsProtocol):
 
         The parser has stopped after the head, as if all that follows spoke that protocol; *rest* is what follows.
         """
-        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":  # nothing but another protocol
+            self._end(501, "method: expected one that asks for a path, got CONNECT")
+            return
+        head = [method, b" ", self.url, b" HTTP/", version, b"\r\n"]
         for name, value in self.headers:
-            if name not in (b"upgrade", b"connection", b"http2-settings"):
+            if name == b"connection":
+                value = b",".join(option for option in value.split(b",") if option.strip().lower() not in _OFFERS)
+            if name not in _OFFERS:
                 head += [name, b": ", value, b"\r\n"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
@@ -354,7 +363,7 @@ class FastDoor(HttpToolsProtocol):
             return
         cycle = self.cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
-            phrase = {408: "Request Timeout", 431: "Request Header Fields Too Large"}[status]
+            phrase = {408: "Request Timeout", 431: "Request Header Fields Too Large", 501: "Not Implemented"}[status]
             body = json.dumps({"error": text}).encode()
             head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
             self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)

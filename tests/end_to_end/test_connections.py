@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.builders import classifier, write_package
-from tests.end_to_end.test_doors import BODY, HEAD, PATH, REQUESTS, Wire, open_gateway, post, wire
+from tests.end_to_end.test_doors import BODY, HEAD, PATH, REQUESTS, Wire, comparable, open_gateway, post, wire
 from tests.live import LiveGateway, eventually
 
 IRIS = classifier("iris", "1")
@@ -120,6 +121,52 @@ def numbered(kinds: list[str]) -> bytes:
     )
 
 
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(conversation=conversations(), end=st.none() | st.sampled_from(sorted(ENDS)))
+def test_both_doors_answer_any_conversation_alike(
+    gateways: dict[str, LiveGateway], conversation: tuple[list[str], list[int]], end: str | None
+) -> None:
+    kinds, cuts = conversation
+
+    async def talk(gateway: LiveGateway) -> list[bytes]:
+        async with wire(gateway) as connection:
+            await send_in_pieces(connection, numbered(kinds), cuts)
+            answers = [comparable(await next_answer(connection)) for _ in kinds]
+            if end is not None:
+                await connection.send(ENDS[end])
+                answers.append(comparable(await next_answer(connection)))
+            return answers
+
+    fast, asgi = (asyncio.run(talk(gateways[name])) for name in DOORS)
+    assert fast == asgi
+    for place, (kind, answer) in enumerate(zip(kinds, fast, strict=False)):
+        told = re.search(rb"x-request-id: r(\d+)\r\n", answer)
+        assert told is None or int(told.group(1)) == place, kind
+    if end is None or end in LAST:
+        assert fast[-1].startswith(b"HTTP/1.1 ")
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_ends_a_connection_ends_it_alike_at_both_doors(gateways: dict[str, LiveGateway], end: str) -> None:
+    """After a request that was read here, and after one that the ASGI app answered."""
+
+    async def talk(gateway: LiveGateway, before: bytes) -> list[bytes]:
+        async with wire(gateway) as connection:
+            answers = []
+            for data in (before, ENDS[end]) if before else (ENDS[end],):
+                await connection.send(data)
+                answers.append(comparable(await next_answer(connection)))
+            if end != "too large by its length":  # there the gateway waits for the body
+                assert await connection.rest() == b""
+            return answers
+
+    for before in (b"", post(), KINDS["ready"]):
+        fast, asgi = (asyncio.run(talk(gateways[name], before)) for name in DOORS)
+        assert fast == asgi
+        if end in ("CONNECT", "PRI", "no HTTP", "two lengths", "length and chunks", "sign"):
+            assert re.match(rb"HTTP/1\.1 (400|501) ", fast[-1])
+
+
 def test_a_head_in_two_segments_after_a_body_in_many_is_no_large_head(gateway: LiveGateway) -> None:
     async def scenario() -> list[bytes]:
         long = post(b'{"id":"' + b"y" * 5 * MAX_HEADER_BYTES + b'",' + BODY[1:])
@@ -221,3 +268,9 @@ def test_a_client_that_shuts_its_sending_side_still_gets_its_answer(gateway: Liv
             return answer + await connection.rest()
 
     assert asyncio.run(scenario()).startswith(b"HTTP/1.1 200")
+
+
+def test_no_client_has_shaken_the_code_of_its_connection(gateways: dict[str, LiveGateway]) -> None:
+    """Runs after the others of this file."""
+    for gateway in gateways.values():
+        assert not [line for line in gateway.log.splitlines() if "Fatal error" in line or "RecursionError" in line]

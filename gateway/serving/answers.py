@@ -94,8 +94,8 @@ class Answers:
         bound = live.bound[codec.name]
         bodies = bound.encode_rows(outputs)
         if bodies is None:
-            for call, start in zip(calls, starts, strict=True):
-                self.complete(call, Cut(call.request, outputs, start), run)
+            for call, start in zip(calls, starts, strict=True):  # what ran alone may have outputs without rows
+                self.complete(call, Cut(call.request, outputs, start if run.requests > 1 else None), run)
             return
         lane, stamp, now_s = self._lane(first), bound.stamp, self._clock()
         count, headers = lane.latencies_s.append, lane.headers

@@ -1,0 +1,492 @@
+"""The walk of predictions without sockets: everybody is told once and rightly, and nothing is held afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.codecs.codec import Codec, Headers
+from gateway.codecs.native import NativeCodec
+from gateway.codecs.oip_json import OipCodec
+from gateway.errors import DeadlineExceeded, DeadlineUnreachable, GatewayError, InferenceFailed, InvalidInput, QueueFull
+from gateway.flags.compile import ModelOptions, compile_route
+from gateway.flags.document import parse
+from gateway.metrics import ServingMetrics, process_registry
+from gateway.models.source import DirectorySource
+from gateway.samples.record import sampling_limit
+from gateway.serving.admission import Admission
+from gateway.serving.answers import Answers
+from gateway.serving.batch_policy import MIN_RUNS, BestSize, RunCost
+from gateway.serving.batcher import Batcher
+from gateway.serving.cache import PredictionCache
+from gateway.serving.call import Call
+from gateway.serving.counts import Counts
+from gateway.serving.loading import Loaded
+from gateway.serving.pipeline import Pipeline
+from gateway.serving.registry import LiveVersion, Registry
+from gateway.serving.replies import Block
+from gateway.serving.router import Adopted, Router
+from gateway.serving.sampler import Sampler
+from gateway.serving.target import Target
+from gateway.settings import BatchSettings, CacheSettings, LimitSettings, SamplingSettings
+from gateway.tensors import Feature, Signature, Tensors, TensorSpec
+from tests.puppet import DOUBLER, POISON, FakeClock, PuppetRuntime
+
+CODECS: tuple[Codec, ...] = (NativeCodec(), OipCodec())
+NAMED = replace(DOUBLER, features=(Feature("x", "x", 0),))
+FLAG = {
+    "state": "ENABLED",
+    "variants": {"stable": "1", "twin": "1", "canary": "2"},
+    "defaultVariant": "stable",
+    "targeting": {"if": [{"!=": [{"var": "headers.x-variant"}, None]}, {"var": "headers.x-variant"}, None]},
+}
+
+
+class HandPool(Executor):
+    """Runs what is submitted when it is told to, in the thread that tells it."""
+
+    def __init__(self) -> None:
+        self._runs: list[Callable[[], object]] = []
+
+    def submit(self, run: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        self._runs.append(lambda: run(*arguments, **named))
+        return Future()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._runs)
+
+    def run_one(self) -> None:
+        self._runs.pop(0)()
+
+
+class Caller:
+    """One prediction as its door sees it."""
+
+    def __init__(self, call: Call, values: list[float]) -> None:
+        self.call = call
+        self.values = values
+        self.left = False
+        self.answers: list[tuple[GatewayError | None, dict[str, str], bytes]] = []
+
+    @property
+    def error(self) -> GatewayError | None:
+        ((error, _, _),) = self.answers
+        return error
+
+    @property
+    def headers(self) -> dict[str, str]:
+        ((_, headers, _),) = self.answers
+        return headers
+
+    def outputs(self) -> list[float]:
+        """What the body of the answer says for y, row by row."""
+        ((error, _, body),) = self.answers
+        assert error is None
+        document = json.loads(body)
+        if self.call.codec.name == "oip":
+            return [float(value) for value in document["outputs"][0]["data"]]
+        return [float(row["y"]) for row in document["predictions"]]
+
+
+class Rig:
+    """A pipeline with two versions of one model, a puppet behind each, a clock and a pool that move by hand."""
+
+    def __init__(
+        self,
+        root: Path,
+        signature: Signature = NAMED,
+        *,
+        puppet: type[PuppetRuntime] = PuppetRuntime,
+        cache: bool = True,
+        **limits: float,
+    ) -> None:
+        self.clock = FakeClock()
+        self.pool = HandPool()
+        metrics = ServingMetrics(process_registry())
+        counts = Counts(metrics)
+        self.admission = Admission(LimitSettings(), clock=self.clock)
+        # No run is short enough for the loop unless a test says so.
+        batching = BatchSettings(**{"inline_budget_s": 0.0, **limits})  # type: ignore[arg-type]
+        registry = Registry(
+            DirectorySource(root), CODECS, batching, self.pool, counts, metrics,
+            on_change=lambda: None, on_drop=lambda _live: None,
+        )  # fmt: skip
+        self.versions: dict[str, LiveVersion] = {}
+        self.runtimes: dict[str, PuppetRuntime] = {}
+        self.costs: dict[str, RunCost] = {}
+        for version in ("1", "2"):
+            runtime = self.runtimes[version] = puppet(signature)
+            cost = self.costs[version] = RunCost()
+            loaded = Loaded(runtime, signature, f"digest-{version}", cost, BestSize())
+            batcher = Batcher(
+                runtime, signature, cost, batching, self.pool, on_run=counts.ran("m", version),
+                clock=self.clock, cost_clock=self.clock,
+            )  # fmt: skip
+            self.versions[version] = registry.warm[("m", version)] = LiveVersion("m", version, loaded, batcher, CODECS)
+        self.router = Router(registry)
+        self.adopt()
+        self.sampler = Sampler(SamplingSettings(), root / "samples", boot="b", metrics=metrics)
+        kept = PredictionCache(CacheSettings(max_bytes=2**20 if cache else 0), clock=self.clock)
+        answers = Answers(registry, kept, self.sampler, counts, ttl_s=300.0, clock=self.clock)
+        self.pipeline = Pipeline(self.admission, self.router, kept, answers, clock=self.clock)
+        self.callers: list[Caller] = []
+
+    def adopt(self, *, cached: bool = True, sampled: float = 0.0) -> None:
+        route = compile_route("m", parse({"flags": {"m.route": FLAG}}).flags["m.route"])
+        self.router.adopted["m"] = Adopted(route, ModelOptions(cache_enabled=cached), sampling_limit(sampled))
+        self.router.known.add("m")
+
+    def ask(
+        self,
+        *values: float,
+        codec: str = "oip",
+        pinned: str | None = None,
+        variant: str | None = None,
+        timeout_s: float = 5.0,
+        body: bytes | None = None,
+    ) -> Caller:
+        """One request with its whole body, as a door hands it over."""
+        if body is None and codec == "oip":
+            tensor = {"name": "x", "shape": [len(values), 1], "datatype": "FP64", "data": list(values)}
+            body = json.dumps({"inputs": [tensor]}).encode()
+        elif body is None:
+            body = json.dumps({"rows": [{"x": value} for value in values]}).encode()
+        headers = {"x-request-timeout-ms": str(timeout_s * 1000)} | ({"x-variant": variant} if variant else {})
+        (found,) = [one for one in CODECS if one.name == codec]
+        call = self.admission.open(Target(found, "m", pinned), headers, len(body))
+        call.body = body
+        caller = Caller(call, list(values))
+        self.callers.append(caller)
+
+        def on_reply(_: Call, error: GatewayError | None, route: Block, content: Headers, body: bytes) -> None:
+            caller.answers.append((error, {name.decode(): value.decode() for name, value in route.pairs}, body))
+            self.admission.close()
+
+        self.pipeline.begin(call, on_reply)
+        return caller
+
+    def leave(self, caller: Caller) -> None:
+        """The client goes away, if it still waits."""
+        if not caller.answers and not caller.left:
+            caller.left = True
+            self.pipeline.abandon(caller.call)
+            self.admission.close()
+
+    def advance(self, seconds: float) -> None:
+        """Time passes, and the door tells those whose deadline has passed."""
+        self.clock.advance(seconds)
+        for caller in self.callers:
+            if not caller.answers and not caller.left and caller.call.deadline_s <= self.clock():
+                self.pipeline.expire(caller.call)
+
+    async def turn(self) -> None:
+        await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        """Let all runs happen."""
+        idle_turns = 0
+        while idle_turns < 3:
+            idle_turns = idle_turns + 1 if not self.pool.is_busy else 0
+            if self.pool.is_busy:
+                self.pool.run_one()
+            await self.turn()
+
+    def check_nothing_is_held(self) -> None:
+        assert self.admission.in_flight == 0
+        assert {version: live.holders for version, live in self.versions.items()} == {"1": 0, "2": 0}
+        assert [live.batcher.queued_rows for live in self.versions.values()] == [0, 0]
+        assert not any(live.arrivals for live in self.versions.values())
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(scenario())
+
+
+VALUES = st.sampled_from([1.0, 2.0, 3.0, POISON])
+ASK = st.fixed_dictionaries(
+    {
+        "values": st.lists(VALUES, min_size=1, max_size=1) | st.lists(VALUES, min_size=1, max_size=7),
+        "codec": st.sampled_from(["oip", "oip", "native"]),
+        "pinned": st.sampled_from([None, None, None, "1", "2"]),
+        "variant": st.sampled_from([None, None, "twin", "canary", "nonsense"]),
+        "timeout_s": st.sampled_from([1.0, 5.0, 5.0]),
+        "body": st.sampled_from([None] * 9 + [b"{", b""]),
+    }
+)
+STEPS = st.lists(
+    st.one_of(
+        ASK.map(lambda ask: ("ask", ask)),
+        ASK.map(lambda ask: ("ask", ask)),
+        st.tuples(st.just("leave"), st.integers(0, 30)),
+        st.tuples(st.just("advance"), st.sampled_from([0.4, 1.0, 5.0])),
+        st.tuples(st.sampled_from(["turn", "run", "cache off", "cache on"]), st.none()),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=STEPS, cache=st.booleans(), max_batch_rows=st.integers(1, 6), max_queue_rows=st.sampled_from([7, 12, 1000])
+)
+def test_everybody_is_told_once_and_nothing_is_held_afterwards(
+    tmp_path: Path, steps: list[tuple[str, Any]], cache: bool, max_batch_rows: int, max_queue_rows: int
+) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path, cache=cache, max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows)
+        for kind, detail in steps:
+            if kind == "ask":
+                rig.ask(*detail["values"], **{name: value for name, value in detail.items() if name != "values"})
+            elif kind == "leave" and rig.callers:
+                rig.leave(rig.callers[detail % len(rig.callers)])
+            elif kind == "advance":
+                rig.advance(detail)
+            elif kind == "run" and rig.pool.is_busy:
+                rig.pool.run_one()
+            elif kind.startswith("cache"):
+                rig.adopt(cached=kind == "cache on")
+            elif kind == "turn":
+                await rig.turn()
+        await rig.settle()
+        for caller in rig.callers:
+            check_answer(caller)
+        rig.check_nothing_is_held()
+        # Nobody is left behind whom an equal call would wait for.
+        for value in (1.0, 2.0, 3.0, POISON):
+            for pinned in ("1", "2"):
+                again = rig.ask(value, pinned=pinned)
+                await rig.settle()
+                check_answer(again)
+                assert again.error is None or value == POISON
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def check_answer(caller: Caller) -> None:
+    call = caller.call
+    if caller.left:
+        assert not caller.answers
+        return
+    ((error, headers, _),) = caller.answers
+    if error is None:
+        assert caller.outputs() == [2 * value for value in caller.values]
+        assert POISON not in caller.values
+        wanted = call.headers.get("x-variant")
+        variant = "pinned" if call.pinned else wanted if wanted in FLAG["variants"] else "stable"
+        version = call.pinned or FLAG["variants"][variant]  # type: ignore[index]
+        assert (headers["x-model-variant"], headers["x-model-version"]) == (variant, version)
+    elif isinstance(error, InvalidInput):
+        assert call.body in (b"{", b"")
+    elif isinstance(error, InferenceFailed):
+        assert POISON in caller.values
+    else:
+        assert isinstance(error, DeadlineExceeded | QueueFull | DeadlineUnreachable), error
+
+
+def test_calls_of_all_kinds_share_one_run_and_each_gets_its_own(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path)
+        callers = [rig.ask(1), rig.ask(2, codec="native"), rig.ask(3, pinned="1"), rig.ask(4, variant="twin")]
+        rig.adopt(cached=False)
+        callers += [rig.ask(5), rig.ask(6, codec="native"), rig.ask(7, 8), rig.ask(9, pinned="1"), rig.ask(1)]
+        await rig.settle()
+        assert rig.runtimes["1"].batches == [10]
+        for caller in callers:
+            check_answer(caller)
+        assert [caller.headers["x-cache"] for caller in callers] == ["miss"] * 4 + ["bypass"] * 5
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("how", ["leaves", "expires"])
+@pytest.mark.parametrize("who", ["leader", "followers", "all"])
+@pytest.mark.parametrize("when", ["arrived", "queued", "running"])
+def test_who_goes_takes_nobody_along(tmp_path: Path, who: str, how: str, when: str) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path)
+        if when == "queued":
+            rig.ask(7)
+            await rig.turn()
+        short = dict.fromkeys(("leader", "all") if who == "leader" else ("followers", "all"), 1.0)
+        leader = rig.ask(1, timeout_s=short.get(who, 5.0) if who != "followers" else 5.0)
+        followers = [rig.ask(1, codec=codec, timeout_s=1.0 if who != "leader" else 5.0) for codec in ("oip", "native")]
+        if when != "arrived":
+            await rig.turn()
+        going = {"leader": [leader], "followers": followers, "all": [leader, *followers]}[who]
+        if how == "expires":
+            rig.advance(2.0)
+        else:
+            for caller in going:
+                rig.leave(caller)
+        await rig.settle()
+        for caller in (leader, *followers):
+            check_answer(caller)
+            if caller not in going:
+                assert caller.error is None
+            elif how == "expires":
+                assert isinstance(caller.error, DeadlineExceeded)
+        if when != "running":
+            assert rig.runtimes["1"].batches == [1] * (when == "queued") + [1] * (who != "all")
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_a_run_that_fails_fails_all_who_wait_for_it_and_nobody_else(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path)
+        bad = [rig.ask(POISON), rig.ask(POISON), rig.ask(POISON, codec="native")]
+        good = [rig.ask(1), rig.ask(2, codec="native")]
+        await rig.settle()
+        assert all(isinstance(caller.error, InferenceFailed) for caller in bad)
+        assert [caller.outputs() for caller in good] == [[2], [4]]
+        again = rig.ask(POISON)  # nothing of it is kept
+        await rig.settle()
+        assert isinstance(again.error, InferenceFailed)
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_a_leader_that_finds_no_room_is_refused_with_its_followers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path, max_queue_rows=2, max_batch_rows=2)
+        rig.ask(7)
+        await rig.turn()
+        rig.ask(1, 2)
+        leader, follower = rig.ask(3), rig.ask(3, codec="native")
+        await rig.turn()
+        assert isinstance(leader.error, QueueFull)
+        assert isinstance(follower.error, QueueFull)
+        await rig.settle()
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_a_follower_makes_the_run_worth_doing_for_longer(tmp_path: Path) -> None:
+    """The leader's deadline passes in the queue; the follower's has not."""
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path)
+        rig.ask(7)
+        await rig.turn()
+        leader, follower = rig.ask(1, timeout_s=1.0), rig.ask(1)
+        await rig.turn()
+        rig.advance(2.0)
+        await rig.settle()
+        assert isinstance(leader.error, DeadlineExceeded)
+        assert follower.outputs() == [2]
+        assert follower.headers["x-cache"] == "shared"
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+class Summer(PuppetRuntime):
+    """A model without a dimension for rows: three numbers in, three values out."""
+
+    def run(self, inputs: Tensors) -> Tensors:
+        x = super().run(inputs)["y"]
+        return {"y": np.cumsum(x)}
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_answer_of_a_model_without_rows_is_not_cut(tmp_path: Path, cache: bool) -> None:
+    fixed = Signature(
+        (TensorSpec("x", "FP64", (1, 3)),), (TensorSpec("y", "FP64", (3,)),),
+        tuple(Feature(name, "x", column) for column, name in enumerate("abc")), batchable=False,
+    )  # fmt: skip
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path, fixed, puppet=Summer, cache=cache)
+        caller = rig.ask(0, codec="native", body=b'{"rows":[{"a":1,"b":2,"c":3}]}')
+        await rig.settle()
+        ((error, _, body),) = caller.answers
+        assert error is None
+        assert json.loads(body)["predictions"] == [{"y": [2.0, 6.0, 12.0]}]
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_samples_tell_of_the_run_that_they_were_part_of(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path, cache=False)
+        rig.adopt(sampled=1.0)
+        rig.sampler.start()
+        rig.ask(7)
+        await rig.turn()
+        callers = [rig.ask(1), rig.ask(2, 3, codec="native"), rig.ask(4, pinned="1"), rig.ask(5, variant="twin")]
+        await rig.turn()
+        rig.clock.advance(0.5)
+        await rig.settle()
+        await asyncio.to_thread(rig.sampler.close, 10.0)
+        found = {}
+        for path in (tmp_path / "samples").rglob("*.jsonl"):
+            for line in path.read_text().splitlines():
+                found[json.loads(line)["prediction_id"]] = json.loads(line)
+        assert len(found) == 5
+        for caller in callers:
+            sample = found[caller.call.prediction_id]
+            assert sample["batch_rows"] == 5
+            assert sample["latency_us"] == {"queue": 500_000, "run": 0}
+            assert sample["variant"] == caller.headers["x-model-variant"]
+            assert sample["rows"] == len(caller.values)
+
+    run(scenario)
+
+
+def test_who_cannot_be_answered_in_time_is_told_at_once_and_never_by_an_idle_version(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path, cache=False)
+        for _ in range(MIN_RUNS):
+            rig.costs["1"].observe(1, 2.0)
+        first = rig.ask(1, timeout_s=1.0)  # nobody is before it: it may try
+        await rig.turn()
+        assert not first.answers
+        late, patient = rig.ask(2, timeout_s=3.0), rig.ask(3, timeout_s=10.0)
+        other = rig.ask(4, timeout_s=1.0, pinned="2")
+        assert isinstance(late.error, DeadlineUnreachable)
+        assert not patient.answers
+        await rig.settle()
+        for caller in (first, patient, other):
+            assert caller.error is None
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_the_wait_that_is_suggested_is_what_the_queue_takes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path, cache=False, max_batch_rows=1)
+        for _ in range(MIN_RUNS):
+            rig.costs["1"].observe(1, 2.0)
+        for number in range(3):
+            rig.ask(number, timeout_s=60.0)
+            await rig.turn()
+        rig.clock.advance(4.0)
+        rig.pool.run_one()  # one row in four seconds
+        await rig.turn()
+        await rig.turn()
+        queued = rig.versions["1"].batcher.queued_rows
+        refused = rig.ask(9, timeout_s=1.0)
+        assert isinstance(refused.error, DeadlineUnreachable)
+        assert refused.error.retry_after_s == pytest.approx(4.0 * queued)
+        await rig.settle()
+        rig.check_nothing_is_held()
+
+    run(scenario)

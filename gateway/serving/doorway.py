@@ -17,6 +17,7 @@ from gateway.serving.target import Target
 
 # Targets remembered by raw path; clients use few, and whoever sends many others must not fill the memory.
 _MAX_TARGETS = 4096
+_MAX_PATH_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,11 @@ class Doorway:
         try:
             return self._targets[raw_path]
         except KeyError:
-            if len(self._targets) >= _MAX_TARGETS:
-                self._targets.clear()
-            found = self._targets[raw_path] = self._parse(raw_path)
+            found = self._parse(raw_path)
+            if len(raw_path) <= _MAX_PATH_BYTES:
+                if len(self._targets) >= _MAX_TARGETS:
+                    self._targets.clear()
+                self._targets[raw_path] = found
             return found
 
     def _parse(self, raw_path: bytes) -> Target | None:

@@ -15,6 +15,7 @@ PINNED_VARIANT = "pinned"
 
 # Decisions remembered per route: those for the keys that come often.
 _MAX_DECISIONS = 16_384
+_MAX_KEY_CHARS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Router:
         if key is not None and not key.isascii():
             key = _as_utf8(key)
         decision = route.decide(key, call.prediction_id, call.headers, call.codec.name)
-        if key and came is not None and route.is_sticky:
+        if key and came is not None and len(came) <= _MAX_KEY_CHARS and route.is_sticky:
             if len(adopted.decisions) >= _MAX_DECISIONS:
                 adopted.decisions.clear()
             adopted.decisions[came] = decision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 # A run waits for a thread, though the loop could do it, if one will be free within this many times its own duration:
 # meanwhile it gathers company, and runs at the same time would only take the processor from each other. A much shorter
@@ -20,8 +20,10 @@ class RunPool:
     that is queued by then.
     """
 
-    def __init__(self, threads: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="run")
+    def __init__(
+        self, threads: int, *, clock: Callable[[], float] = time.monotonic, executor: Executor | None = None
+    ) -> None:
+        self._executor = executor or ThreadPoolExecutor(threads, thread_name_prefix="run")
         self._free = threads
         self._clock = clock
         self._line: deque[Callable[[], None]] = deque()

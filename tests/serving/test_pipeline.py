@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -31,11 +32,13 @@ from gateway.serving.batcher import Batcher
 from gateway.serving.cache import PredictionCache
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
+from gateway.serving.doorway import Doorway, by_name
 from gateway.serving.loading import Loaded
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.replies import Block
 from gateway.serving.router import Adopted, Router
+from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
 from gateway.serving.target import Target
 from gateway.settings import BatchSettings, CacheSettings, LimitSettings, SamplingSettings
@@ -113,13 +116,14 @@ class Rig:
     ) -> None:
         self.clock = FakeClock()
         self.pool = HandPool()
+        threads = RunPool(2, clock=self.clock, executor=self.pool)  # one for each version
         metrics = ServingMetrics(process_registry())
         counts = Counts(metrics)
         self.admission = Admission(LimitSettings(), clock=self.clock)
         # No run is short enough for the loop unless a test says so.
         batching = BatchSettings(**{"inline_budget_s": 0.0, **limits})  # type: ignore[arg-type]
         registry = Registry(
-            DirectorySource(root), CODECS, batching, self.pool, counts, metrics,
+            DirectorySource(root), CODECS, batching, threads, counts, metrics,
             on_change=lambda: None, on_drop=lambda _live: None,
         )  # fmt: skip
         self.versions: dict[str, LiveVersion] = {}
@@ -130,7 +134,7 @@ class Rig:
             cost = self.costs[version] = RunCost()
             loaded = Loaded(runtime, signature, f"digest-{version}", cost, BestSize())
             batcher = Batcher(
-                runtime, signature, cost, batching, self.pool, on_run=counts.ran("m", version),
+                runtime, signature, cost, batching, threads, on_run=counts.ran("m", version),
                 clock=self.clock, cost_clock=self.clock,
             )  # fmt: skip
             self.versions[version] = registry.warm[("m", version)] = LiveVersion("m", version, loaded, batcher, CODECS)
@@ -488,5 +492,29 @@ def test_the_wait_that_is_suggested_is_what_the_queue_takes(tmp_path: Path) -> N
         assert refused.error.retry_after_s == pytest.approx(4.0 * queued)
         await rig.settle()
         rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_long_paths_and_keys_that_never_repeat_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """What was found for the paths and keys that come often is remembered; for a long one that is not worth it."""
+    flag = {**FLAG, "targeting": {"fractional": [["stable", 50], ["canary", 50]]}}
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path)
+        route = compile_route("m", parse({"flags": {"m.route": flag}}).flags["m.route"])
+        rig.router.adopted["m"] = Adopted(route, ModelOptions(), 0.0)
+        doorway = Doorway(rig.admission, rig.pipeline, Counts(ServingMetrics(process_registry())), by_name(CODECS))
+        tracemalloc.start()
+        try:
+            for number in range(4000):
+                long = f"{number}-".ljust(4000, "k")
+                found = doorway.target(b"/predict/" + long.encode())
+                assert found is not None
+                assert found.model == long
+                rig.router.route(Call(found._replace(model="m"), {"x-targeting-key": long}, "r", "p", 0.0, 1.0))
+            assert tracemalloc.get_traced_memory()[0] < 4 * 2**20
+        finally:
+            tracemalloc.stop()
 
     run(scenario)

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 
 .PHONY: install demo test bench bench-start check fmt clean
 
@@ -21,8 +22,13 @@ test: $(STAMP)
 	rm -f .coverage .coverage.*
 	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/overhead.py $(ARGS)
+bench: $(BENCH_STAMP)
+	benchmarks/peers/setup fastapi
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group bench
+	touch $(BENCH_STAMP)
 
 bench-start: $(STAMP)
 	$(BIN)/python benchmarks/start.py $(ARGS)

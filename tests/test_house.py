@@ -22,6 +22,7 @@ READERS_OF_THE_PROCESS = (
     "gateway/supervisor.py",
     "gateway/children.py",  # its one argument is the file with its orders
     "benchmarks/locustfile.py",  # locust starts it and hands it nothing else
+    "benchmarks/peers/",  # other servers start these and hand them nothing else
 )
 
 

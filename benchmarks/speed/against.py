@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from speed.servers import Server
 
 OURS, THEIRS = "sluicegate", "peer"
 FULL = 32
-PLACES = (("iris", FULL), ("iris", 1), ("iris", 24), ("iris", 128), ("forest", FULL))
-_SECONDS = 1
-_FEW_ROUNDS = 3
-# A configuration that is this much slower in a first trial than the best one so far is not measured any further.
-_WORTH = 0.8
+PLACES = {"iris": (FULL, 1, 24, 128), "forest": (FULL,)}
+# Where not the margin of the lead is promised, but that there is one.
+_FEWER_ROUNDS = 5
+# A configuration that does less than this share of the best one in a first trial is not measured any further.
+_WORTH = 0.9
 
 
 def measure(bench: Bench, *, environments: Path, chosen: Sequence[str]) -> dict[str, Any]:
@@ -32,62 +32,85 @@ def measure(bench: Bench, *, environments: Path, chosen: Sequence[str]) -> dict[
         for peer in peers.all_of(environments):
             if chosen and peer.name not in chosen:
                 continue
+            told: dict[str, Any] = {"title": peer.title, "set_up": peer.is_set_up}
+            found[peer.name] = told
             if not peer.is_set_up:
-                found[peer.name] = {"title": peer.title, "set_up": False}
                 bench.tell(f"{peer.title} is not set up: benchmarks/peers/setup {peer.name}")
                 continue
-            found[peer.name] = _peer(bench, peer, ours, models)
+            told |= {"versions": peer.versions(), "configurations": {}, "places": {}}
+            for model in models.values():
+                for configuration in peer.configurations:
+                    about = told["configurations"].setdefault(configuration.name, {"settings": configuration.settings})
+                    _guarded(bench, _try, peer, configuration, model, about)
+                for configuration in peer.configurations:
+                    places = _worth_measuring(told["configurations"], configuration.name, model)
+                    if places:
+                        _guarded(bench, _pair, peer, configuration, model, ours, places, told["places"])
     return {"peers": found}
 
 
-def _peer(bench: Bench, peer: Peer, ours: Server, models: dict[str, Model]) -> dict[str, Any]:
-    told: dict[str, Any] = {"title": peer.title, "set_up": True, "versions": peer.versions(), "configurations": {},
-                            "places": {}}  # fmt: skip
-    best: dict[str, float] = {}
-    for configuration in peer.configurations:
-        about = told["configurations"][configuration.name] = {"settings": configuration.settings}
-        for model in models.values():
-            what = f"{peer.title} ({configuration.name}), {model.name}"
-            try:
-                _configuration(bench, peer, configuration, ours, model, about, best, told["places"])
-            except Exception as error:  # a server that fails is told, the others are measured
-                bench.fail(what, error)
-    return told
+def _guarded(
+    bench: Bench, step: Callable[..., None], peer: Peer, configuration: Configuration, model: Model, *more: Any
+) -> None:
+    """A server that fails is told on the page, and the others are measured."""
+    try:
+        step(bench, peer, configuration, model, *more)
+    except Exception as error:
+        bench.fail(f"{peer.title} ({configuration.name}), {model.name}", error)
 
 
-def _configuration(
+def _try(bench: Bench, peer: Peer, configuration: Configuration, model: Model, about: dict[str, Any]) -> None:
+    """A short look at one configuration: how soon it answers, its memory, and what it does at each place."""
+    with peers.running(peer, configuration, model, bench.root) as (server, start_s):
+        load(bench.root, server, configuration.ask(model), FULL, configuration.warm_s)
+        for connections in PLACES[model.name]:
+            rate = load(bench.root, server, configuration.ask(model), connections, configuration.measure_s)[
+                "requests_per_s"
+            ]
+            about.setdefault("trials", {})[f"{model.name}@{connections}"] = rate
+            what = f"{peer.title} ({configuration.name}), {model.name}, connections: {connections}"
+            bench.tell(f"{what}: {rate:,.0f} requests/s")
+        about.setdefault("start_s", start_s)
+        about.update(asdict(machine.memory(server.processes())))
+
+
+def _worth_measuring(configurations: Mapping[str, Any], name: str, model: Model) -> list[int]:
+    """The numbers of connections at which a configuration may be the peer's best."""
+    worth = []
+    for connections in PLACES[model.name]:
+        place = f"{model.name}@{connections}"
+        trials = {
+            each: told["trials"][place] for each, told in configurations.items() if place in told.get("trials", {})
+        }
+        if name in trials and trials[name] >= _WORTH * max(trials.values()):
+            worth.append(connections)
+    return worth
+
+
+def _pair(
     bench: Bench,
     peer: Peer,
     configuration: Configuration,
-    ours: Server,
     model: Model,
-    about: dict[str, Any],
-    best: dict[str, float],
+    ours: Server,
+    connections_of: list[int],
     places: dict[str, Any],
 ) -> None:
-    """Start one server of a peer and measure it wherever it may be the best; *best* and *places* are by place."""
-    what = f"{peer.title} ({configuration.name}), {model.name}"
-    own_ask = one_row(servers.infer_path(model.name), model.rows[0])
-    ask = one_row(configuration.path, model.rows[0], keyed=False, style=configuration.body)
-    with peers.running(peer, configuration, model, bench.root) as (server, start_s):
-        if model.name == "iris":
-            about["start_s"] = start_s
-        for name, connections in PLACES:
-            if name != model.name:
-                continue
-            place = f"{name}@{connections}"
-            trial = load(bench.root, server, ask, connections, _SECONDS)["requests_per_s"]
-            about.setdefault("trials", {})[place] = trial
-            bench.tell(f"{what}, {connections} connections: {trial:.0f}/s")
-            if trial < _WORTH * best.get(place, 0.0):
-                continue
-            pair = [Contender(OURS, ours, own_ask, connections), Contender(THEIRS, server, ask, connections)]
-            rounds = bench.rounds if connections == FULL else min(_FEW_ROUNDS, bench.rounds)
-            series = bench.interleave(pair, rounds=rounds, seconds=_SECONDS, what=f"{what}, {connections} connections")
+    """One configuration in turns with this gateway. places: gets what is better than what is there."""
+    own_ask, ask = one_row(servers.infer_path(model.name), model.rows[0]), configuration.ask(model)
+    with peers.running(peer, configuration, model, bench.root) as (server, _):
+        load(bench.root, server, ask, FULL, configuration.warm_s)
+        for connections in connections_of:
+            what = f"{peer.title} ({configuration.name}), {model.name}, connections: {connections}"
+            pair = [
+                Contender(OURS, ours, own_ask, connections, seconds=peers.MEASURE_S),
+                Contender(THEIRS, server, ask, connections, seconds=configuration.measure_s),
+            ]
+            rounds = bench.rounds if connections == FULL else min(_FEWER_ROUNDS, bench.rounds)
+            series = bench.interleave(pair, rounds=rounds, what=what)
+            place = f"{model.name}@{connections}"
+            best = values(places.get(place, {}).get("series", {}).get(THEIRS, []), "requests_per_s")
             rates = values(series[THEIRS], "requests_per_s")
-            if rates and statistics.median(rates) > best.get(place, 0.0):
-                best[place] = statistics.median(rates)
+            if rates and statistics.median(rates) > statistics.median(best or [0.0]):
                 places[place] = {"configuration": configuration.name, "series": series}
-        if model.name == "iris":
-            about |= asdict(machine.memory(server.processes()))
         servers.check_peer(server, ask, model, configuration.body)

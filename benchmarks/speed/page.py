@@ -142,14 +142,16 @@ def _peers(results: Mapping[str, Any]) -> str:
     found: Mapping[str, Any] = results.get("peers", {}).get("peers", {})
     if not found:
         return ""
-    heads = ("peer", "model, connections", "its best configuration", "requests/s: ours over its", "p99: ours over its",
-             "CPU per request: its over ours", *(f"its {figure}" for figure in _FIGURES))  # fmt: skip
+    heads = ("peer", "model, connections", "its best configuration", "pairs", "requests/s: ours over its",
+             "p99: ours over its", "CPU per request: its over ours",
+             *(f"its {figure}" for figure in _FIGURES))  # fmt: skip
     lines = []
     for peer in found.values():
         for place, pair in peer.get("places", {}).items():
             ours, theirs = (pair["series"][name] for name in (against.OURS, against.THEIRS))
             lines.append((
                 peer["title"], place.replace("@", ", "), pair["configuration"],
+                str(len(ratios(ours, theirs, "requests_per_s"))),
                 spread(ratios(ours, theirs, "requests_per_s")), spread(ratios(ours, theirs, "p99_ms")),
                 spread(ratios(theirs, ours, "cpu_us"), 1), *_figures(theirs),
             ))  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sysconfig
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,9 @@ from speed.servers import Server
 
 FOLDER = machine.ROOT / "benchmarks" / "peers"
 # In this order they are measured.
-NAMES = ("fastapi",)
-_START_TIMEOUT_S = 90.0
+NAMES = ("fastapi", "mosec", "mlserver", "bentoml", "litserve", "rayserve", "torchserve", "pytriton")
+_START_TIMEOUT_S = 40.0
+_WARM_S = MEASURE_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class Configuration:
     """One way to run a peer.
 
     settings: what is special about it, for people. prepare: a command to run before. Commands and values of the
-    environment are templates of {bin}, {here}, {port}, {port2}, {port3}, {onnx}, {model} and {scratch}.
+    environment are templates of {bin}, {here}, {port}, {port2}, {port3}, {onnx}, {model}, {libdir} and {scratch}.
+    warm_s: load before anything is measured; measure_s: of one measurement.
     """
 
     name: str
@@ -37,6 +40,12 @@ class Configuration:
     body: str
     environment: Mapping[str, str]
     prepare: tuple[str, ...]
+    warm_s: int
+    measure_s: int
+
+    def ask(self, model: Model) -> Ask:
+        """One-row requests as this server wants them."""
+        return one_row(self.path.format(model=model.name), model.rows[0], keyed=False, style=self.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,8 @@ def _read(name: str, environment: Path) -> Peer:
             told["body"],
             environment={**told.get("environment", {}), **said.get("environment", {})},
             prepare=tuple(said.get("prepare", told.get("prepare", ()))),
+            warm_s=told.get("warm_s", _WARM_S),
+            measure_s=told.get("measure_s", MEASURE_S),
         )
         for each, said in told["configurations"].items()
     )
@@ -89,7 +100,8 @@ def running(peer: Peer, configuration: Configuration, model: Model, root: Path) 
     scratch.mkdir(exist_ok=True)
     port = machine.free_port()
     given = {"bin": peer.environment / "bin", "here": FOLDER / peer.name, "port": port, "port2": machine.free_port(),
-             "port3": machine.free_port(), "onnx": model.onnx, "model": model.name, "scratch": scratch}  # fmt: skip
+             "port3": machine.free_port(), "onnx": model.onnx, "model": model.name, "scratch": scratch,
+             "libdir": sysconfig.get_config_var("LIBDIR")}  # fmt: skip
     environment = {"PATH": f"{peer.environment / 'bin'}:/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": "",
                    "HOME": str(scratch), "OMP_NUM_THREADS": "1"}  # fmt: skip
     environment |= {name: value.format(**given) for name, value in configuration.environment.items()}
@@ -102,7 +114,7 @@ def running(peer: Peer, configuration: Configuration, model: Model, root: Path) 
     began_s = time.monotonic()
     with machine.pinned([word.format(**given) for word in configuration.command], log, environment) as process:
         server = Server(f"{peer.title} ({configuration.name})", process.pid, f"http://127.0.0.1:{port}")
-        ask = one_row(configuration.path, model.rows[0], keyed=False, style=configuration.body)
+        ask = configuration.ask(model)
 
         def answers() -> bool:
             try:

@@ -19,13 +19,14 @@ Samples = list[dict[str, float] | None]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One kind of load on one server. measure: instead of wrk, what gives a sample of a second's length or so."""
+    """One kind of load on one server. seconds: if not those of the run; measure: what gives a sample instead of wrk."""
 
     name: str
     server: Server | None = None
     ask: Ask | None = None
     connections: int = 32
     measure: Callable[[], dict[str, float]] | None = None
+    seconds: int | None = None
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class Bench:
         self.tell(f"FAILED {what}: {error}")
 
     def interleave(
-        self, contenders: Sequence[Contender], *, rounds: int | None = None, seconds: int | None = None, what: str
+        self, contenders: Sequence[Contender], *, rounds: int | None = None, what: str
     ) -> dict[str, Samples]:
         """Samples by name of contender, one a round. A contender that fails is left out of the later rounds."""
         found: dict[str, Samples] = {contender.name: [] for contender in contenders}
@@ -69,7 +70,7 @@ class Bench:
                 sample = None
                 if contender.name not in out:
                     try:
-                        sample = self._measure(contender, seconds or self.seconds)
+                        sample = self._measure(contender)
                     except Exception as error:  # whatever a server or its load did, the others are measured on
                         out.add(contender.name)
                         self.fail(f"{what}, {contender.name}", error)
@@ -77,12 +78,14 @@ class Bench:
             self.tell(f"{what}: round {turn + 1} of {rounds}")
         return found
 
-    def _measure(self, contender: Contender, seconds: int) -> dict[str, float]:
+    def _measure(self, contender: Contender) -> dict[str, float]:
         if contender.measure is not None:
             return contender.measure()
         assert contender.server is not None
         assert contender.ask is not None
-        return load(self.root, contender.server, contender.ask, contender.connections, seconds)
+        return load(
+            self.root, contender.server, contender.ask, contender.connections, contender.seconds or self.seconds
+        )
 
 
 def load(root: Path, server: Server, ask: Ask, connections: int, seconds: int) -> dict[str, float]:

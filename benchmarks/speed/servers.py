@@ -186,14 +186,16 @@ def check(name: str, content: bytes, wanted: list[float]) -> None:
     """Raise WrongAnswer unless a reply holds these probabilities."""
     try:
         found = probabilities_in(json.loads(content))
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+    except (ValueError, LookupError, TypeError, StopIteration) as error:
         raise WrongAnswer(f"{name}: no probabilities in {content[:300]!r}") from error
     if len(found) != len(wanted) or any(abs(a - b) > _TOLERANCE for a, b in zip(found, wanted, strict=True)):
         raise WrongAnswer(f"{name}: probabilities {found}, the model itself gives {wanted}")
 
 
 def probabilities_in(document: Any) -> list[float]:
-    """The probabilities of one row: a tensor of the Open Inference Protocol, or plain lists."""
+    """The probabilities of one row: in a tensor of the Open Inference Protocol, or in plain lists."""
+    if isinstance(document, list):
+        (document,) = document
     if "outputs" in document:
         data = next(output["data"] for output in document["outputs"] if output["name"] == "probabilities")
     else:

@@ -127,7 +127,7 @@ def test_the_page_tells_ratios_failures_and_who_is_missing() -> None:
     assert "| 1 | iris, cache off: requests/s over the empty app, 32 connections | 1.50 (1.41 to 1.60) |" in shown
     assert "- peers: BentoML, iris: it ended with exit code 1" in shown
     assert "Not set up, so not measured: BentoML." in shown
-    assert "| mosec | iris, 32 | batching | 3.00 (3.00 to 3.00) |" in shown
+    assert "| mosec | iris, 32 | batching | 2 | 3.00 (3.00 to 3.00) |" in shown
     assert "10% (up to 10%)" in shown
 
 

@@ -43,7 +43,7 @@ def measure(bench: Bench, *, environments: Path, chosen: Sequence[str]) -> dict[
                     about = told["configurations"].setdefault(configuration.name, {"settings": configuration.settings})
                     _guarded(bench, _try, peer, configuration, model, about)
                 for configuration in peer.configurations:
-                    places = _worth_measuring(told["configurations"], configuration.name, model)
+                    places = worth_measuring(told["configurations"], configuration.name, model)
                     if places:
                         _guarded(bench, _pair, peer, configuration, model, ours, places, told["places"])
     return {"peers": found}
@@ -74,7 +74,7 @@ def _try(bench: Bench, peer: Peer, configuration: Configuration, model: Model, a
         about.update(asdict(machine.memory(server.processes())))
 
 
-def _worth_measuring(configurations: Mapping[str, Any], name: str, model: Model) -> list[int]:
+def worth_measuring(configurations: Mapping[str, Any], name: str, model: Model) -> list[int]:
     """The numbers of connections at which a configuration may be the peer's best."""
     worth = []
     for connections in PLACES[model.name]:
@@ -107,7 +107,7 @@ def _pair(
                 Contender(THEIRS, server, ask, connections, seconds=configuration.measure_s),
             ]
             rounds = bench.rounds if connections == FULL else min(_FEWER_ROUNDS, bench.rounds)
-            series = bench.interleave(pair, rounds=rounds, what=what)
+            series = bench.interleave(pair, what=what, rounds=rounds, warm=True)
             place = f"{model.name}@{connections}"
             best = values(places.get(place, {}).get("series", {}).get(THEIRS, []), "requests_per_s")
             rates = values(series[THEIRS], "requests_per_s")

@@ -33,7 +33,8 @@ def measure(bench: Bench) -> dict[str, Any]:
             names = (EMPTY, IRIS, HOT) if connections == ALONE else tuple(kinds)
             contenders = [Contender(f"{name}@{connections}", *kinds[name], connections) for name in names]
             rounds = bench.rounds if connections in (FULL, ALONE) else min(_SWEEP_ROUNDS, bench.rounds)
-            series |= bench.interleave(contenders, rounds=rounds, what=f"doors, {connections} connections")
+            what = f"doors, connections: {connections}"
+            series |= bench.interleave(contenders, what=what, rounds=rounds, warm=connections != FULL)
         for server, model in ((uncached, "iris"), (uncached, "forest"), (cached, "iris")):
             try:
                 servers.check_gateway(server, models[model], canary=True)

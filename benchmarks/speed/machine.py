@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -101,8 +102,9 @@ def pinned(
     settings = [f"{name}={value}" for name, value in (environment or {}).items()]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            ["taskset", "-c", str(core), "env", *settings, *command], stdout=file, stderr=file, stdin=subprocess.DEVNULL
-        )
+            ["taskset", "-c", str(core), "env", *settings, *command],
+            stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
     try:
         yield process
     finally:
@@ -110,17 +112,23 @@ def pinned(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    family = {pid: started_at_s(pid) for pid in tree(process.pid) if Path(f"/proc/{pid}").exists()}
+    family: dict[int, float] = {}
+    for pid in tree(process.pid):
+        with contextlib.suppress(OSError):
+            family[pid] = started_at_s(pid)
     process.terminate()
     try:
         process.wait(_END_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for pid, began_s in family.items():  # some servers leave children behind
+    # Some servers leave children behind: in their process group, and in their tree as it was.
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pid, began_s in family.items():
         with contextlib.suppress(OSError):
             if started_at_s(pid) == began_s:
-                os.kill(pid, 9)
+                os.kill(pid, signal.SIGKILL)
 
 
 def wait_for(

@@ -50,9 +50,7 @@ def _doors(axes: Any, results: Mapping[str, Any]) -> bool:
             for count in doors.CONNECTIONS
         }
         _line(axes, name, {count: of_count for count, of_count in found.items() if of_count})
-    axes.axhline(1.0, color="grey", linewidth=1)
-    axes.annotate("empty app on bare uvicorn", (1.0, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                  color="grey")  # fmt: skip
+    axes.axhline(1.0, color="grey", linewidth=1, label="empty app on bare uvicorn")
     axes.set_ylim(bottom=0)
     _finish(axes, "requests/s over the empty app")
     return bool(series)
@@ -69,6 +67,7 @@ def _peers(axes: Any, results: Mapping[str, Any]) -> bool:
         axes.annotate(f"{middle:.1f}x", (max(found[name]), index), xytext=(4, 0), textcoords="offset points",
                       va="center")  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1.0, color="grey", linewidth=1)
     axes.set_xlabel("requests/s of this gateway over the peer's, iris, 32 connections (log scale)")
     axes.margins(x=0.15)
@@ -81,7 +80,8 @@ def _connections(axes: Any, results: Mapping[str, Any]) -> bool:
     for name in names:
         _line(axes, name, {count: leads[name] for count, leads in by_count.items() if name in leads})
     axes.set_yscale("log")
-    axes.axhline(1.0, color="grey", linewidth=1)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.axhline(1.0, color="grey", linewidth=1, label="equal")
     _finish(axes, "requests/s over the peer's (log scale)")
     return bool(names)
 

@@ -2,7 +2,7 @@
 
 A server that stalls is asked on, and each request that should have been sent meanwhile counts its wait, so there is no
 coordinated omission. python -m speed.poisson HOST PORT REQUESTS.json --rate R --seconds S prints an Outcome as JSON.
-It says itself how late it sent: one process on a core of its own manages some 10,000 requests per second.
+It says itself how late it sent: one process on a core of its own manages some ten thousands of requests per second.
 """
 
 from __future__ import annotations

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from speed import asks, machine, models, wrk
 from speed.asks import Ask
 from speed.servers import Server
+
+_WARM_S = 1
 
 # One measurement of one contender; None where it failed.
 Samples = list[dict[str, float] | None]
@@ -59,11 +61,21 @@ class Bench:
         self.tell(f"FAILED {what}: {error}")
 
     def interleave(
-        self, contenders: Sequence[Contender], *, rounds: int | None = None, what: str
+        self, contenders: Sequence[Contender], *, what: str, rounds: int | None = None, warm: bool = False
     ) -> dict[str, Samples]:
-        """Samples by name of contender, one a round. A contender that fails is left out of the later rounds."""
+        """Samples by name of contender, one a round. A contender that fails is left out of the later rounds.
+
+        warm: each was loaded already, so that caches, learned batch sizes and the like are what they stay.
+        """
         found: dict[str, Samples] = {contender.name: [] for contender in contenders}
         out: set[str] = set()
+        for contender in contenders:
+            if contender.server is not None and not warm:
+                try:
+                    self._measure(replace(contender, seconds=_WARM_S))
+                except Exception as error:  # as below
+                    out.add(contender.name)
+                    self.fail(f"{what}, {contender.name}", error)
         rounds = rounds or self.rounds
         for turn in range(rounds):
             for contender in random.sample(contenders, len(contenders)):

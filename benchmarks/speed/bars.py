@@ -13,19 +13,6 @@ from speed.rounds import Samples, ratios, values
 Parts = Mapping[str, Any]
 _MB = 1_000_000
 
-# Peer -> requests per second over it at 32 connections, on iris.
-LEADS = {
-    "mosec": 2.8,
-    "torchserve": 6.0,
-    "fastapi": 8.0,
-    "pytriton": 18.0,
-    "mlserver": 18.0,
-    "litserve": 40.0,
-    "bentoml": 60.0,
-    "rayserve": 250.0,
-}
-FOREST_LEADS = {"mosec": 2.2}
-
 
 @dataclass(frozen=True, slots=True)
 class Bar:
@@ -96,7 +83,7 @@ def _doors(parts: Parts) -> list[Bar]:
 def _peers(parts: Parts) -> list[Bar]:
     found: Mapping[str, Any] = parts.get("peers", {}).get("peers", {})
     bars = []
-    for name, lead in LEADS.items():
+    for name, leads in against.LEADS.items():
         peer = found.get(name, {})
         title = peer.get("title", name)
         places: Mapping[str, Any] = peer.get("places", {})
@@ -105,11 +92,10 @@ def _peers(parts: Parts) -> list[Bar]:
             series = places.get(place, {}).get("series", {})
             return ratios(series.get(against.OURS, []), series.get(against.THEIRS, []), figure)
 
-        bars.append(Bar("5", f"iris: requests/s over {title}, 32 connections",
-                        over("iris@32", "requests_per_s"), lead, True))  # fmt: skip
-        if name in FOREST_LEADS:
-            bars.append(Bar("5", f"forest: requests/s over {title}, 32 connections",
-                            over("forest@32", "requests_per_s"), FOREST_LEADS[name], True))  # fmt: skip
+        for place, lead in leads.items():
+            model, _, count = place.partition("@")
+            what = f"{model}: requests/s over {title}, {count} connections"
+            bars.append(Bar("5", what, over(place, "requests_per_s"), lead, True))
         bars.append(Bar("5", f"iris: p99 over {title}'s, 32 connections", over("iris@32", "p99_ms"), 1.0, False,
                         strict=True))  # fmt: skip
         elsewhere = [over(f"iris@{count}", "requests_per_s") for count in (1, 24, 128)]

@@ -8,8 +8,8 @@ from string import Formatter
 
 import pytest
 from speed import peers
+from speed.against import LEADS
 from speed.asks import OIP, ROWS
-from speed.bars import LEADS
 from speed.models import STABLE, Model
 from speed.peers import Peer
 

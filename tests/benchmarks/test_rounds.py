@@ -16,7 +16,7 @@ from speed.rounds import Bench, Contender, values
 from tests.live import eventually, is_running
 
 BENCHMARKS = Path(against.__file__).parents[1]
-IRIS = Model("iris", Path("models"), [], Path("rows"), {})
+IRIS, FOREST = (Model(name, Path("models"), [], Path("rows"), {}) for name in ("iris", "forest"))
 
 
 def counting(seen: list[str], name: str, fails_at: int = 99) -> Callable[[], dict[str, float]]:
@@ -58,6 +58,7 @@ def test_only_what_may_be_the_best_of_a_peer_is_measured_in_full() -> None:
     }
     worth = {name: against.worth_measuring(tried, name, IRIS) for name in tried}
     assert worth == {"batching": [32], "plain": [32, 1], "slow": [], "broken": []}
+    assert [against.worth_measuring(tried, name, FOREST) for name in ("batching", "slow")] == [[32], []]
 
 
 def test_a_server_is_ended_with_all_that_it_started(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class BatchOrjson(Orjson, Batch):
     pass
 
 
-WORKERS = {worker.__name__: worker for worker in (One, Batch, OneOrjson, BatchOrjson)}
+WORKERS = {worker.__name__: worker for worker in (Batch, BatchOrjson, OneOrjson)}
 
 if __name__ == "__main__":
     server = Server()

@@ -6,7 +6,6 @@ The parts can be measured one by one: what is not measured anew stays on the pag
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from speed import against, doors, features, machine, open_loop, page, rows, start
+from speed import against, doors, features, kept, machine, open_loop, page, rows, start
 from speed.rounds import Bench
 
 HERE = Path(__file__).parent
@@ -28,6 +27,7 @@ PARTS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
     "start": start.measure,
 }
 PEERS = "peers"
+ENOUGH_ROUNDS = 10  # fewer are a quick look, which does not belong on the page
 
 
 def main() -> int:
@@ -39,7 +39,8 @@ def main() -> int:
         help=f"parts to measure, of {', '.join((*PARTS, PEERS))} (default: all)")  # fmt: skip
     add("--peers", default="", metavar="N,...", help="peers to measure (default: all that are set up)")
     add("--environments", type=Path, default=machine.ROOT / ".peers", help="where benchmarks/peers/setup put them")
-    add("--out", type=Path, default=HERE, help="folder of results.json, RESULTS.md and plots/ (default: benchmarks)")
+    add("--out", type=Path, metavar="FOLDER",
+        help="for results.json, RESULTS.md and plots (default: benchmarks; .bench if under 10 rounds)")  # fmt: skip
     add("--page", action="store_true", help="measure nothing: write the page and plots of the results that are there")
     options = parser.parse_args()
     chosen = [] if options.page else options.only.split(",")
@@ -48,10 +49,11 @@ def main() -> int:
     if chosen and (missing := _missing()):
         print(missing, file=sys.stderr)
         return 1
+    out = options.out or (HERE if options.page or options.rounds >= ENOUGH_ROUNDS else machine.ROOT / ".bench")
     peers = partial(
         against.measure, environments=options.environments, chosen=[name for name in options.peers.split(",") if name]
     )
-    return _measure(chosen, {**PARTS, PEERS: peers}, options.out, options.rounds, options.seconds)
+    return _measure(chosen, {**PARTS, PEERS: peers}, out, options.rounds, options.seconds)
 
 
 def _missing() -> str:
@@ -67,8 +69,7 @@ def _measure(
 ) -> int:
     """Measure part by part; what is there is written after each. Exit code 1 if anything failed."""
     out.mkdir(parents=True, exist_ok=True)
-    kept = out / "results.json"
-    results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    results = kept.read(out)
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch), rounds, seconds)
@@ -84,11 +85,12 @@ def _measure(
             about = {"machine": machine.describe(), "rounds": rounds, "seconds": seconds, "failures": bench.failures}
             results[name] = {**found, **about}
             failed = failed or bool(bench.failures)
-            kept.write_text(json.dumps(results, indent=1) + "\n")
-            page.write(results, out)
+            kept.write(results, out)
+            page.write(kept.read(out), out)
     if not chosen:
         page.write(results, out)
     print((out / "RESULTS.md").read_text())
+    print(f"written to {out}")
     return int(failed)
 
 

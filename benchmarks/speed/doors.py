@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from speed import servers
+from speed import machine, servers
 from speed.asks import one_row
 from speed.rounds import Bench, Contender, Samples, as_part
 
@@ -15,7 +16,7 @@ _SWEEP_ROUNDS = 3
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Series by ``name@connections``."""
+    """Series by ``name@connections``; memory after the load by name."""
     models = bench.models("iris", "forest")
     iris = {"iris": models["iris"]}
     with (
@@ -40,4 +41,5 @@ def measure(bench: Bench) -> dict[str, Any]:
                 servers.check_gateway(server, models[model], canary=True)
             except servers.WrongAnswer as error:
                 bench.fail("doors, after the load", error)
-    return as_part(series)
+        gateway, empty = (asdict(machine.memory(server.processes())) for server in (uncached, bare))
+    return as_part(series, memory={"gateway, all processes": gateway, EMPTY: empty})

@@ -135,7 +135,12 @@ def _doors(results: Mapping[str, Any]) -> str:
     heads = ("connections", "work", "requests/s over the empty app", "CPU over the empty app", *_FIGURES, "wrk's core")
     text = ("Closed loop, wrk: each connection asks again once it is answered. The last column is the share of its "
             "core that wrk used; near 100 %, wrk was the bound.\n\n")  # fmt: skip
-    return "## Beside an empty app\n\n" + text + _table(heads, lines) if series else ""
+    held = ", ".join(
+        f"{name} {of_name['rss_bytes'] / _MB:.0f} (PSS {of_name['pss_bytes'] / _MB:.0f})"
+        for name, of_name in results.get("doors", {}).get("memory", {}).items()
+    )
+    memory = f"\nResident memory after the load, MB: {held}.\n" if held else ""
+    return "## Beside an empty app\n\n" + text + _table(heads, lines) + memory if series else ""
 
 
 def _peers(results: Mapping[str, Any]) -> str:

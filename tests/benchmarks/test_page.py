@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from speed import against, bars, doors, features, machine, open_loop, page, plots, rows, start
+from speed import against, bars, doors, features, kept, machine, open_loop, page, plots, rows, start
 from speed.bars import Bar
 from speed.rounds import as_part, ratios, values
 
@@ -30,6 +30,7 @@ def series(*rates: float, **more: float) -> list[dict[str, float] | None]:
 
 def everything() -> dict[str, Any]:
     """Results of all parts, one peer not set up, one round of another failed."""
+    memory = {"rss_bytes": 1e8, "pss_bytes": 9e7}
     empty = {f"{doors.EMPTY}@{count}": series(1000, 1100, 900) for count in doors.CONNECTIONS}
     ours = {
         f"{name}@{count}": series(1500, 1550, 1440)
@@ -59,9 +60,8 @@ def everything() -> dict[str, Any]:
                   "places": places},
         "bentoml": {"title": "BentoML", "set_up": False},
     }  # fmt: skip
-    memory = {"rss_bytes": 1e8, "pss_bytes": 9e7}
     return {
-        "doors": {**as_part({**empty, **ours}), **ABOUT},
+        "doors": {**as_part({**empty, **ours}, memory={doors.EMPTY: memory}), **ABOUT},
         "features": {**as_part({name: series(rate, rate) for name, rate in costs.items()}), **ABOUT},
         "rows": {**as_part({**loaded, **loops}, best_batch={"mlp": 64, "forest": 16}), **ABOUT},
         "poisson": {
@@ -129,6 +129,7 @@ def test_the_page_tells_ratios_failures_and_who_is_missing() -> None:
     assert "Not set up, so not measured: BentoML." in shown
     assert "| mosec | iris, 32 | batching | 2 | 3.00 (3.00 to 3.00) |" in shown
     assert "10% (up to 10%)" in shown
+    assert "Resident memory after the load, MB: empty app 100 (PSS 90)." in shown
 
 
 @pytest.mark.parametrize("part", ["doors", "features", "rows", "poisson", "start", "peers"])
@@ -139,6 +140,19 @@ def test_a_part_that_failed_as_a_whole_leaves_the_others_on_the_page(part: str) 
     shown = page.render(results)
     assert f"- {part}: out of memory" in shown
     assert whole.count("not measured") < shown.count("not measured")
+
+
+def test_results_are_kept_with_a_line_per_measurement(tmp_path: Path) -> None:
+    results = everything()
+    assert kept.read(tmp_path) == {}
+    kept.write(results, tmp_path)
+    again = kept.read(tmp_path)
+    for before, after in zip(bars.all_of(results), bars.all_of(again), strict=True):
+        assert after.values == pytest.approx(before.values, rel=1e-4)
+    measured = sum(len(samples) for samples in results["doors"]["series"].values())
+    lines = [line for line in (tmp_path / kept.FILE).read_text().splitlines() if '"p50_ms"' in line]
+    assert len(lines) > measured
+    assert all(line.count('"p50_ms"') == 1 for line in lines)
 
 
 def test_plots_that_are_on_the_page_are_files(tmp_path: Path) -> None:

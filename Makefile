@@ -1,11 +1,11 @@
-# install: .venv with everything; demo: the whole walk on real data; test; bench, bench-start: costs; check; fmt.
+# install: .venv with everything; demo: the whole walk on real data; test; bench: what it costs; check; fmt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: install demo test bench bench-start check fmt clean
+.PHONY: install demo test bench check fmt clean
 
 install: $(STAMP)
 
@@ -29,9 +29,6 @@ bench: $(BENCH_STAMP)
 $(BENCH_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group bench
 	touch $(BENCH_STAMP)
-
-bench-start: $(STAMP)
-	$(BIN)/python benchmarks/start.py $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

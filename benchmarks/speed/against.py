@@ -33,6 +33,8 @@ LEADS: Mapping[str, Mapping[str, float]] = {
 _FEWER_ROUNDS = 5
 # A configuration that does less than this share of the best one in a first trial is not measured any further.
 _WORTH = 0.9
+_TRIES = 3
+_QUIET = 0.1  # share of the core
 
 
 def measure(bench: Bench, *, environments: Path, chosen: Sequence[str]) -> dict[str, Any]:
@@ -75,14 +77,23 @@ def _try(bench: Bench, peer: Peer, configuration: Configuration, model: Model, a
     with peers.running(peer, configuration, model, bench.root) as (server, start_s):
         load(bench.root, server, configuration.ask(model), FULL, configuration.warm_s)
         for connections in PLACES[model.name]:
-            rate = load(bench.root, server, configuration.ask(model), connections, configuration.measure_s)[
-                "requests_per_s"
-            ]
+            rate = _best_of_tries(bench, server, configuration, model, connections)
             about.setdefault("trials", {})[f"{model.name}@{connections}"] = rate
             what = f"{peer.title} ({configuration.name}), {model.name}, connections: {connections}"
             bench.tell(f"{what}: {rate:,.0f} requests/s")
         about.setdefault("start_s", start_s)
         about.update(asdict(machine.memory(server.processes())))
+
+
+def _best_of_tries(bench: Bench, server: Server, configuration: Configuration, model: Model, connections: int) -> float:
+    """Requests per second, tried again while somebody else is busy on the servers' core: no peer shall lose by that."""
+    best = 0.0
+    for _ in range(_TRIES):
+        sample = load(bench.root, server, configuration.ask(model), connections, configuration.measure_s)
+        best = max(best, sample["requests_per_s"])
+        if sample["others"] < _QUIET:
+            break
+    return best
 
 
 def worth_measuring(configurations: Mapping[str, Any], name: str, model: Model) -> list[int]:

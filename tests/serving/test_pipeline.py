@@ -207,6 +207,8 @@ class Rig:
             await self.turn()
 
     def check_nothing_is_held(self) -> None:
+        for caller in self.callers:  # as the ASGI door does at the end: nothing, if it has its answer
+            self.pipeline.abandon(caller.call)
         assert self.admission.in_flight == 0
         assert {version: live.holders for version, live in self.versions.items()} == {"1": 0, "2": 0}
         assert [live.batcher.queued_rows for live in self.versions.values()] == [0, 0]
@@ -395,6 +397,40 @@ def test_a_follower_makes_the_run_worth_doing_for_longer(tmp_path: Path) -> None
         assert isinstance(leader.error, DeadlineExceeded)
         assert follower.outputs() == [2]
         assert follower.headers["x-cache"] == "shared"
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_an_equal_call_takes_up_a_run_that_everybody_had_left(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path)
+        rig.ask(7)
+        await rig.turn()
+        leader = rig.ask(1)
+        await rig.turn()
+        rig.leave(leader)
+        late = rig.ask(1)
+        await rig.settle()
+        assert late.outputs() == [2]
+        assert rig.runtimes["1"].batches == [1, 1]
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_a_body_of_the_other_protocol_is_refused_also_beside_calls_that_are_right(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path, cache=False)
+        bodies = {}
+        for codec in ("oip", "native"):
+            bodies[codec] = rig.ask(1, codec=codec).call.body  # now both envelopes are known
+            await rig.settle()
+        for first, second in (("oip", "native"), ("native", "oip")):
+            right, wrong = rig.ask(1, codec=first), rig.ask(1, codec=second, body=bodies[first])
+            await rig.settle()
+            assert right.outputs() == [2]
+            assert isinstance(wrong.error, InvalidInput)
         rig.check_nothing_is_held()
 
     run(scenario)

@@ -1,0 +1,188 @@
+"""What is learned from runs: their cost, the best size of a batch, how fast a queue drains."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.serving.batch_policy import MIN_RUNS, BestSize, DrainRate, RunCost, finish_s
+
+MOST = 256
+# Seconds that a run of so many rows takes.
+Shape = Callable[[int], float]
+SHAPES: dict[str, Shape] = {
+    "flat": lambda rows: 2e-3,
+    "linear": lambda rows: 50e-6 * rows,
+    "linear with a base": lambda rows: 1e-3 + 20e-6 * rows,
+    "convex above 128 rows": lambda rows: 1e-3 + 20e-6 * rows + (100e-6 * (rows - 128) if rows > 128 else 0.0),
+    "dear above 8 rows": lambda rows: 1e-3 + (1e-3 * rows if rows > 8 else 10e-6 * rows),
+}
+BEST = {"flat": {MOST}, "linear": {16, 32}, "linear with a base": {MOST}, "convex above 128 rows": {128},
+        "dear above 8 rows": {8}}  # fmt: skip
+
+
+def learn(best: BestSize, shape: Shape, draw: random.Random, runs: int, *, noise: float = 0.0) -> None:
+    """Batches as a busy queue gives them: mostly as large as allowed, now and then what is left."""
+    for _ in range(runs):
+        limit = best.next_rows(MOST)
+        rows = limit if draw.random() < 0.7 else draw.randint(1, limit)
+        best.observe(rows, shape(rows) * (1 + noise * draw.expovariate(1)))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_cheapest_size_is_found(name: str, noise: float) -> None:
+    for seed in range(5):
+        best, draw = BestSize(), random.Random(seed)
+        for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256) * 4:  # as a version is warmed
+            best.observe(rows, SHAPES[name](rows))
+        learn(best, SHAPES[name], draw, 2000, noise=noise)
+        found = best.best_rows(MOST)
+        # Within a tenth of the cheapest: a smaller batch answers sooner.
+        cost = {rows: (SHAPES[name](rows) + 100e-6) / rows for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256)}
+        slack = 1.15 if not noise else 1.6
+        assert cost[found] <= slack * min(cost.values()), (found, seed)
+        if not noise:
+            assert found in BEST[name] | {min(size for size in cost if cost[size] * 0.9 <= min(cost.values()))}
+
+
+@pytest.mark.parametrize(("before", "after"), [("dear above 8 rows", "linear with a base"),
+                                               ("linear with a base", "dear above 8 rows"),
+                                               ("flat", "convex above 128 rows")])  # fmt: skip
+def test_the_best_size_follows_when_the_costs_change(before: str, after: str) -> None:
+    best, draw = BestSize(), random.Random(1)
+    for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256) * 4:
+        best.observe(rows, SHAPES[before](rows))
+    learn(best, SHAPES[before], draw, 1000)
+    old = best.best_rows(MOST)
+    learn(best, SHAPES[after], draw, 60_000)
+    new = best.best_rows(MOST)
+    cost = {rows: (SHAPES[after](rows) + 100e-6) / rows for rows in (old, new)}
+    assert new != old
+    assert cost[new] < cost[old]
+
+
+def test_a_larger_size_is_tried_now_and_then_and_never_more_than_allowed() -> None:
+    best = BestSize()
+    shape = SHAPES["dear above 8 rows"]
+    for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256) * 4:
+        best.observe(rows, shape(rows))
+    limits = [best.next_rows(MOST) for _ in range(2000)]
+    assert set(limits) == {8, 16}
+    assert 1 <= limits.count(16) <= 20
+    assert {best.next_rows(5) for _ in range(2000)} == {5}
+    assert {best.next_rows(12) for _ in range(2000)} == {8, 12}
+    assert BestSize().next_rows(MOST) == MOST
+
+
+@given(runs=st.lists(st.tuples(st.integers(1, 300), st.floats(1e-6, 10)), max_size=200), most=st.integers(1, 300))
+def test_a_limit_is_always_one_that_a_batch_can_have(runs: list[tuple[int, float]], most: int) -> None:
+    best = BestSize()
+    for rows, run_s in runs:
+        best.observe(rows, run_s)
+        assert 1 <= best.best_rows(most) <= most
+        assert best.best_rows(most) <= best.next_rows(most) <= most
+
+
+@pytest.mark.parametrize("runs", [MIN_RUNS, 99, 100, 107, 108, 500])
+def test_the_cost_is_fitted_at_first_after_each_run_and_later_soon_enough(runs: int) -> None:
+    cost = RunCost()
+    for number in range(runs):
+        cost.observe(1 + number % 32, 1e-3 + 1e-4 * (1 + number % 32))
+    assert cost.expected_s(10) == pytest.approx(2e-3)
+    for number in range(1500):  # now twice as dear
+        cost.observe(1 + number % 32, 2e-3 + 2e-4 * (1 + number % 32))
+    assert cost.expected_s(10) == pytest.approx(4e-3, rel=0.01)
+
+
+def test_a_line_that_is_fitted_seldom_still_moves_with_every_eighth_run() -> None:
+    cost = RunCost()
+    for number in range(200):
+        cost.observe(1 + number % 4, 1e-3)
+    seen = set()
+    for number in range(32):
+        cost.observe(1 + number % 4, 1e-3 * (1.01 + number / 100))
+        seen.add(cost.expected_s(1))
+    assert 4 <= len(seen) <= 5
+
+
+@given(runs=st.lists(st.tuples(st.integers(1, 512), st.floats(1e-7, 5)), min_size=1, max_size=150))
+def test_no_cost_is_below_zero_and_more_rows_are_never_cheaper(runs: list[tuple[int, float]]) -> None:
+    cost = RunCost()
+    for rows, run_s in runs:
+        cost.observe(rows, run_s)
+    expected = [cost.expected_s(rows) for rows in (1, 2, 16, 128, 1024)]
+    assert all(math.isfinite(value) and value >= 0 for value in expected)
+    assert expected == sorted(expected)
+
+
+def test_one_disturbed_run_counts_as_a_few_and_a_lasting_change_is_believed() -> None:
+    cost = RunCost()
+    for _ in range(300):
+        cost.observe(4, 1e-3)
+    cost.observe(4, 10.0)
+    for _ in range(8):
+        cost.observe(4, 1e-3)
+    assert cost.expected_s(4) < 1.05e-3
+    for _ in range(600):
+        cost.observe(4, 10e-3)
+    assert cost.expected_s(4) == pytest.approx(10e-3, rel=0.05)
+
+
+@given(
+    rate=st.floats(1, 1e6), batches=st.lists(st.integers(1, 500), min_size=1, max_size=50), rows=st.integers(0, 9999)
+)
+def test_a_steady_queue_drains_at_its_rate(rate: float, batches: list[int], rows: int) -> None:
+    drain = DrainRate()
+    assert drain.wait_s(rows) == 1.0
+    for batch in batches:
+        drain.observe(batch, batch / rate)
+    assert drain.wait_s(rows) == pytest.approx(rows / rate)
+
+
+def test_the_rate_of_a_queue_is_that_of_its_latest_batches() -> None:
+    drain = DrainRate()
+    for _ in range(1000):
+        drain.observe(10, 1.0)
+    for _ in range(1000):
+        drain.observe(10, 0.1)
+    assert drain.wait_s(100) == pytest.approx(1.0, rel=0.01)
+
+
+def known(base_s: float, row_s: float) -> RunCost:
+    cost = RunCost()
+    for number in range(2 * MIN_RUNS):
+        cost.observe(1 + number % 16, base_s + row_s * (1 + number % 16))
+    return cost
+
+
+@pytest.mark.parametrize(
+    ("ahead", "rows", "batch_rows", "runs"),
+    [
+        (0, 1, 8, [1]),
+        (7, 1, 8, [8]),
+        (8, 1, 8, [8, 1]),
+        (20, 4, 8, [8, 8, 8]),
+        (0, 20, 8, [8, 8, 4]),
+        (3, 2, 1, [1] * 5),
+    ],
+)
+def test_the_time_until_an_answer_is_that_of_the_runs_before_it_and_its_own(
+    ahead: int, rows: int, batch_rows: int, runs: list[int]
+) -> None:
+    expected_s = sum(10e-3 + 1e-3 * count + 100e-6 for count in runs)
+    assert finish_s(known(10e-3, 1e-3), ahead, rows, batch_rows) == pytest.approx(expected_s)
+
+
+def test_nobody_is_turned_away_on_a_guess() -> None:
+    cost = RunCost()
+    for _ in range(MIN_RUNS - 1):
+        cost.observe(1, 9.0)
+    assert finish_s(cost, 1000, 1, 1) == 0.0
+    cost.observe(1, 9.0)
+    assert finish_s(cost, 1000, 1, 1) > 9000

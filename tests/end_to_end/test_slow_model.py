@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from tests.traffic import Answer, Client
 # About 20 us a turn: a run takes near a second.
 SLOW = classifier("slow", "1", iterations=40_000)
 QUICK = classifier("quick", "1")
+# Some 20 ms: quick enough for its cost to be known before it takes traffic.
+STEADY = classifier("steady", "1", iterations=1000)
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
     root = tmp_path_factory.mktemp("slow")
-    for model in (SLOW, QUICK):
+    for model in (SLOW, QUICK, STEADY):
         write_package(root / "models", model)
     settings = {"batching": {"max_queue_rows": 4, "max_batch_rows": 2}, "limits": {"max_in_flight": 40}}
     with LiveGateway(root / "models", root / "state", settings=settings) as live:
@@ -90,6 +93,43 @@ def test_a_full_queue_refuses_with_a_time_to_come_back(gateway: LiveGateway) -> 
             assert "may be" in answer.json()["error"]
     idle(gateway)
     assert asyncio.run(ask(gateway, body(3))).status == 200
+
+
+def test_who_would_be_answered_too_late_is_told_at_once_when_to_come_back(gateway: LiveGateway) -> None:
+    """Others keep the queue filled; an answer in 30 ms is not to be had behind them, and an idle model may try."""
+    idle(gateway)
+
+    async def crowd(stop: asyncio.Event, number: int) -> None:
+        async with Client(gateway.data_url) as client:
+            while not stop.is_set():
+                number += 100
+                await client.post("/v2/models/steady/infer", body(number))
+
+    async def scenario() -> Answer:
+        stop = asyncio.Event()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group, Client(gateway.data_url) as client:
+            for number in range(5):
+                group.create_task(crowd(stop, number))
+            refused, number = None, 0
+            while refused is None:
+                number += 1
+                content = body(-number)
+                answer = await client.post("/v2/models/steady/infer", content, {"x-request-timeout-ms": "30"})
+                assert answer.status in (200, 503, 504)
+                if answer.status == 503 and "after the deadline" in answer.json()["error"]:
+                    refused = answer
+            stop.set()
+        return refused
+
+    answer = asyncio.run(scenario())
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.headers["x-model-version"] == "1"
+    idle(gateway)
+    assert asyncio.run(ask(gateway, body(0.25), "steady", x_request_timeout_ms="5000")).status == 200
+    page = gateway.control.get("/metrics").text
+    reasons = set(re.findall(r'sluicegate_batches_total\{model="steady",reason="(\w+)",version="1"\}', page))
+    assert reasons & {"drained", "full", "best_size"}
+    assert 'outcome="deadline_unreachable"' in page
 
 
 def test_too_many_requests_at_once_are_refused_before_their_bodies_are_read(gateway: LiveGateway) -> None:

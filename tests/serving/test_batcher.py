@@ -415,11 +415,11 @@ def test_a_deadline_that_the_queue_makes_unreachable_is_refused_with_the_time_th
 ) -> None:
     async def scenario() -> None:
         bench = Bench(pool, cost=per_row(1.0), max_batch_rows=2)
-        assert not bench.batcher.is_busy
+        busy = [bench.batcher.is_busy]
         bench.runtime.hold()
         bench.submit(0)
         await bench.running()
-        assert bench.batcher.is_busy
+        busy.append(bench.batcher.is_busy)
         now_s = bench.clock()
         for number in range(5):
             bench.submit(number)
@@ -432,7 +432,7 @@ def test_a_deadline_that_the_queue_makes_unreachable_is_refused_with_the_time_th
         bench.clock.advance(3.0)
         bench.runtime.release()
         await bench.all_answered()
-        assert not bench.batcher.is_busy
+        assert [*busy, bench.batcher.is_busy] == [False, True, False]
         bench.runtime.hold()
         for values in ((0,), (1, 2)):
             bench.submit(*values)

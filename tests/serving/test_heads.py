@@ -174,7 +174,8 @@ def test_heads_of_usual_clients_are_read(start: bytes) -> None:
         "content-length: 6", "Content-Length: 5", "transfer-encoding: chunked", "Transfer-Encoding: identity",
         "expect: 100-continue", "connection: close", "connection: keep-alive, close", "connection: upgrade",
         "upgrade: h2c", "te: trailers", "trailer: x", "keep-alive: timeout=5", "proxy-connection: close",
-        "http2-settings: AAMAAABk", "host : x", " folded", "x: a\x00b", "x: a\x7f", "x: a\r", "x: a\rb", "x: a\rb: c", "x: a ", ": x",
+        "http2-settings: AAMAAABk", "host : x", " folded", "x: a\x00b", "x: a\x7f", "x: a\r", "x: a\rb",
+        "x: a\rb: c", "x: a ", ": x",
         "no colon", "X: again", "x:  two", "y: a\nb: c",
     ],
 )  # fmt: skip

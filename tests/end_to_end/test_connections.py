@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -274,3 +276,35 @@ def test_no_client_has_shaken_the_code_of_its_connection(gateways: dict[str, Liv
     """Runs after the others of this file."""
     for gateway in gateways.values():
         assert not [line for line in gateway.log.splitlines() if "Fatal error" in line or "RecursionError" in line]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_stop_lets_every_connection_end_as_it_stands(tmp_path: Path, door: str) -> None:
+    """Idle ones and half heads are closed; what has begun is answered, also what waits behind it, and then closed."""
+    write_package(tmp_path / "models", SLOW)
+    slow = post(path="/v2/models/slow/infer")
+    with open_gateway(tmp_path, door, {}) as gateway:
+
+        def in_flight() -> float:
+            page = gateway.control.get("/metrics").text
+            (found,) = re.findall(r"^sluicegate_in_flight_requests (\S+)$", page, re.MULTILINE)
+            return float(found)
+
+        async def scenario() -> dict[str, bytes]:
+            async with contextlib.AsyncExitStack() as stack:
+                idle, half_head, half_body, two = [await stack.enter_async_context(wire(gateway)) for _ in range(4)]
+                await half_head.send(slow[:40])
+                await half_body.send(slow[:-10])
+                await two.send(slow + slow)
+                await asyncio.to_thread(eventually, lambda: in_flight() >= 2, "two are in flight")
+                gateway.signal(signal.SIGTERM)
+                ended = {"idle": await idle.rest(), "half a head": await half_head.rest()}
+                await half_body.send(slow[-10:])
+                ended |= {"half a body": await half_body.rest(), "two": await two.rest()}
+                await asyncio.to_thread(gateway.wait_stopped)
+                return ended
+
+        ended = asyncio.run(scenario())
+    assert (ended["idle"], ended["half a head"]) == (b"", b"")
+    assert [ended[name].count(b"HTTP/1.1 200") for name in ("half a body", "two")] == [1, 2]
+    assert [ended[name].count(b"connection: close") for name in ("half a body", "two")] == [1, 1]

@@ -80,6 +80,13 @@ def test_a_larger_size_is_tried_now_and_then_and_never_more_than_allowed() -> No
     assert BestSize().next_rows(MOST) == MOST
 
 
+def test_while_a_larger_size_may_still_be_better_nothing_is_held_back() -> None:
+    best = BestSize()
+    for rows in (1, 2, 4, 8, 16, 32) * 8:
+        best.observe(rows, SHAPES["flat"](rows))
+    assert best.best_rows(MOST) == MOST
+
+
 @given(runs=st.lists(st.tuples(st.integers(1, 300), st.floats(1e-6, 10)), max_size=200), most=st.integers(1, 300))
 def test_a_limit_is_always_one_that_a_batch_can_have(runs: list[tuple[int, float]], most: int) -> None:
     best = BestSize()

@@ -421,8 +421,8 @@ def test_a_deadline_that_the_queue_makes_unreachable_is_refused_with_the_time_th
         await bench.running()
         busy.append(bench.batcher.is_busy)
         now_s = bench.clock()
-        for number in range(5):
-            bench.submit(number)
+        for values in ((1, 2), (3, 4), (5,)):
+            bench.submit(*values)
         bench.submit_gathered()
         # One that runs, five that wait, and itself: one, two, two, two seconds.
         bench.batcher.check_in_time(now_s + 7.1, now_s)

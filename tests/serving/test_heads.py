@@ -176,15 +176,15 @@ def test_heads_of_usual_clients_are_read(start: bytes) -> None:
         "upgrade: h2c", "te: trailers", "trailer: x", "keep-alive: timeout=5", "proxy-connection: close",
         "http2-settings: AAMAAABk", "host : x", " folded", "x: a\x00b", "x: a\x7f", "x: a\r", "x: a\rb",
         "x: a\rb: c", "x: a ", ": x",
-        "no colon", "X: again", "x:  two", "y: a\nb: c",
+        "no colon", "Once: again", "x:  two", "y: a\nb: c",
     ],
 )  # fmt: skip
 def test_one_line_that_is_the_parsers_business_makes_the_whole_head_so(line: str) -> None:
     reader = HeadReader(find_target)
-    start = b"POST /predict/iris HTTP/1.1\r\nx: 1\r\ncontent-length: 5"
+    start = b"POST /predict/iris HTTP/1.1\r\nonce: 1\r\ncontent-length: 5"
     assert check(reader, start)
     assert not check(reader, start + b"\r\n" + line.encode("latin-1"))
-    assert not check(reader, start.replace(b"x: 1", line.encode("latin-1") + b"\r\nx: 1"))
+    assert not check(reader, start.replace(b"once: 1", line.encode("latin-1") + b"\r\nonce: 1"))
 
 
 @pytest.mark.parametrize("length", ["", "+5", "-5", "0x5", "5,5", "5 5", "1_0", "\xb2", "9" * 11, "9" * 40, "5\t"])

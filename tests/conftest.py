@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's business, not a test's.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # As the command line does for itself: tests tell nobody which models they load.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

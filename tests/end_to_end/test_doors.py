@@ -269,6 +269,17 @@ def test_a_body_that_is_not_whole_before_the_deadline_is_refused(gateway: LiveGa
     assert answer.count(b"connection: close") == 1
 
 
+def test_a_request_refused_by_its_head_gets_one_answer_even_if_its_body_never_ends(gateway: LiveGateway) -> None:
+    async def scenario() -> bytes:
+        async with wire(gateway) as connection:
+            await connection.send(post(extra="content-encoding: gzip\r\n")[:-5])
+            return await connection.rest()
+
+    answer = asyncio.run(scenario())
+    assert answer.startswith(b"HTTP/1.1 415 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_client_that_leaves_frees_its_place(gateway: LiveGateway) -> None:
     async def scenario() -> None:
         for part in (40, len(post()) - 3, len(post())):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-# Weight that an older run keeps for each newer one: about the last 100 runs count.
+# Weight that an older run keeps for each newer one that is learned from: about the last 100 of these count.
 _KEEP = 0.99
 # A run longer than this many times the expectation was disturbed (another process, a page fault): it counts as this.
 _SPIKE = 4.0
@@ -18,9 +18,11 @@ _WORTH = 0.1
 # Runs of one size to see before they say something, and how many batches of the best size pass between two larger ones
 # that look whether the larger size is still the worse.
 _MIN_RUNS_OF_A_SIZE = 3
-# What a batch costs beside its run: forming it, a hop to a thread and back, writing answers.
-_BATCH_OVERHEAD_S = 100e-6
 _PROBE_EVERY = 256
+# What a batch costs beside its run: forming it and writing answers; in a thread also the hop there and back, and the
+# wait for the interpreter.
+_LOOP_OVERHEAD_S = 35e-6
+_THREAD_OVERHEAD_S = 100e-6
 
 
 class Reason(StrEnum):
@@ -79,21 +81,19 @@ class RunCost:
         """Seconds that a run of *rows* rows is expected to take; infinity before the first run."""
         return max(self._least_s, self._base_s + self._row_s * rows)
 
-    def is_short(self, rows: int, budget_s: float) -> bool:
-        """Whether a run of *rows* rows is known to fit into *budget_s*."""
-        return self.runs >= MIN_RUNS and self.expected_s(rows) <= budget_s
-
 
 class BestSize:
     """The batch size at which a row is cheapest, learned from runs of all sizes. Pure.
 
     A straight line cannot tell it: trees get dearer per row in large batches, matrix products cheaper. Sizes are kept
     by powers of two, each with an exponentially weighted mean of the time per row.
+    inline_budget_s: a run that takes no longer is done on the event loop.
     """
 
-    __slots__ = ("_batches", "_best", "_per_row_s", "_runs")
+    __slots__ = ("_batches", "_best", "_inline_budget_s", "_per_row_s", "_runs")
 
-    def __init__(self) -> None:
+    def __init__(self, inline_budget_s: float = 0.0) -> None:
+        self._inline_budget_s = inline_budget_s
         self._best: int | None = None  # None: no larger size is known to be worse
         self._per_row_s: dict[int, float] = {}  # by the exponent of the next power of two
         self._runs: dict[int, int] = {}
@@ -101,7 +101,8 @@ class BestSize:
 
     def observe(self, rows: int, run_s: float) -> None:
         """Learn from one run of *rows* rows that took *run_s* seconds."""
-        size, per_row_s = (rows - 1).bit_length(), (run_s + _BATCH_OVERHEAD_S) / rows
+        overhead_s = _LOOP_OVERHEAD_S if run_s <= self._inline_budget_s else _THREAD_OVERHEAD_S
+        size, per_row_s = (rows - 1).bit_length(), (run_s + overhead_s) / rows
         before_s = self._per_row_s.get(size)
         if before_s is None:
             self._per_row_s[size], self._runs[size] = per_row_s, 1
@@ -161,4 +162,4 @@ def finish_s(cost: RunCost, rows_ahead: int, rows: int, batch_rows: int) -> floa
     total = rows_ahead + rows
     whole, rest = divmod(total, batch_rows)
     run_s = whole * cost.expected_s(batch_rows) + (cost.expected_s(rest) if rest else 0.0)
-    return run_s + (whole + (rest > 0)) * _BATCH_OVERHEAD_S
+    return run_s + (whole + (rest > 0)) * _THREAD_OVERHEAD_S

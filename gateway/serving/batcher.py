@@ -79,7 +79,8 @@ class Batcher:
         self._running_until_s = 0.0  # when the run in the pool is expected to end
         self._busy_since_s = 0.0  # since when the rows that wait have been waiting for nothing but other runs
         self._enabled = True
-        self._mixes = self._shares and not self._variable  # any entries may run together
+        # _shares: rows of several entries may run together at all; _mixes: and just now, and whichever they are.
+        self._mixes = self._shares and not self._variable
         self._max_batch_rows = settings.max_batch_rows
         self._runs = 0
         self.queued_rows = 0
@@ -101,9 +102,12 @@ class Batcher:
         """Refuse a request of which no more is known than its deadline: DeadlineUnreachable, if it cannot be met."""
         if now_s + self._finish_s(1, now_s) > deadline_s:
             raise DeadlineUnreachable(
-                f"{self.queued_rows} rows are queued; an answer would come after the deadline",
-                retry_after_s=self._drain.wait_s(self.queued_rows),
+                f"behind what runs and {self.queued_rows} queued rows an answer would come after the deadline",
+                retry_after_s=self._retry_after_s(),
             )
+
+    def _retry_after_s(self) -> float:
+        return min(60.0, max(1.0, self._drain.wait_s(self.queued_rows)))
 
     def _finish_s(self, rows: int, now_s: float) -> float:
         """Seconds until *rows* rows that come now will be answered."""
@@ -156,6 +160,7 @@ class Batcher:
         return (
             expected_s <= self._settings.inline_budget_s
             and self._cost.runs >= MIN_RUNS
+            and not self._variable  # then rows alone do not tell what a run costs
             and (self._pool.has_free or not self._pool.is_worth_waiting_for(expected_s))
         )
 
@@ -164,7 +169,7 @@ class Batcher:
             return InvalidInput("rows", f"{rows} rows", f"at most {room} in one request")
         return QueueFull(
             f"{self.queued_rows} rows are queued and {room} may be",
-            retry_after_s=min(60.0, max(1.0, self._drain.wait_s(self.queued_rows))),
+            retry_after_s=self._retry_after_s(),
         )
 
     # -- the run ------------------------------------------------------------------------------------
@@ -182,7 +187,10 @@ class Batcher:
     def _pull(self) -> None:
         if self._running or self._stands_in_line or not self._queue:
             return
-        rows = min(self.queued_rows, self._best.best_rows(self._max_batch_rows))
+        if self._shares:
+            rows = min(self.queued_rows, self._best.best_rows(self._max_batch_rows))
+        else:
+            rows = self._queue[0].rows
         if self._is_for_the_loop(self._cost.expected_s(rows)):
             batch = self._next_batch()
             if batch.entries:
@@ -236,7 +244,7 @@ class Batcher:
         queue, entries = self._queue, batch.entries
         while queue:
             entry = queue[0]
-            if entry.taken == 0 and (entry.gone or entry.run_by_s <= now_s):
+            if entry.gone or (entry.taken == 0 and entry.run_by_s <= now_s):
                 self._drop(entry)
                 continue
             if not self._shares:
@@ -284,7 +292,7 @@ class Batcher:
 
     def _drop(self, entry: Entry) -> None:
         self._queue.popleft()
-        self.queued_rows -= entry.rows
+        self.queued_rows -= entry.rows - entry.taken
         if entry.gone:
             entry.owner.finish(entry, CallerLeft("the caller left before the run"), None)
         else:
@@ -300,7 +308,8 @@ class Batcher:
             self._busy_since_s = now_s
         if not run.failed:
             self._runs += 1
-            if self._runs < _LEARN_ALL_RUNS or self._runs % _LEARN_ONE_IN == 0:
+            is_probe = run.rows > self._best.best_rows(self._max_batch_rows)
+            if self._runs < _LEARN_ALL_RUNS or self._runs % _LEARN_ONE_IN == 0 or is_probe:
                 self._cost.observe(run.rows, run.cost_s)
                 self._best.observe(run.rows, run.cost_s)
         self._on_run(run)

@@ -130,7 +130,7 @@ class PredictionCache:
         The arrays are copied: a slice would keep its whole batch alive.
         """
         inputs_bytes = len(request.flat) if request.flat is not None else bytes_of(request.inputs)
-        size = _OVERHEAD_BYTES + 2 * inputs_bytes + bytes_of(outputs)
+        size = _OVERHEAD_BYTES + 2 * inputs_bytes + bytes_of(outputs) + len(request.id or "")
         if encoded is not None:
             size += len(encoded.body) + len(key[3])  # type: ignore[index]  # raw keys end in the body
         if size > MAX_ENTRY_BYTES or size > self._max_bytes:

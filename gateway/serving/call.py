@@ -40,6 +40,7 @@ class Call(Entry):
     cache: str = "bypass"
     is_cached: bool = False  # looks into the cache and is kept there
     is_plain: bool = False  # one row, and nothing said about the reply
+    cache_epoch: int = 0  # of its version, when it was looked up
     raw_key: object = None
     key: object = None  # of its inputs: equal calls find it by this
     leader: Call | None = None  # the equal call whose run it waits for

@@ -64,6 +64,7 @@ class PredictionEndpoint:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
         self._pipeline.begin(call, _resolve(future))
+        await asyncio.sleep(0)  # calls of one turn are read together at its end, and a body may shorten its deadline
         if future.done():
             return future.result()
         timer = loop.call_later(max(0.0, call.deadline_s - self._admission.now_s()), self._pipeline.expire, call)

@@ -10,7 +10,11 @@ from gateway.tensors import Tensors, TensorSpec
 
 
 class Run:
-    """What one batch did. oldest_wait_s: of the entry that waited longest. cost_s: without the wait for a processor."""
+    """What one batch did.
+
+    oldest_wait_s: of the entry that waited longest. cost_s: what is learned from; in a thread, without the wait for a
+    processor.
+    """
 
     __slots__ = ("cost_s", "failed", "oldest_wait_s", "reason", "requests", "rows", "run_s")
 

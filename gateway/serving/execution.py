@@ -62,7 +62,7 @@ class Execution:
     def _run_alone(self, entry: Entry, start: int, stop: int) -> Tensors | GatewayError:
         try:
             return self._run_rows(entry.cut(start, stop), stop - start)
-        except Exception as error:  # as in _run
+        except Exception as error:  # as in run
             return _as_failure(error)
 
 

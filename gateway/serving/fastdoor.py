@@ -4,8 +4,8 @@ A subclass of uvicorn's httptools protocol. A plain POST of a prediction path is
 to the ASGI app, which answers the same bytes. The bound on heads and the clocks that end silent and slow connections
 hold for both. What is overridden is described by uvicorn/protocols/http/httptools_impl.py of the versions in UVICORN.
 
-Usually a head comes whole, between two others, and is one that `heads` can read: then the HTTP parser never sees the
-request. Whatever else comes goes through the parser.
+Usually a head comes whole, with no other request before or behind it, and is one that `heads` can read: then the HTTP
+parser never sees the request. Whatever else comes goes through the parser.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class FastDoor(HttpToolsProtocol):
         self._doors: Doors = self.app.state.doors
         self._doorway = self._doors.doorway
         self._admission = self._doorway.admission
-        self._is_quick = self._doors.fast
+        self._may_skip_parser = self._doors.fast
         self._max_quick_head_bytes = self._doors.max_header_bytes - 4
         self._read_head = self._doorway.heads.read
         self._begin = self._doorway.pipeline.begin
         self._exchange = Exchange()
         self._on_reply: OnReply = self.on_reply  # bound once, not once per request
-        self._is_fast = False  # the request that is being parsed
+        self._is_prediction = False  # the request that is being parsed
         self._is_parsing = False  # the parser has seen the begin of a message and not its end
         self._missing_bytes = 0  # of a body whose head did not go through the parser
         self._stands = _HEAD
@@ -76,7 +76,7 @@ class FastDoor(HttpToolsProtocol):
         if self._missing_bytes:
             self._take_body(data)
             return
-        if self._stands <= _HEAD and not self._is_parsing and self._is_quick and self._begin_quickly(data):
+        if self._stands <= _HEAD and not self._is_parsing and self._may_skip_parser and self._begin_quickly(data):
             return
         if self._stands == _IDLE:
             self._stands, self._since_s = _HEAD, self._doors.now_s
@@ -194,13 +194,13 @@ class FastDoor(HttpToolsProtocol):
             exchange.response_complete and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
         )
         if self.transport.is_closing() and is_free:
-            self._is_fast = True  # nobody will read an answer: what comes is dropped
+            self._is_prediction = True  # nobody will read an answer: what comes is dropped
             self.cycle = exchange  # type: ignore[assignment]  # has all that uvicorn's protocol asks of a cycle
             return
         target = None
         if doors.fast and is_free and parser.get_method() == b"POST":
             target = self._doorway.target(self.url)
-        self._is_fast = target is not None
+        self._is_prediction = target is not None
         if target is None:
             self._fall_through()
             return
@@ -248,7 +248,7 @@ class FastDoor(HttpToolsProtocol):
         self.data_received(b"".join(head) + b"\r\n" + rest)
 
     def on_body(self, body: bytes) -> None:
-        if not self._is_fast:
+        if not self._is_prediction:
             super().on_body(body)
             return
         exchange = self._exchange
@@ -265,7 +265,7 @@ class FastDoor(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # _decline_upgrade will take it from the start
         self._head_bytes = 0
-        if not self._is_fast:
+        if not self._is_prediction:
             super().on_message_complete()
             self._stands = _IDLE if self.cycle.response_complete else _ANSWERING
             self._since_s = self._doors.now_s
@@ -290,7 +290,7 @@ class FastDoor(HttpToolsProtocol):
             return
         exchange.response_complete = True
         exchange.call = None
-        self._admission.in_flight -= 1
+        self._admission.in_flight -= 1  # as close() does; this is the way of most answers
         transport = self.transport
         if transport.is_closing():
             return

@@ -1,8 +1,8 @@
 """Heads of prediction requests, read line by line: a line that was seen before is not parsed again.
 
 Only heads that all parsers read alike are taken: POST of a prediction path by HTTP/1.1, header lines of plain names and
-printable values, each name once, one content-length, and nothing that changes how the connection or the body is read.
-Whatever else comes is left to the HTTP parser, which decides what it is. Source: RFC 9112, sections 3, 5 and 6.
+printable values, each name once, one content-length, and nothing that changes how the connection goes on or the body is
+read. Whatever else comes is left to the HTTP parser, which decides what it is. Source: RFC 9112, sections 3, 5 and 6.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.serving.target import Target
 _MAX_LINES = 8192
 _MAX_LINE_BYTES = 512
 _MAX_LINES_OF_A_HEAD = 64
-# Whole heads kept. Where heads hardly repeat (trace ids again), they are not looked up for this many heads.
+# Whole heads kept. Where heads hardly repeat (trace ids again), the next so many are not kept.
 _MAX_HEADS = 4096
 _MAX_HEAD_BYTES = 1024
 _PAUSE_HEADS = 100_000

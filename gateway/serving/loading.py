@@ -45,6 +45,7 @@ def load(
     *,
     intra_op_threads: int,
     max_batch_rows: int = 32,
+    inline_budget_s: float = 0.0,
     on_runtime: Callable[[OnnxRuntime], None],
 ) -> Loaded:
     """Bring a version up. Blocks for as long as it takes: call it in a thread of its own.
@@ -64,8 +65,10 @@ def load(
         signature = package.manifest.signature
         check_same(signature, runtime.signature)
         rows = _replay(package, runtime, signature) or _made_up(signature)
-    cost, best = RunCost(), BestSize()
-    _warm(runtime, signature, rows, cost, best, max_batch_rows)
+    cost, best = RunCost(), BestSize(inline_budget_s)
+    # With several threads in a run, the time of the one that asked is not what it costs.
+    clock = time.thread_time if intra_op_threads == 1 else time.monotonic
+    _warm(runtime, signature, rows, cost, best, max_batch_rows, clock)
     if runtime.aborted:
         raise PackageInvalid(f"{model}/{version}: its first run was called off")
     return Loaded(runtime, signature, package.digest, cost, best)
@@ -148,7 +151,13 @@ def _close(a: Array, b: Array) -> bool:
 
 
 def _warm(
-    runtime: Runtime, signature: Signature, rows: Tensors, cost: RunCost, best: BestSize, max_batch_rows: int
+    runtime: Runtime,
+    signature: Signature,
+    rows: Tensors,
+    cost: RunCost,
+    best: BestSize,
+    max_batch_rows: int,
+    clock: Callable[[], float],
 ) -> None:
     """Run every warm size until the cost of a run is known; made-up rows that the model refuses end it early."""
     until_s = time.monotonic() + _WARM_BUDGET_S
@@ -157,14 +166,15 @@ def _warm(
     for turn in range(-len(sizes), MIN_RUNS):
         size = sizes[turn % len(sizes)]
         inputs = rows if not signature.batchable else {name: _resized(array, size) for name, array in rows.items()}
-        begun_s = time.thread_time()
+        begun_s = clock()
         try:
             runtime.run(inputs)
         except GatewayError:
             return
+        run_s = clock() - begun_s
         if turn >= 0:
-            cost.observe(size, time.thread_time() - begun_s)
-            best.observe(size, time.thread_time() - begun_s)
+            cost.observe(size, run_s)
+            best.observe(size, run_s)
         if time.monotonic() > until_s:
             return
 

@@ -57,6 +57,7 @@ class Pipeline:
             live = self._router.route(call)
             if call.options.cache_enabled and self._cache.enabled and live.cache_policy.should_look(call.body):
                 call.is_cached = True
+                call.cache_epoch = live.cache_epoch
                 if self._answer_equal_body(call, live):
                     return
             if live.batcher.is_busy:
@@ -113,7 +114,7 @@ class Pipeline:
             live.batcher.submit(entries)
         except Exception as error:  # as in begin
             for call in entries:
-                self._refuse(call, error)
+                self._fail(call, error)
 
     def _decode(self, call: Call, live: LiveVersion) -> None:
         request = live.bound[call.codec.name].decode(call.body, call.headers)
@@ -121,11 +122,13 @@ class Pipeline:
         call.is_plain = request.is_plain
         if request.timeout_s is not None:
             self._admission.shorten(call, request.timeout_s)
+            if live.batcher.is_busy:
+                live.batcher.check_in_time(call.deadline_s, self._clock())
 
     def _find_equal(self, call: Call, live: LiveVersion) -> bool:
         """Answer with what equal inputs got, or wait with an equal call that is on its way. False: there is none."""
         request = call.request
-        if request.size_bytes > _MAX_KEY_BYTES:
+        if request.size_bytes > _MAX_KEY_BYTES or len(call.body) > _MAX_KEY_BYTES:
             return False
         key = tensor_key(live.digest, live.signature, request)
         kept = self._cache.get(key)
@@ -151,6 +154,13 @@ class Pipeline:
 
     def finish_batch(self, entries: list[Call], outputs: Tensors, run: Run) -> None:
         """Answer all calls of a run. Mostly all are plain rows of one protocol: these are answered in one go."""
+        try:
+            self._finish_batch(entries, outputs, run)
+        except Exception as error:  # an answer that cannot be made must not leave others without theirs
+            for call in entries:
+                self._fail(call, error)
+
+    def _finish_batch(self, entries: list[Call], outputs: Tensors, run: Run) -> None:
         codec = entries[0].codec
         if all([call.is_plain and call.codec is codec for call in entries]):  # noqa: C419  # a list is faster here
             self._complete_plain(entries, range(len(entries)), outputs, run)
@@ -171,39 +181,41 @@ class Pipeline:
     def finish(self, entry: Call, result: Tensors | GatewayError, run: Run | None) -> None:
         """Answer a call that ran in several parts, or that could not be run, and those that follow it."""
         if isinstance(result, GatewayError):
-            self._forget(entry)
-            for call in (entry, *_released(entry)):
-                self._refuse(call, result)
+            self._fail(entry, result)
         else:
             self._complete(entry, Cut(entry.request, result, None), run)
+
+    def _fail(self, entry: Call, error: Exception) -> None:
+        """Refuse a call and those that follow it; equal calls that come from now on are on their own."""
+        self._forget(entry)
+        for call in (entry, *_released(entry)):
+            self._refuse(call, error)
 
     def _complete_plain(self, calls: list[Call], starts: Sequence[int], outputs: Tensors, run: Run) -> None:
         if self._waiting:  # else no call has a key
             for call, start in zip(calls, starts, strict=True):
-                if call.key is not None:
-                    self._keep(call, Cut(call.request, outputs, start), run)
-        try:
-            self._answers.complete_plain(calls, starts, outputs, run)
-        except Exception as error:  # an answer that cannot be written must not leave others without theirs
-            for call in calls:
-                self._refuse(call, error)
+                if call.key is not None:  # what ran alone may have outputs without rows
+                    self._keep(call, Cut(call.request, outputs, start if run.requests > 1 else None), run)
+        self._answers.complete_plain(calls, starts, outputs, run)
 
     def _complete(self, entry: Call, own: Cut, run: Run | None) -> None:
-        if entry.key is not None:
-            self._keep(entry, own, run)
         try:
+            if entry.key is not None:
+                self._keep(entry, own, run)
             self._answers.complete(entry, own, run)
-        except Exception as error:  # as in _complete_plain
-            self._refuse(entry, error)
+        except Exception as error:  # as in finish_batch
+            self._fail(entry, error)
 
     def _keep(self, entry: Call, own: Cut, run: Run | None) -> None:
         """Keep the outputs of an entry for equal inputs, and answer the calls that follow it."""
         self._forget(entry)
-        kept = self._cache.put(entry.key, entry.request, own.outputs, None, ttl_s=self._answers.ttl_of(entry))
+        kept = None
+        if entry.cache_epoch == entry.live.cache_epoch:
+            kept = self._cache.put(entry.key, entry.request, own.outputs, None, ttl_s=self._answers.ttl_of(entry))
         for call in _released(entry):
             try:
                 self._answers.complete(call, kept if kept is not None else own, run)
-            except Exception as error:  # as in _complete_plain
+            except Exception as error:  # as in finish_batch
                 self._refuse(call, error)
 
     def _forget(self, entry: Call) -> None:

@@ -28,14 +28,25 @@ log = getLogger(__name__)
 State = Literal["loading", "warm", "failed"]
 # How often a failed version looks whether its package has changed.
 _RETRY_S = 1.0
-# As of nice(1), for the threads that load.
+# Niceness, in the sense of nice(1), of the threads that load.
 _LOAD_NICENESS = 10
 
 
 class LiveVersion:
-    """A warm version. holders counts the calls that still need it."""
+    """A warm version. holders counts the calls that still need it. cache_epoch rises when its answers are forgotten."""
 
-    __slots__ = ("arrivals", "batcher", "bound", "cache_policy", "digest", "holders", "model", "signature", "version")
+    __slots__ = (
+        "arrivals",
+        "batcher",
+        "bound",
+        "cache_epoch",
+        "cache_policy",
+        "digest",
+        "holders",
+        "model",
+        "signature",
+        "version",
+    )
 
     def __init__(self, model: str, version: str, loaded: Loaded, batcher: Batcher, codecs: Sequence[Codec]) -> None:
         self.model = model
@@ -49,6 +60,7 @@ class LiveVersion:
         # In a batch of some rows, as requests that are many enough for a cache to matter run.
         self.cache_policy = CachePolicy(lambda: loaded.cost.expected_s(8) / 8)
         self.holders = 0
+        self.cache_epoch = 0
         self.arrivals: list[Call] = []  # calls of this turn of the loop, not yet decoded
 
 
@@ -163,6 +175,9 @@ class Registry:
             slot.abort()
             if slot.live is not None:
                 slot.live.batcher.close(Draining("the gateway is stopping"))
+        for live in self._draining:
+            live.batcher.close(Draining("the gateway is stopping"))
+        self._pool.close()
 
     def _dismiss(self, key: tuple[str, str]) -> None:
         slot = self._slots.pop(key)
@@ -194,6 +209,7 @@ class Registry:
                     version,
                     intra_op_threads=self._settings.intra_op_threads,
                     max_batch_rows=self._settings.max_batch_rows,
+                    inline_budget_s=self._settings.inline_budget_s,
                     on_runtime=slot.took,
                 )
             except Exception as error:  # a package may break anything on its way; it must only fail itself

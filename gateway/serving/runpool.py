@@ -35,12 +35,22 @@ class RunPool:
         return self._free > 0
 
     def ask(self, use: Callable[[], None]) -> None:
-        """Have *use* called once with a thread reserved, now or later; it must `run` something or `give_back`."""
+        """Have *use* called once with a thread reserved, perhaps before this returns; it must `run` or `give_back`.
+
+        Who stands in line stays there until its turn.
+        """
         if self._free:
             self._free -= 1
-            use()
+            self._use(use)
         else:
             self._line.append(use)
+
+    def _use(self, use: Callable[[], None]) -> None:
+        try:
+            use()
+        except BaseException:
+            self.give_back()  # a thread must not be lost with who asked for it
+            raise
 
     def run(self, work: Callable[[], None], token: object, expected_s: float) -> None:
         """Do *work* in the reserved thread. *token* is given back with the thread when the work is done."""
@@ -51,17 +61,18 @@ class RunPool:
         """The thread is free for who stands next in line."""
         self._ends_s.pop(token, None)
         if self._line:
-            self._line.popleft()()
+            self._use(self._line.popleft())
         else:
             self._free += 1
 
     def is_worth_waiting_for(self, expected_s: float) -> bool:
         """Whether a run of *expected_s* seconds should rather wait for a thread than be done on the loop."""
-        if self._free:
+        if self._free or self._line:  # or the next free thread is promised to somebody
             return False
         ends_s = self._ends_s.values()
-        return bool(ends_s) and min(ends_s) - self._clock() <= _WORTH_WAITING * expected_s
+        # A run that is overdue may be so for long.
+        return bool(ends_s) and abs(min(ends_s) - self._clock()) <= _WORTH_WAITING * expected_s
 
     def close(self) -> None:
-        """Take no more work; what runs is not waited for."""
+        """Take no more work. Python waits for what runs when the process ends."""
         self._executor.shutdown(wait=False, cancel_futures=True)

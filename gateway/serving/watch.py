@@ -132,6 +132,10 @@ class Watch:
 
     def on_drop(self, live: LiveVersion) -> None:
         """A version is gone: forget its answers."""
+        self._forget_answers(live)
+
+    def _forget_answers(self, live: LiveVersion) -> None:
+        live.cache_epoch += 1  # what is on its way is not kept either
         self._cache.purge(live.digest)
 
     def _settle(self) -> None:
@@ -161,9 +165,9 @@ class Watch:
         before = self._router.adopted.get(model)
         rate = self._settings.sampling.rate if options.sampling_rate is None else options.sampling_rate
         self._router.adopted[model] = Adopted(route, options, sampling_limit(rate))
-        if before is not None and before.options.cache_enabled and not options.cache_enabled:
+        if before is not None and _cache_of(before.options) != _cache_of(options):
             for live in self._registry.versions(model):
-                self._cache.purge(live.digest)
+                self._forget_answers(live)
         if before is None or before.route.revision != route.revision:
             log.info("adopted", extra={"model": model, "revision": route.revision})
 
@@ -205,6 +209,10 @@ class Watch:
     def close(self) -> None:
         """Close the store's connection."""
         self._store.close()
+
+
+def _cache_of(options: ModelOptions) -> tuple[bool, float | None]:
+    return options.cache_enabled, options.cache_ttl_s
 
 
 async def write_status(

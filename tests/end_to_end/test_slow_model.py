@@ -24,6 +24,15 @@ STEADY = classifier("steady", "1", iterations=1000)
 
 
 @pytest.fixture(scope="module")
+def plain_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
+    """Predictions through the ASGI app."""
+    root = tmp_path_factory.mktemp("plain")
+    write_package(root / "models", SLOW)
+    with LiveGateway(root / "models", root / "state", options=("--door", "asgi")) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
     root = tmp_path_factory.mktemp("slow")
     for model in (SLOW, QUICK, STEADY):
@@ -62,6 +71,11 @@ def test_a_deadline_is_kept_while_the_model_runs_on(gateway: LiveGateway) -> Non
     assert "deadline" in answer.json()["error"]
     timed = json.loads(body(1.5)) | {"parameters": {"timeout": 50_000}}
     assert asyncio.run(ask(gateway, json.dumps(timed).encode())).status == 504
+
+
+def test_the_asgi_door_keeps_a_deadline_that_the_body_asks_for(plain_gateway: LiveGateway) -> None:
+    timed = json.loads(body(1.5)) | {"parameters": {"timeout": 50_000}}
+    assert asyncio.run(ask(plain_gateway, json.dumps(timed).encode())).status == 504
 
 
 def test_a_slow_model_does_not_hold_up_a_quick_one(gateway: LiveGateway) -> None:

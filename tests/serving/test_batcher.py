@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -525,12 +526,50 @@ def test_the_cost_of_a_run_is_learned(base_us: float, row_us: float, rows: list[
         assert cost.expected_s(rows[0]) == pytest.approx((base_us + row_us * rows[0]) * 1e-6)
 
 
-def test_nothing_is_short_before_it_is_known_and_a_spike_does_not_change_that() -> None:
+def test_a_spike_does_not_change_what_is_known() -> None:
     cost = RunCost()
     assert cost.expected_s(1) == math.inf
     for _ in range(MIN_RUNS):
-        assert not cost.is_short(1, 200e-6)
         cost.observe(1, 50e-6)
-    assert cost.is_short(1, 200e-6)
     cost.observe(1, 3.0)
-    assert cost.is_short(1, 200e-6)
+    assert cost.expected_s(1) <= 200e-6
+
+
+class Placed(PuppetRuntime):
+    """Remembers in which thread it ran."""
+
+    def __init__(self, signature: Signature = DOUBLER) -> None:
+        super().__init__(signature)
+        self.threads: list[int] = []
+
+    def run(self, inputs: Tensors) -> Tensors:
+        self.threads.append(threading.get_ident())
+        return super().run(inputs)
+
+
+@pytest.mark.parametrize(
+    ("signature", "rows", "is_here"),
+    [
+        (DOUBLER, 1, True),
+        (DOUBLER, 100, False),
+        (replace(DOUBLER, batch_invariant=False), 1, True),
+        (replace(DOUBLER, batch_invariant=False), 100, False),
+        (replace(DOUBLER, inputs=(replace(DOUBLER.inputs[0], shape=(-1, -1)),)), 1, False),
+    ],
+    ids=["short", "long", "short alone", "long alone", "of open shape"],
+)
+def test_only_what_is_surely_short_runs_on_the_loop(
+    pool: RunPool, signature: Signature, rows: int, is_here: bool
+) -> None:
+    cost = RunCost()
+    for count in (1, 2) * MIN_RUNS:
+        cost.observe(count, count * 50e-6)
+
+    async def scenario() -> None:
+        runtime = Placed(signature)
+        bench = Bench(pool, signature, runtime, cost=cost)
+        bench.submit(*range(rows))
+        await bench.all_answered()
+        assert [thread == threading.get_ident() for thread in runtime.threads] == [is_here]
+
+    run(scenario)

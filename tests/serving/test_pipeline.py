@@ -440,24 +440,69 @@ class Summer(PuppetRuntime):
     """A model without a dimension for rows: three numbers in, three values out."""
 
     def run(self, inputs: Tensors) -> Tensors:
-        x = super().run(inputs)["y"]
-        return {"y": np.cumsum(x)}
+        return {"y": np.cumsum(super().run(inputs)["y"])}
 
 
+class Total(PuppetRuntime):
+    """The same, but with one value out, of no dimension at all."""
+
+    def run(self, inputs: Tensors) -> Tensors:
+        return {"y": np.array(super().run(inputs)["y"].sum())}
+
+
+@pytest.mark.parametrize(("puppet", "shape", "value"), [(Summer, (3,), [2.0, 6.0, 12.0]), (Total, (), 12.0)])
 @pytest.mark.parametrize("cache", [True, False])
-def test_the_answer_of_a_model_without_rows_is_not_cut(tmp_path: Path, cache: bool) -> None:
+def test_the_answer_of_a_model_without_rows_is_not_cut(
+    tmp_path: Path, cache: bool, puppet: type[PuppetRuntime], shape: tuple[int, ...], value: Any
+) -> None:
+    """Not for who asks first, nor for who waits with it, nor for who asks the same in other words later."""
     fixed = Signature(
-        (TensorSpec("x", "FP64", (1, 3)),), (TensorSpec("y", "FP64", (3,)),),
+        (TensorSpec("x", "FP64", (1, 3)),), (TensorSpec("y", "FP64", shape),),
         tuple(Feature(name, "x", column) for column, name in enumerate("abc")), batchable=False,
     )  # fmt: skip
+    words = [b'{"rows":[{"a":1,"b":2,"c":3}]}', b'{"rows":[{"c":3,"b":2,"a":1}]}', b'{"rows": [{"b":2,"a":1,"c":3}]}']
 
     async def scenario() -> None:
-        rig = Rig(tmp_path, fixed, puppet=Summer, cache=cache)
-        caller = rig.ask(0, codec="native", body=b'{"rows":[{"a":1,"b":2,"c":3}]}')
+        rig = Rig(tmp_path, fixed, puppet=puppet, cache=cache)
+        callers = [rig.ask(0, codec="native", body=body) for body in words[:2]]
         await rig.settle()
-        ((error, _, body),) = caller.answers
-        assert error is None
-        assert json.loads(body)["predictions"] == [{"y": [2.0, 6.0, 12.0]}]
+        callers += [rig.ask(0, codec="native", body=body) for body in words]
+        await rig.settle()
+        for caller in callers:
+            ((error, _, body),) = caller.answers
+            assert error is None
+            assert json.loads(body)["predictions"] == [{"y": value}]
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_an_answer_on_its_way_is_not_kept_once_its_cache_was_emptied(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path)
+        first = rig.ask(1)
+        await rig.turn()
+        rig.versions["1"].cache_epoch += 1  # as when the flag is switched off and on
+        await rig.settle()
+        again = rig.ask(1)
+        await rig.settle()
+        assert [first.headers["x-cache"], again.headers["x-cache"]] == ["miss", "miss"]
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_long_ids_are_not_kept_with_small_rows(tmp_path: Path) -> None:
+    """Nothing that a client sends may make the cache hold more than it counts."""
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path)
+        tensor = {"name": "x", "shape": [1, 1], "datatype": "FP64", "data": [1.0]}
+        body = json.dumps({"id": "i" * 100_000, "inputs": [tensor]}).encode()
+        for _ in range(2):
+            caller = rig.ask(1, body=body)
+            await rig.settle()
+            assert caller.headers["x-cache"] == "bypass"
         rig.check_nothing_is_held()
 
     run(scenario)

@@ -68,6 +68,27 @@ def test_a_run_waits_for_a_thread_that_is_soon_free_and_a_far_shorter_one_does_n
     assert not pool.is_worth_waiting_for(150e-6)
 
 
+def test_a_run_does_not_wait_for_an_overdue_one_nor_behind_others(pool: RunPool, clock: FakeClock) -> None:
+    pool.ask(lambda: pool.run(lambda: None, "long", 400e-6))
+    clock.advance(1.0)
+    assert not pool.is_worth_waiting_for(150e-6)
+    clock.advance(-1.0)
+    assert pool.is_worth_waiting_for(150e-6)
+    pool.ask(lambda: None)
+    assert not pool.is_worth_waiting_for(150e-6)
+
+
+def test_a_thread_is_not_lost_with_who_fails_to_use_it(pool: RunPool) -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        pool.ask(fail)
+    used: list[bool] = []
+    pool.ask(lambda: used.append(True))
+    assert used == [True]
+
+
 def test_a_run_of_unknown_length_is_not_waited_for(pool: RunPool) -> None:
     pool.ask(lambda: pool.run(lambda: None, "unknown", float("inf")))
     assert not pool.is_worth_waiting_for(1.0)

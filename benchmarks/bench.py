@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from speed import against, doors, features, kept, machine, open_loop, page, rows, start
+from speed import against, doors, features, kept, machine, open_loop, page, profile, rows, start
 from speed.rounds import Bench
 
 HERE = Path(__file__).parent
@@ -25,6 +25,7 @@ PARTS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
     "rows": rows.measure,
     "poisson": open_loop.measure,
     "start": start.measure,
+    "profile": profile.measure,
 }
 PEERS = "peers"
 ENOUGH_ROUNDS = 10  # fewer are a quick look, which does not belong on the page

@@ -13,6 +13,7 @@ from speed.rounds import Samples, ratios, values
 
 NOT_MEASURED = "not measured"
 _MB = 1_000_000
+_LEAST_SHARE = 0.01  # files with less are left out of the profile
 _INTRODUCTION = """# Results
 
 Written by `make bench`. What is promised are ratios; absolute figures are those of the machine that a part was measured
@@ -34,7 +35,7 @@ def render(results: Mapping[str, Any], shown: Sequence[str] = ()) -> str:
     """The page as Markdown. shown: file names of the plots that there are."""
     sections = [_INTRODUCTION, _when(results), _bars(bars.all_of(results)), _failures(results)]
     sections += [_plots(shown), _doors(results), _peers(results), _features(results), _rows(results)]
-    sections += [_open_loop(results), _start(results)]
+    sections += [_open_loop(results), _start(results), _profile(results)]
     return "\n".join(section for section in sections if section)
 
 
@@ -241,3 +242,19 @@ def _start(results: Mapping[str, Any]) -> str:
             "killed one.\n\n")  # fmt: skip
     heads = ("", "start to first right answer, s", "RSS MB", "PSS MB")
     return "## Start and memory\n\n" + text + _table(heads, lines) if series else ""
+
+
+def _profile(results: Mapping[str, Any]) -> str:
+    shares: Mapping[str, Mapping[str, float]] = results.get("profile", {}).get("shares", {})
+    if not shares:
+        return ""
+    places = {place for share in shares.values() for place in share}
+    ordered = sorted(places, key=lambda place: -max(share.get(place, 0.0) for share in shares.values()))
+    lines = [
+        (place, *(f"{share.get(place, 0.0):.1%}" for share in shares.values()))
+        for place in ordered
+        if max(share.get(place, 0.0) for share in shares.values()) >= _LEAST_SHARE
+    ]
+    text = ("Iris, cache off, everything on: the share of the worker's samples whose innermost Python frame was in "
+            "that file; what C code does for it counts there. models/runtime.py is the model itself.\n\n")  # fmt: skip
+    return "## Where the time goes\n\n" + text + _table(("", *(f"{n} connections" for n in shares)), lines)

@@ -50,16 +50,26 @@ def measure(bench: Bench, *, environments: Path, chosen: Sequence[str]) -> dict[
             if not peer.is_set_up:
                 bench.tell(f"{peer.title} is not set up: benchmarks/peers/setup {peer.name}")
                 continue
-            told |= {"versions": peer.versions(), "configurations": {}, "places": {}}
-            for configuration in peer.configurations:
-                about = told["configurations"][configuration.name] = {"settings": configuration.settings}
-                _guarded(bench, _try, peer, configuration, models["iris"], about)
-            for model in models.values():
-                for configuration in peer.configurations:
-                    places = worth_measuring(told["configurations"], configuration.name, model)
-                    if places:
-                        _guarded(bench, _pair, peer, configuration, model, ours, places, told["places"])
+            try:
+                _meet(bench, peer, models, ours, told)
+            except KeyboardInterrupt:  # whoever has no time for all of them keeps those that are measured
+                del found[peer.name]
+                bench.fail("peers", RuntimeError(f"stopped before {peer.title} was measured"))
+                break
     return {"peers": found}
+
+
+def _meet(bench: Bench, peer: Peer, models: Mapping[str, Model], ours: Server, told: dict[str, Any]) -> None:
+    """All configurations of one peer tried, and the best ones measured in turns with this gateway."""
+    told |= {"versions": peer.versions(), "configurations": {}, "places": {}}
+    for configuration in peer.configurations:
+        about = told["configurations"][configuration.name] = {"settings": configuration.settings}
+        _guarded(bench, _try, peer, configuration, models["iris"], about)
+    for model in models.values():
+        for configuration in peer.configurations:
+            places = worth_measuring(told["configurations"], configuration.name, model)
+            if places:
+                _guarded(bench, _pair, peer, configuration, model, ours, places, told["places"])
 
 
 def _guarded(

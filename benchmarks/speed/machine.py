@@ -157,15 +157,24 @@ def describe() -> dict[str, str]:
     cpu = next(
         (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
          if line.startswith("model name")), platform.machine())  # fmt: skip
-    told = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     return {
         "cpu": cpu,
         "cores": str(os.cpu_count()),
         "kernel": platform.release(),
         "python": sys.version.split()[0],
         "day": time.strftime("%Y-%m-%d", time.gmtime()),
-        "revision": told.stdout.strip() or "unknown",
+        "revision": _revision(),
     }
+
+
+def _revision() -> str:
+    """The commit that is measured, "-dirty" if the code is another; what an earlier part has written is not code."""
+    git = ["git", "-C", str(ROOT)]
+    told = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    results = [f":(exclude)benchmarks/{name}" for name in ("RESULTS.md", "results.json", "plots")]
+    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no", "--", ".", *results],
+                             capture_output=True, text=True)  # fmt: skip
+    return (told.stdout.strip() or "unknown") + "-dirty" * bool(changed.stdout.strip())
 
 
 def _stat(path: Path) -> list[str]:

@@ -257,4 +257,4 @@ def _profile(results: Mapping[str, Any]) -> str:
     ]
     text = ("Iris, cache off, everything on: the share of the worker's samples whose innermost Python frame was in "
             "that file; what C code does for it counts there. models/runtime.py is the model itself.\n\n")  # fmt: skip
-    return "## Where the time goes\n\n" + text + _table(("", *(f"{n} connections" for n in shares)), lines)
+    return "## Where the time goes\n\n" + text + _table(("", *(f"connections: {n}" for n in shares)), lines)

@@ -78,7 +78,7 @@ def _guarded(
     """A server that fails is told on the page, and the others are measured."""
     try:
         step(bench, peer, configuration, model, *more)
-    except Exception as error:
+    except Exception as error:  # a foreign server may fail in any way
         bench.fail(f"{peer.title} ({configuration.name}), {model.name}", error)
 
 

@@ -73,7 +73,7 @@ class Bench:
             if contender.server is not None and not warm:
                 try:
                     self._measure(replace(contender, seconds=_WARM_S))
-                except Exception as error:  # as below
+                except Exception as error:  # whatever it is, the others are measured on
                     out.add(contender.name)
                     self.fail(f"{what}, {contender.name}", error)
         rounds = rounds or self.rounds

@@ -59,7 +59,7 @@ class Envelopes:
         if len(texts) == len(bodies) and closing:
             flats = self._together(texts)
             if flats is not None:
-                return flats  # type: ignore[return-value]  # a list that holds no None
+                return [*flats]
         return [self._read_alone(body) for body in bodies]
 
     def _read_alone(self, body: bytes) -> bytes | None:

@@ -23,16 +23,9 @@ RANDOM = "random"
 _HASH_SPAN = 2**32
 
 
-def is_sampled(prediction_id: str, rate: float) -> bool:
-    """Whether a share *rate* (0..1) of all predictions includes this one.
-
-    The answer depends on nothing but the id, so a request, its shadow and its label agree; and what a lower rate
-    includes, a higher rate includes too. About 0.3 us.
-    """
-    return sample_hash(prediction_id) < sampling_limit(rate)
-
-
-# The 32-bit hash of a prediction id by which sampling decides. Its seed is its own: a route may hash the same id.
+# The 32-bit hash of a prediction id by which sampling decides: a prediction is sampled if it is below `sampling_limit`.
+# That depends on nothing but the id, so a request, its shadow and its label agree; and what a lower rate includes, a
+# higher rate includes too. Its seed is its own: a route may hash the same id.
 sample_hash: Callable[[str], int] = partial(mmh3.hash, seed=0x5A3B1E, signed=False)
 
 

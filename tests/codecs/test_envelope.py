@@ -270,3 +270,20 @@ def test_envelopes_that_never_repeat_leave_the_usual_one_readable() -> None:
         body = oip(1, 2).replace(b'"data"', b" " * number + b'"data"')
         learn(bound, [body, oip(3, 4)])
         assert check(bound, "oip", of, [oip(5, 6)]) == [alone("oip", of, oip(5, 6))]
+
+
+def test_bodies_that_open_and_close_arrays_for_each_other_are_no_rows_in_a_large_batch_either() -> None:
+    """simdjson reads nested arrays as flat ones: what may stand between the numbers is looked at before."""
+    signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1,)),))
+    bound = OipCodec().bind("m", "1", signature)
+
+    def body(numbers: str) -> bytes:
+        return f'{{"inputs":[{{"name":"x","shape":[1,2],"datatype":"FP32","data":[{numbers}]}}]}}'.encode()
+
+    right = [body(f"{number}.25,0.5") for number in range(100)]
+    bound.decode(right[0], {})
+    assert all(bound.decode_plain(right))
+    for wrong in (["1,[2", "3],4"], ["true,1"], ['"a",1'], ["[1],2"]):
+        found = bound.decode_plain([*right, *map(body, wrong)])
+        assert all(found[:100])
+        assert found[100:] == [None] * len(wrong)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.samples.record import LineBuilder, is_sampled, json_schema, picked_rows, to_lines
+from gateway.samples.record import LineBuilder, json_schema, picked_rows, sample_hash, sampling_limit, to_lines
 from gateway.tensors import Array, Feature, Signature, Tensors, TensorSpec, features_of
 from tests.builders import classifier
 from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample, sample_of
@@ -199,3 +199,7 @@ def test_what_a_lower_rate_samples_a_higher_one_samples_too(identity: object, on
 def test_a_rate_samples_that_share(rate: float) -> None:
     share = sum(is_sampled(f"id-{index}", rate) for index in range(20_000)) / 20_000
     assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / 20_000)
+
+
+def is_sampled(identity: str, rate: float) -> bool:
+    return sample_hash(identity) < sampling_limit(rate)

@@ -193,3 +193,28 @@ def test_nobody_is_turned_away_on_a_guess() -> None:
     assert finish_s(cost, 1000, 1, 1) == 0.0
     cost.observe(1, 9.0)
     assert finish_s(cost, 1000, 1, 1) > 9000
+
+
+@given(
+    base_us=st.floats(1, 500),
+    row_us=st.floats(0.01, 50),
+    rows=st.lists(st.integers(1, 256), min_size=MIN_RUNS, max_size=80),
+    asked=st.integers(1, 256),
+)
+def test_the_cost_of_a_run_is_learned(base_us: float, row_us: float, rows: list[int], asked: int) -> None:
+    cost = RunCost()
+    for count in rows:
+        cost.observe(count, (base_us + row_us * count) * 1e-6)
+    if len(set(rows)) > 1:
+        assert math.isclose(cost.expected_s(asked), (base_us + row_us * asked) * 1e-6, rel_tol=1e-3, abs_tol=1e-9)
+    else:
+        assert cost.expected_s(rows[0]) == pytest.approx((base_us + row_us * rows[0]) * 1e-6)
+
+
+def test_a_spike_does_not_change_what_is_known() -> None:
+    cost = RunCost()
+    assert cost.expected_s(1) == math.inf
+    for _ in range(MIN_RUNS):
+        cost.observe(1, 50e-6)
+    cost.observe(1, 3.0)
+    assert cost.expected_s(1) <= 200e-6

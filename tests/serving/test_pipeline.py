@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import tracemalloc
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,208 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.codecs.codec import Codec, Headers
-from gateway.codecs.native import NativeCodec
-from gateway.codecs.oip_json import OipCodec
-from gateway.errors import DeadlineExceeded, DeadlineUnreachable, GatewayError, InferenceFailed, InvalidInput, QueueFull
+from gateway.errors import DeadlineExceeded, DeadlineUnreachable, InferenceFailed, InvalidInput, QueueFull
 from gateway.flags.compile import ModelOptions, compile_route
 from gateway.flags.document import parse
 from gateway.metrics import ServingMetrics, process_registry
-from gateway.models.source import DirectorySource
-from gateway.samples.record import sampling_limit
-from gateway.serving.admission import Admission
-from gateway.serving.answers import Answers
-from gateway.serving.batch_policy import MIN_RUNS, BestSize, RunCost
-from gateway.serving.batcher import Batcher
-from gateway.serving.cache import PredictionCache
+from gateway.serving.batch_policy import MIN_RUNS
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
 from gateway.serving.doorway import Doorway, by_name
-from gateway.serving.loading import Loaded
-from gateway.serving.pipeline import Pipeline
-from gateway.serving.registry import LiveVersion, Registry
-from gateway.serving.replies import Block
-from gateway.serving.router import Adopted, Router
-from gateway.serving.runpool import RunPool
-from gateway.serving.sampler import Sampler
-from gateway.serving.target import Target
-from gateway.settings import BatchSettings, CacheSettings, LimitSettings, SamplingSettings
+from gateway.serving.router import Adopted
 from gateway.tensors import Feature, Signature, Tensors, TensorSpec
-from tests.puppet import DOUBLER, POISON, FakeClock, PuppetRuntime
-
-CODECS: tuple[Codec, ...] = (NativeCodec(), OipCodec())
-NAMED = replace(DOUBLER, features=(Feature("x", "x", 0),))
-FLAG = {
-    "state": "ENABLED",
-    "variants": {"stable": "1", "twin": "1", "canary": "2"},
-    "defaultVariant": "stable",
-    "targeting": {"if": [{"!=": [{"var": "headers.x-variant"}, None]}, {"var": "headers.x-variant"}, None]},
-}
-
-
-class HandPool(Executor):
-    """Runs what is submitted when it is told to, in the thread that tells it."""
-
-    def __init__(self) -> None:
-        self._runs: list[Callable[[], object]] = []
-
-    def submit(self, run: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        self._runs.append(lambda: run(*arguments, **named))
-        return Future()
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._runs)
-
-    def run_one(self) -> None:
-        self._runs.pop(0)()
-
-
-class Caller:
-    """One prediction as its door sees it."""
-
-    def __init__(self, call: Call, values: list[float]) -> None:
-        self.call = call
-        self.values = values
-        self.left = False
-        self.answers: list[tuple[GatewayError | None, dict[str, str], bytes]] = []
-
-    @property
-    def error(self) -> GatewayError | None:
-        ((error, _, _),) = self.answers
-        return error
-
-    @property
-    def headers(self) -> dict[str, str]:
-        ((_, headers, _),) = self.answers
-        return headers
-
-    def outputs(self) -> list[float]:
-        """What the body of the answer says for y, row by row."""
-        ((error, _, body),) = self.answers
-        assert error is None
-        document = json.loads(body)
-        if self.call.codec.name == "oip":
-            return [float(value) for value in document["outputs"][0]["data"]]
-        return [float(row["y"]) for row in document["predictions"]]
-
-
-class Rig:
-    """A pipeline with two versions of one model, a puppet behind each, a clock and a pool that move by hand."""
-
-    def __init__(
-        self,
-        root: Path,
-        signature: Signature = NAMED,
-        *,
-        puppet: type[PuppetRuntime] = PuppetRuntime,
-        cache: bool = True,
-        **limits: float,
-    ) -> None:
-        self.clock = FakeClock()
-        self.pool = HandPool()
-        threads = RunPool(2, clock=self.clock, executor=self.pool)  # one for each version
-        metrics = ServingMetrics(process_registry())
-        counts = Counts(metrics)
-        self.admission = Admission(LimitSettings(), clock=self.clock)
-        # No run is short enough for the loop unless a test says so.
-        batching = BatchSettings(**{"inline_budget_s": 0.0, **limits})  # type: ignore[arg-type]
-        registry = Registry(
-            DirectorySource(root), CODECS, batching, threads, counts, metrics,
-            on_change=lambda: None, on_drop=lambda _live: None,
-        )  # fmt: skip
-        self.versions: dict[str, LiveVersion] = {}
-        self.runtimes: dict[str, PuppetRuntime] = {}
-        self.costs: dict[str, RunCost] = {}
-        for version in ("1", "2"):
-            runtime = self.runtimes[version] = puppet(signature)
-            cost = self.costs[version] = RunCost()
-            loaded = Loaded(runtime, signature, f"digest-{version}", cost, BestSize())
-            batcher = Batcher(
-                runtime, signature, cost, batching, threads, on_run=counts.ran("m", version),
-                clock=self.clock, cost_clock=self.clock,
-            )  # fmt: skip
-            self.versions[version] = registry.warm[("m", version)] = LiveVersion("m", version, loaded, batcher, CODECS)
-        self.router = Router(registry)
-        self.adopt()
-        self.sampler = Sampler(SamplingSettings(), root / "samples", boot="b", metrics=metrics)
-        kept = PredictionCache(CacheSettings(max_bytes=2**20 if cache else 0), clock=self.clock)
-        answers = Answers(registry, kept, self.sampler, counts, ttl_s=300.0, clock=self.clock)
-        self.pipeline = Pipeline(self.admission, self.router, kept, answers, clock=self.clock)
-        self.callers: list[Caller] = []
-
-    def adopt(self, *, cached: bool = True, sampled: float = 0.0) -> None:
-        route = compile_route("m", parse({"flags": {"m.route": FLAG}}).flags["m.route"])
-        self.router.adopted["m"] = Adopted(route, ModelOptions(cache_enabled=cached), sampling_limit(sampled))
-        self.router.known.add("m")
-
-    def ask(
-        self,
-        *values: float,
-        codec: str = "oip",
-        pinned: str | None = None,
-        variant: str | None = None,
-        timeout_s: float = 5.0,
-        body: bytes | None = None,
-    ) -> Caller:
-        """One request with its whole body, as a door hands it over."""
-        if body is None and codec == "oip":
-            tensor = {"name": "x", "shape": [len(values), 1], "datatype": "FP64", "data": list(values)}
-            body = json.dumps({"inputs": [tensor]}).encode()
-        elif body is None:
-            body = json.dumps({"rows": [{"x": value} for value in values]}).encode()
-        headers = {"x-request-timeout-ms": str(timeout_s * 1000)} | ({"x-variant": variant} if variant else {})
-        (found,) = [one for one in CODECS if one.name == codec]
-        call = self.admission.open(Target(found, "m", pinned), headers, len(body))
-        call.body = body
-        caller = Caller(call, list(values))
-        self.callers.append(caller)
-
-        def on_reply(_: Call, error: GatewayError | None, route: Block, content: Headers, body: bytes) -> None:
-            caller.answers.append((error, {name.decode(): value.decode() for name, value in route.pairs}, body))
-            self.admission.close()
-
-        self.pipeline.begin(call, on_reply)
-        return caller
-
-    def leave(self, caller: Caller) -> None:
-        """The client goes away, if it still waits."""
-        if not caller.answers and not caller.left:
-            caller.left = True
-            self.pipeline.abandon(caller.call)
-            self.admission.close()
-
-    def advance(self, seconds: float) -> None:
-        """Time passes, and the door tells those whose deadline has passed."""
-        self.clock.advance(seconds)
-        for caller in self.callers:
-            if not caller.answers and not caller.left and caller.call.deadline_s <= self.clock():
-                self.pipeline.expire(caller.call)
-
-    async def turn(self) -> None:
-        await asyncio.sleep(0)
-
-    async def settle(self) -> None:
-        """Let all runs happen."""
-        idle_turns = 0
-        while idle_turns < 3:
-            idle_turns = idle_turns + 1 if not self.pool.is_busy else 0
-            if self.pool.is_busy:
-                self.pool.run_one()
-            await self.turn()
-
-    def check_nothing_is_held(self) -> None:
-        for caller in self.callers:  # as the ASGI door does at the end: nothing, if it has its answer
-            self.pipeline.abandon(caller.call)
-        assert self.admission.in_flight == 0
-        assert {version: live.holders for version, live in self.versions.items()} == {"1": 0, "2": 0}
-        assert [live.batcher.queued_rows for live in self.versions.values()] == [0, 0]
-        assert not any(live.arrivals for live in self.versions.values())
-
-
-def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(scenario())
-
+from tests.puppet import POISON, PuppetRuntime
+from tests.serving.rig import CODECS, FLAG, Caller, Rig, run
 
 VALUES = st.sampled_from([1.0, 2.0, 3.0, POISON])
 ASK = st.fixed_dictionaries(

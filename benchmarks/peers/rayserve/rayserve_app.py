@@ -41,4 +41,4 @@ if __name__ == "__main__":
     serve.start(http_options={"host": "127.0.0.1", "port": int(os.environ["PORT"])})
     serve.run(Model.bind(os.environ["MODEL"], os.environ["BATCHING"] == "1"), route_prefix="/")
     while True:
-        time.sleep(3600)
+        time.sleep(3600)  # Ray serves from processes of its own; this one only keeps them alive

@@ -24,7 +24,8 @@ from gateway.control.seed import Seeder
 from gateway.control.status import WorkerStatus, read_workers
 from gateway.control.views import Views
 from gateway.errors import GatewayError, StoreUnavailable
-from gateway.flags.store import SqliteStore
+from gateway.flags.sqlite import SqliteStore
+from gateway.flags.store import FlagStore
 from gateway.models.source import DirectorySource
 from gateway.settings import Settings
 
@@ -38,7 +39,7 @@ DRAIN_TIMEOUT_S = 3  # admin requests take milliseconds
 class Control:
     """The parts of the control process."""
 
-    store: SqliteStore
+    store: FlagStore
     tokens: TokenStore
     desk: Desk
     seeder: Seeder

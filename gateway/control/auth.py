@@ -20,7 +20,7 @@ from typing import Any
 
 from gateway.errors import ChangeRefused, Forbidden, InvalidInput, Unauthenticated, UnknownToken
 from gateway.flags.database import connect, transaction, troubles
-from gateway.flags.store import replace_file
+from gateway.flags.lastgood import replace_file
 
 _log = logging.getLogger(__name__)
 

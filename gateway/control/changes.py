@@ -27,7 +27,8 @@ from gateway.flags.document import (
     route_key,
 )
 from gateway.flags.exposure import raised
-from gateway.flags.store import SqliteStore, check_revision, read_last_known_good, write_last_known_good
+from gateway.flags.lastgood import read_last_known_good, write_last_known_good
+from gateway.flags.store import FlagStore, check_revision, put, replace, restore
 from gateway.models.source import ModelSource
 
 _log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Desk:
 
     def __init__(
         self,
-        store: SqliteStore,
+        store: FlagStore,
         *,
         last_known_good: Path,
         source: ModelSource,
@@ -110,7 +111,9 @@ class Desk:
             if not dry_run and draft is not document:
                 # also under "any": nobody else may have changed what was just checked
                 based_on = before.revision if before is not None else 0
-                draft = self._store.put(key, after, expected_revision=based_on, author=author, verb=verb, reason=reason)
+                draft = put(
+                    self._store, key, after, expected_revision=based_on, author=author, verb=verb, reason=reason
+                )
                 self._committed(draft, verb, key, author, reason)
             written = draft.flags.get(key)
             return Outcome(draft, plain_before, None if written is None else dump_flag(written))
@@ -139,8 +142,8 @@ class Desk:
             )
             self._check(document, draft)
             if not dry_run and draft is not document:
-                draft = self._store.replace(
-                    wanted, expected_revision=document.revision, author=author, verb=verb, reason=reason
+                draft = replace(
+                    self._store, wanted, expected_revision=document.revision, author=author, verb=verb, reason=reason
                 )
                 self._committed(draft, verb, "all flags", author, reason)
             return Outcome(draft, dump(document), dump(draft))
@@ -154,7 +157,8 @@ class Desk:
                 return
             plain = {"state": ENABLED, "variants": {"stable": version}, "defaultVariant": "stable"}
             flag = parse_flag(route_key(model), plain)
-            document = self._store.put(
+            document = put(
+                self._store,
                 flag.key,
                 flag,
                 expected_revision=0,
@@ -186,7 +190,7 @@ class Desk:
             if document is None and (kept := read_last_known_good(self._last_known_good)) is not None:
                 _log.warning("the flag store is empty; its flags are restored from the last known good file")
                 reason = "the flag store was lost; flags of the last known good file"
-                document = self._store.restore(kept, author=SYSTEM, reason=reason)
+                document = restore(self._store, kept, author=SYSTEM, reason=reason)
                 self._committed(document, "flags.restore", "all flags", SYSTEM, reason)
             return document
 

@@ -19,7 +19,7 @@ from gateway.control.merge import differences, merge
 from gateway.errors import InvalidInput, UnknownFlag
 from gateway.flags.audit import AuditRow
 from gateway.flags.document import Json, dump, dump_flag
-from gateway.flags.store import SqliteStore
+from gateway.flags.store import FlagStore, Note, note
 
 HISTORY_ROWS = 50
 AUDIT_ROWS = 1000
@@ -39,7 +39,7 @@ class FlagEndpoints:
     """``/admin/v1/flags`` and what hangs below it."""
 
     desk: Desk
-    store: SqliteStore
+    store: FlagStore
     tokens: TokenStore
 
     def routes(self) -> list[Route]:
@@ -142,7 +142,7 @@ class TokenEndpoints:
     """``/admin/v1/tokens``."""
 
     tokens: TokenStore
-    store: SqliteStore
+    store: FlagStore
 
     def routes(self) -> list[Route]:
         return [
@@ -180,11 +180,10 @@ class TokenEndpoints:
         return Response(status_code=204)
 
     def _record(self, request: Request, sender: Token, verb: str, token: Token) -> None:
-        self.store.record(
+        note(
+            self.store,
+            Note(verb, f"token:{token.id}", after=token.to_json()),
             author=requests.author(request, sender),
-            verb=verb,
-            target=f"token:{token.id}",
-            after=token.to_json(),
             reason=requests.text_header(request, requests.REASON_HEADER)[: requests.MAX_REASON_CHARACTERS],
         )
 

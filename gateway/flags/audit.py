@@ -153,7 +153,7 @@ def check_ending(rows: Iterable[AuditRow], document: FlagDocument) -> None:
         if written.get(target) != found:
             raise AuditBroken(f"{target} is not what the audit trail says was written last")
     for target, after in written.items():
-        is_flag = "." in target
+        is_flag = "." in target and ":" not in target
         if is_flag and after is not None and target not in in_force:
             raise AuditBroken(f"{target} is gone, but the audit trail does not say that it was deleted")
 

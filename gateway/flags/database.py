@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -16,8 +16,14 @@ _WRITER_BUSY_S = 5.0
 _READER_BUSY_S = 0.02
 
 
-def connect(path: Path, schema: Sequence[str], *, version: int, read_only: bool = False) -> sqlite3.Connection:
-    """Open the file, in WAL mode with a full sync per commit; make it and its tables unless *read_only*.
+# From a schema version to the statements that lead to the next one.
+Upgrades = Mapping[int, Sequence[str]]
+
+
+def connect(
+    path: Path, schema: Sequence[str], *, version: int, upgrades: Upgrades | None = None, read_only: bool = False
+) -> sqlite3.Connection:
+    """Open the file, in WAL mode with a full sync per commit; make or upgrade its tables unless *read_only*.
 
     The connection is in autocommit mode and may be used from any thread, one at a time. Raises sqlite3.Error, OSError,
     and StoreUnavailable if the file is of another schema *version*.
@@ -36,22 +42,31 @@ def connect(path: Path, schema: Sequence[str], *, version: int, read_only: bool 
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             with transaction(connection):
-                if not is_set_up(connection, version):
-                    for statement in schema:
-                        connection.execute(statement)
-                    connection.execute(f"PRAGMA user_version = {version}")
+                _set_up(connection, schema, version, upgrades or {})
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def is_set_up(connection: sqlite3.Connection, version: int) -> bool:
-    """Whether the tables are there. Raises StoreUnavailable if they are of another schema version."""
-    (found,) = connection.execute("PRAGMA user_version").fetchone()
-    if found not in (0, version):
+def _set_up(connection: sqlite3.Connection, schema: Sequence[str], version: int, upgrades: Upgrades) -> None:
+    found = is_set_up(connection, version, upgrades)
+    if found == version:
+        return
+    for statement in schema if not found else [each for at in range(found, version) for each in upgrades[at]]:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {version}")
+
+
+def is_set_up(connection: sqlite3.Connection, version: int, upgrades: Upgrades | None = None) -> int:
+    """The schema version of the tables; 0 if there are none yet.
+
+    Raises StoreUnavailable if it is neither *version* nor one that *upgrades* lead on from.
+    """
+    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if found not in (0, version, *(upgrades or {})):
         raise StoreUnavailable(f"the file has schema {found}, this gateway reads {version}")
-    return bool(found)
+    return found
 
 
 @contextlib.contextmanager

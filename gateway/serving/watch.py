@@ -20,7 +20,8 @@ from typing import Any
 from gateway.errors import InvalidFlag, StoreUnavailable
 from gateway.flags.compile import ModelOptions, Route, compile_options, compile_route
 from gateway.flags.document import FlagDocument
-from gateway.flags.store import SqliteStore, read_last_known_good
+from gateway.flags.lastgood import read_last_known_good
+from gateway.flags.sqlite import SqliteStore
 from gateway.metrics import ServingMetrics
 from gateway.samples.record import sampling_limit
 from gateway.serving.cache import PredictionCache

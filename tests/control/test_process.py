@@ -11,7 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.flags.store import SqliteStore, read_last_known_good
+from gateway.flags.lastgood import read_last_known_good
+from gateway.flags.sqlite import SqliteStore
+from gateway.flags.store import verify_trail
 from tests import builders
 from tests.control.process import ControlProcess, route
 from tests.live import eventually
@@ -91,7 +93,7 @@ def test_kill_9_loses_no_acknowledged_change_and_the_last_known_good_file_follow
         assert kept is not None
         assert f'"{kept.revision}"' == everything.headers["etag"]
     store = SqliteStore(control.state / "flags.sqlite", read_only=True)
-    assert store.verify().seq >= acknowledged
+    assert verify_trail(store).seq >= acknowledged
     store.close()
 
 

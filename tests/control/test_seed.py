@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.control.changes import Desk
 from gateway.control.seed import SETTLED_AFTER_S, Seeder
-from gateway.flags.store import SqliteStore
+from gateway.flags.sqlite import SqliteStore
 from gateway.models.source import DirectorySource
 from tests import builders
 from tests.control.process import ControlProcess

@@ -18,9 +18,12 @@ import pytest
 
 from gateway.errors import AuditBroken, RevisionConflict, StoreUnavailable, UnknownFlag
 from gateway.flags import audit
+from gateway.flags import store as writes
 from gateway.flags.audit import SYSTEM, Author
-from gateway.flags.document import Flag, FlagDocument, parse, parse_flag
-from gateway.flags.store import SqliteStore, read_last_known_good, write_last_known_good
+from gateway.flags.document import Flag, FlagDocument, change, parse, parse_flag
+from gateway.flags.lastgood import read_last_known_good, write_last_known_good
+from gateway.flags.sqlite import SqliteStore
+from gateway.flags.store import Note, RecordWrite
 
 ADA = Author("ada", token_id="t1")
 
@@ -31,7 +34,7 @@ def flag(key: str = "iris.route", default: str = "stable", **changes: Any) -> Fl
 
 
 def put(store: SqliteStore, new: Flag | None, expected: int | None, key: str = "iris.route") -> FlagDocument:
-    return store.put(key, new, expected_revision=expected, author=ADA, verb="flag.put", reason="because")
+    return writes.put(store, key, new, expected_revision=expected, author=ADA, verb="flag.put", reason="because")
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def test_a_store_that_was_never_written_is_empty_and_a_follower_does_not_make_it
     assert follower.history() == []
     assert not path.exists()
     assert store.load() is None
-    assert store.verify() == audit.GENESIS
+    assert writes.verify_trail(store) == audit.GENESIS
     assert follower.changed()
     assert follower.load() is None
 
@@ -82,7 +85,7 @@ def test_a_change_is_written_with_its_audit_row_and_seen_by_followers(
     assert (row.seq, row.actor, row.token_id, row.verb, row.target) == (2, "ada", "t1", "flag.put", "iris.route")
     assert (row.revision, row.reason) == (2, "because")
     assert (row.before["defaultVariant"], row.after["defaultVariant"]) == ("stable", "canary")
-    assert store.verify().seq == 2
+    assert writes.verify_trail(store).seq == 2
 
 
 def test_a_stale_revision_is_refused_and_changes_nothing(store: SqliteStore) -> None:
@@ -112,7 +115,7 @@ def test_a_deleted_flag_is_gone_and_its_history_stays(store: SqliteStore) -> Non
         put(store, None, None)
     assert [row.after is None for row in store.history("iris.route")] == [False, True]
     assert put(store, flag(), 0).flags["iris.route"].revision == 3
-    assert store.verify().seq == 3
+    assert writes.verify_trail(store).seq == 3
 
 
 def test_a_whole_document_is_one_revision_with_a_row_per_change(store: SqliteStore) -> None:
@@ -126,21 +129,98 @@ def test_a_whole_document_is_one_revision_with_a_row_per_change(store: SqliteSto
         },
     }
     with pytest.raises(RevisionConflict):
-        store.replace(parse(plain), expected_revision=2, author=ADA, verb="flags.put", reason="import")
-    after = store.replace(parse(plain), expected_revision=3, author=ADA, verb="flags.put", reason="import")
+        writes.replace(store, parse(plain), expected_revision=2, author=ADA, verb="flags.put", reason="import")
+    after = writes.replace(store, parse(plain), expected_revision=3, author=ADA, verb="flags.put", reason="import")
     assert {key: found.revision for key, found in after.flags.items()} == {"a.route": 4, "b.route": 2}
     assert after.bucketing == "flagd-v2"
     assert store.load() == after
     assert [row.target for row in store.history(after=3)] == ["a.route", "c.route", "document"]
     assert {row.revision for row in store.history(after=3)} == {4}
-    assert store.verify().seq == 6
+    assert writes.verify_trail(store).seq == 6
 
 
 def test_other_events_are_recorded_in_the_same_chain(store: SqliteStore) -> None:
     put(store, flag(), 0)
-    row = store.record(author=SYSTEM, verb="token.create", target="token:t9", after={"scope": "viewer"}, reason="new")
+    writes.note(store, Note("token.create", "token:t9", after={"scope": "viewer"}), author=SYSTEM, reason="new")
+    (row,) = store.history("token:t9")
     assert (row.seq, row.revision) == (2, 1)
-    assert store.verify().seq == 2
+    assert writes.verify_trail(store).seq == 2
+
+
+def read_records(store: SqliteStore, kind: str = "rollout") -> dict[str, tuple[int, Any]]:
+    return {record.id: (record.revision, record.body) for record in store.records(kind)}
+
+
+def test_records_flags_and_notes_are_written_together_or_not_at_all(store: SqliteStore) -> None:
+    def canary(before: FlagDocument) -> FlagDocument:
+        return change(before, put=[flag(default="canary")])
+
+    def start(expected_revision: int | None, step: int) -> FlagDocument:
+        return store.commit(
+            canary,
+            author=ADA,
+            verb="rollout.step",
+            reason="step",
+            records=[RecordWrite("rollout", "iris-1", {"step": step}, expected_revision)],
+            notes=[Note("rollout.step", "rollout:iris-1", after={"step": step})],
+        )
+
+    assert store.records("rollout") == []
+    assert start(0, 1).revision == 1
+    assert [(row.verb, row.target) for row in store.history()] == [
+        ("rollout.step", "iris.route"),
+        ("rollout.step", "rollout:iris-1"),
+    ]
+    with pytest.raises(RevisionConflict, match="rollout 'iris-1' exists already"):
+        start(0, 2)
+    assert start(1, 2).revision == 1  # the flag is as it was: only record and note are written
+    assert read_records(store) == {"iris-1": (2, {"step": 2})}
+    assert store.record("rollout", "iris-1") == store.records("rollout")[0]
+    assert store.record("rollout", "iris-2") is None
+
+    def refuse(_before: FlagDocument) -> FlagDocument:
+        raise UnknownFlag("called off")
+
+    with pytest.raises(UnknownFlag, match="called off"):
+        store.commit(refuse, author=ADA, verb="v", reason="r", records=[RecordWrite("rollout", "iris-1", {})])
+    store.commit(author=ADA, verb="v", reason="r", records=[RecordWrite("cursor", "webhooks", {"seq": 3})])
+    store.commit(author=ADA, verb="v", reason="r", records=[RecordWrite("rollout", "iris-1", None, 2)])
+    assert read_records(store) == {}
+    assert read_records(store, "cursor") == {"webhooks": (1, {"seq": 3})}
+    assert writes.verify_trail(store).seq == 3
+
+
+def test_a_follower_reads_the_flags_only_when_they_changed(store: SqliteStore, follower: SqliteStore) -> None:
+    put(store, flag(), 0)
+    first = follower.load()
+    store.commit(author=ADA, verb="v", reason="r", records=[RecordWrite("cursor", "webhooks", {"seq": 3})])
+    assert follower.changed()
+    assert follower.load() is first
+    put(store, flag(default="canary"), 1)
+    assert follower.load() != first
+
+
+SCHEMA_1 = """
+CREATE TABLE document (only INTEGER PRIMARY KEY CHECK (only = 1), revision INTEGER NOT NULL, body TEXT NOT NULL);
+CREATE TABLE audit (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, hash TEXT NOT NULL,
+                    target TEXT GENERATED ALWAYS AS (json_extract(body, '$.target')) VIRTUAL);
+INSERT INTO document VALUES (1, 4, '{"metadata": {"revision": 4}, "flags": {}}');
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_store_of_an_older_gateway_is_read_as_it_is_and_upgraded_by_its_writer(
+    path: Path, store: SqliteStore, follower: SqliteStore
+) -> None:
+    path.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(SCHEMA_1)
+    assert follower.load() == FlagDocument(4)
+    assert store.records("rollout") == []
+    assert put(store, flag(), 0).revision == 5
+    found = follower.load()
+    assert found is not None
+    assert found.revision == 5
 
 
 def test_history_pages_forward_and_filters_by_target(store: SqliteStore) -> None:
@@ -230,11 +310,11 @@ def test_verify_finds_what_was_done_behind_the_gateways_back(store: SqliteStore,
     put(store, flag(), 0)
     put(store, flag(default="canary"), 1)
     put(store, flag(default="stable"), 2)
-    assert store.verify().seq == 3
+    assert writes.verify_trail(store).seq == 3
     store.close()
     tamper(path, statement)
     with pytest.raises(AuditBroken):
-        store.verify()
+        writes.verify_trail(store)
 
 
 def test_audit_rows_cannot_be_changed_by_accident(store: SqliteStore, path: Path) -> None:
@@ -270,7 +350,7 @@ def test_editors_at_the_same_time_lose_no_update(path: Path) -> None:
         document = after.load()
         assert document is not None
         assert document.flags["iris.route"].metadata["count"] == 60
-        assert after.verify().seq == 60
+        assert writes.verify_trail(after).seq == 60
 
 
 WRITER = """
@@ -278,7 +358,9 @@ import sys
 from pathlib import Path
 from gateway.flags.audit import SYSTEM
 from gateway.flags.document import parse_flag
-from gateway.flags.store import SqliteStore, write_last_known_good
+from gateway.flags.lastgood import write_last_known_good
+from gateway.flags.sqlite import SqliteStore
+from gateway.flags.store import put
 path = Path(sys.argv[1])
 store = SqliteStore(path)
 step = (store.load() and int(store.load().flags["iris.route"].metadata["step"])) or 0
@@ -286,7 +368,7 @@ while True:
     step += 1
     flag = parse_flag("iris.route", {"state": "ENABLED", "variants": {"a": "1"}, "defaultVariant": "a",
                                      "metadata": {"step": step}})
-    document = store.put("iris.route", flag, expected_revision=None, author=SYSTEM, verb="flag.put", reason="step")
+    document = put(store, "iris.route", flag, expected_revision=None, author=SYSTEM, verb="flag.put", reason="step")
     print(document.revision, step, flush=True)
     write_last_known_good(path.with_name("flags.lkg.json"), document)
 """
@@ -311,7 +393,7 @@ def test_kill_9_loses_no_acknowledged_change_and_the_chain_verifies(path: Path) 
         assert document.revision >= acknowledged[0]
         assert step >= acknowledged[1]
         with contextlib.closing(SqliteStore(path)) as store:
-            assert store.verify().seq == document.revision == step
+            assert writes.verify_trail(store).seq == document.revision == step
         last_known_good = read_last_known_good(path.with_name("flags.lkg.json"))
         assert last_known_good is None or document.revision - 2 <= last_known_good.revision <= document.revision
 

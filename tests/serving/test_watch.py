@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gateway.flags import store as writes
 from gateway.flags.audit import Author
 from gateway.flags.document import parse_flag
-from gateway.flags.store import SqliteStore
+from gateway.flags.sqlite import SqliteStore
 from tests.builders import classifier, write_package
 from tests.end_to_end.flags import wait_adopted, workers_status
 from tests.live import LiveGateway, eventually
@@ -22,7 +23,7 @@ def test_flags_of_one_model_that_cannot_be_read_keep_no_other_from_being_followe
     def put(key: str, variant: Any, **plain: Any) -> int:
         flag = parse_flag(key, {"state": "ENABLED", "variants": {"a": variant}, "defaultVariant": "a", **plain})
         author = Author("elsewhere")
-        return store.put(key, flag, expected_revision=None, author=author, verb="put", reason="a test").revision
+        return writes.put(store, key, flag, expected_revision=None, author=author, verb="put", reason="a test").revision
 
     put("iris.route", "1")
     put("wine.route", "1")

@@ -173,6 +173,12 @@ class UnknownFlag(GatewayError):
     code = "unknown_flag"
 
 
+class UnknownRollout(GatewayError):
+    """No rollout has that id."""
+
+    code = "unknown_rollout"
+
+
 class PreconditionMissing(GatewayError):
     """A write came without the revision that it is based on."""
 

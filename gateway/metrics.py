@@ -178,6 +178,29 @@ class MonitorMetrics:
         )
 
 
+class RolloutMetrics:
+    """What control says of the rollouts that go on. One per process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, labels: Iterable[str]) -> Gauge:
+            return Gauge(name, text, tuple(labels), multiprocess_mode="mostrecent", registry=registry)
+
+        self.phase = gauge(
+            "sluicegate_rollout_phase",
+            "Phase of a model's newest rollout: 0 declared, 1 progressing, 2 paused, 3 promoting, 4 healthy, "
+            "5 aborting, 6 rolled back.",
+            ("model", "strategy"),
+        )
+        self.weight = gauge(
+            "sluicegate_rollout_weight", "Share of traffic that a rollout gives its candidate.", ("model", "variant")
+        )
+        self.e_value = gauge(
+            "sluicegate_rollout_evalue",
+            "Evidence against the candidate; above the threshold of the signal, the rollout acts.",
+            ("model", "signal"),
+        )
+
+
 class SupervisorMetrics:
     """What the supervisor counts and knows. One per process."""
 

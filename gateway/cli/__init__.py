@@ -26,6 +26,7 @@ _VERBS = {
     "convert": "convert",
     "models": "models",
     "flags": "flags",
+    "rollout": "rollout",
     "drift": "drift",
     "samples": "samples",
     "audit": "audit",

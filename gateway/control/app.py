@@ -16,10 +16,14 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
+from gateway import metrics
 from gateway.control.auth import TokenStore
 from gateway.control.changes import Desk
+from gateway.control.controller import Controller
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
 from gateway.control.problems import on_gateway_error, on_http_error, on_unexpected
+from gateway.control.rollout_endpoints import RolloutEndpoints
+from gateway.control.rollouts import Rollouts
 from gateway.control.seed import Seeder
 from gateway.control.status import WorkerStatus, read_workers
 from gateway.control.views import Views
@@ -43,6 +47,7 @@ class Control:
     tokens: TokenStore
     desk: Desk
     seeder: Seeder
+    controller: Controller
     app: Starlette
 
     def close(self) -> None:
@@ -60,6 +65,8 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     tokens = TokenStore(settings.token_store_path, clock=clock)
     source = DirectorySource(settings.paths.models)
     desk = Desk(store, last_known_good=settings.last_known_good_path, source=source, workers=workers)
+    rollouts = Rollouts(store, desk, clock=clock)
+    controller = Controller(rollouts, workers, metrics=metrics.RolloutMetrics(metrics.process_registry()))
     views = Views(
         desk,
         tokens,
@@ -75,6 +82,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             *views.routes(),
             *FlagEndpoints(desk, store, tokens).routes(),
             *TokenEndpoints(tokens, store).routes(),
+            *RolloutEndpoints(rollouts, tokens).routes(),
         ],
         exception_handlers={
             GatewayError: on_gateway_error,
@@ -82,7 +90,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             Exception: on_unexpected,
         },
     )
-    return Control(store, tokens, desk, Seeder(source, desk, clock=clock), app)
+    return Control(store, tokens, desk, Seeder(source, desk, clock=clock), controller, app)
 
 
 def run_control(
@@ -177,7 +185,11 @@ def _prepare(control: Control, settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def _background(control: Control, server: _Server, report: Callable[[str], None]) -> AsyncIterator[None]:
     """The process's own tasks. If one fails, the process stops with its error: the supervisor starts another."""
-    tasks = [asyncio.create_task(control.seeder.run()), asyncio.create_task(_beat(report))]
+    tasks = [
+        asyncio.create_task(control.seeder.run()),
+        asyncio.create_task(control.controller.run()),
+        asyncio.create_task(_beat(report)),
+    ]
     for task in tasks:
         task.add_done_callback(lambda done: None if done.cancelled() else server.stop())
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,13 @@ from gateway.flags.document import (
 )
 from gateway.flags.exposure import raised
 from gateway.flags.lastgood import read_last_known_good, write_last_known_good
-from gateway.flags.store import FlagStore, check_revision, put, replace, restore
+from gateway.flags.store import FlagStore, Note, RecordWrite, check_revision, put, replace, restore
 from gateway.models.source import ModelSource
 
 _log = logging.getLogger(__name__)
+
+# Looks at what a change of the flags makes of them, and raises ChangeRefused. Not asked by `Desk.apply`.
+Guard = Callable[[FlagDocument, FlagDocument], None]
 
 # Dry runs decide for so many made-up keys to tell which share of keys would move.
 PROBE_KEYS = 10_000
@@ -71,6 +74,7 @@ class Desk:
         self._last_known_good = last_known_good
         self._source = source
         self._workers = workers
+        self.guards: list[Guard] = []
         self._lock = threading.RLock()  # `document` is asked with and without it
         self._recovered = False
 
@@ -148,6 +152,49 @@ class Desk:
                 self._committed(draft, verb, "all flags", author, reason)
             return Outcome(draft, dump(document), dump(draft))
 
+    def apply(
+        self,
+        wanted: Mapping[str, Json | None],
+        *,
+        based_on: Mapping[str, int],
+        author: Author,
+        verb: str,
+        reason: str,
+        records: Sequence[RecordWrite] = (),
+        notes: Sequence[Note] = (),
+        lowers: bool = False,
+    ) -> FlagDocument:
+        """Write several flags, records and notes as one revision, for those who are in charge of the flags.
+
+        wanted: flagd JSON by key, None to delete. based_on: the revisions of these flags, 0 for one that must not
+        exist. lowers: the change takes exposure back, so nothing has to be warm for it. Raises RevisionConflict,
+        InvalidFlag, VersionNotWarm.
+        """
+        with self._lock:
+            document = self.document()
+
+            def edit(before: FlagDocument) -> FlagDocument:
+                for key in wanted:
+                    found = before.flags.get(key)
+                    check_revision(f"flag {key!r}", found.revision if found is not None else 0, based_on.get(key))
+                flags = {key: parse_flag(key, plain, before.evaluators) for key, plain in wanted.items() if plain}
+                return change(before, put=flags.values(), drop=wanted.keys() - flags.keys())
+
+            draft = edit(document)
+            self._check_flags(document, draft, lowers=lowers)
+            after = self._store.commit(
+                edit if wanted else None, author=author, verb=verb, reason=reason, records=records, notes=notes
+            )
+            if after.revision != document.revision:
+                self._committed(after, verb, ", ".join(wanted), author, reason)
+            return after
+
+    def check_package(self, model: str, version: str) -> None:
+        """Raise ChangeRefused if there are packages of *model* here, but none of that version."""
+        versions = self._source.versions().get(model, [])
+        if versions and version not in versions:
+            raise ChangeRefused(f"there is no package {model}/{version}; there are versions {', '.join(versions)}")
+
     def seed(self, model: str, version: str) -> None:
         """Give a model that has no route its first one; does nothing if it has one."""
         if not self._recovered:
@@ -217,13 +264,19 @@ class Desk:
         """All that must hold before *after* is written. Flags that stay as they are stay unchecked."""
         for key in before.flags.keys() - after.flags.keys():
             self._check_delete(before.flags[key])
+        for guard in self.guards:
+            guard(before, after)
+        self._check_flags(before, after)
+
+    def _check_flags(self, before: FlagDocument, after: FlagDocument, *, lowers: bool = False) -> None:
+        """What must hold of each flag that changes."""
         workers: list[WorkerStatus] | None = None
         for key, flag in after.flags.items():
             old = before.flags.get(key)
             if old is not None and old.revision == flag.revision:
                 continue
             validate(flag, after.bucketing)
-            if flag.kind == ROUTE:
+            if flag.kind == ROUTE and not lowers:
                 workers = self._workers() if workers is None else workers
                 _check_warm(workers, _route(old, before.bucketing), compile_route(flag.model, flag, after.bucketing))
 

@@ -21,6 +21,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.Forbidden: 403,
     errors.UnknownFlag: 404,
     errors.UnknownModel: 404,
+    errors.UnknownRollout: 404,
     errors.UnknownToken: 404,
     errors.ChangeRefused: 409,
     errors.RevisionConflict: 412,

@@ -26,10 +26,12 @@ ROUTE = "route"
 SAMPLING = "sampling"
 CACHE = "cache"
 BATCHING = "batching"
+SHADOW = "shadow"  # also the name of the variant that runs the copies
 KINDS = (ROUTE, SAMPLING, CACHE, BATCHING)
 
 MISSING_KEY = "missingKey"  # metadata of a route: what a split does with a request that has no key
 RANDOM_KEY, DEFAULT_KEY, REJECT_KEY = "random", "default", "reject"
+FALLBACK = "fallback"  # metadata of a route: whether the default variant answers where another one fails
 MISSING_KEY_POLICIES = (RANDOM_KEY, DEFAULT_KEY, REJECT_KEY)
 
 # The package manifest's patterns; a test holds the two together, since workshops do not import each other.

@@ -112,7 +112,7 @@ class SqliteStore:
                     now_s=self._clock(),
                 )
                 for record in records:
-                    _write_record(connection, record)
+                    _write_record(connection, record, after)
                 for row in rows:
                     _append(connection, row)
                 if after is not before:
@@ -227,17 +227,18 @@ def _row(body: str, sealed: str) -> AuditRow:
     return from_json({**json.loads(body), "hash": sealed})
 
 
-def _write_record(connection: sqlite3.Connection, wanted: RecordWrite) -> None:
+def _write_record(connection: sqlite3.Connection, wanted: RecordWrite, after: FlagDocument) -> None:
     found = connection.execute(
         "SELECT revision FROM record WHERE kind = ? AND id = ?", (wanted.kind, wanted.id)
     ).fetchone()
     revision = 0 if found is None else found[0]
     wanted.check(revision)
-    if wanted.body is None:
+    body = wanted.content(after)
+    if body is None:
         connection.execute("DELETE FROM record WHERE kind = ? AND id = ?", (wanted.kind, wanted.id))
     else:
         connection.execute(
             "INSERT INTO record VALUES (?, ?, ?, ?)"
             " ON CONFLICT (kind, id) DO UPDATE SET revision = excluded.revision, body = excluded.body",
-            (wanted.kind, wanted.id, revision + 1, orjson.dumps(wanted.body).decode()),
+            (wanted.kind, wanted.id, revision + 1, orjson.dumps(body).decode()),
         )

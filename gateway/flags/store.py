@@ -31,12 +31,19 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class RecordWrite:
-    """A record to be written. body: None deletes it. expected_revision: 0 must not exist, None any."""
+    """A record to be written. body: None deletes it; a function makes it of the document after the edit.
+
+    expected_revision: 0 must not exist, None any.
+    """
 
     kind: str
     id: str
-    body: Json
+    body: Json | Callable[[FlagDocument], Json]
     expected_revision: int | None = None
+
+    def content(self, after: FlagDocument) -> Json:
+        """The body."""
+        return self.body(after) if callable(self.body) else self.body
 
     def check(self, current_revision: int) -> None:
         """Raises RevisionConflict if the record is not at the expected revision."""

@@ -1,0 +1,242 @@
+"""``sluicegate rollout``: release a version step by step, watch it, steer it, take it back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from gateway.cli import remote
+
+if TYPE_CHECKING:
+    from gateway.cli import Subparsers
+
+_ROLLOUTS = "/admin/v1/rollouts"
+_VERBS: Mapping[str, tuple[str, str]] = {
+    "pause": ("hold a rollout where it is", "held by hand"),
+    "resume": ("go on with a paused rollout; its step begins anew", "resumed by hand"),
+    "abort": ("take all traffic back from the candidate, at once and in every phase", "aborted by hand"),
+    "rollback": ("undo a promotion: the version before answers again", "rolled back by hand"),
+    "retry": ("start the same plan once more", "once more"),
+}
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "rollout",
+        help="release a version step by step, with guards",
+        description="Release a version step by step. A judge compares it with the stable version in the same minutes "
+        "and takes it back by itself. ID is a rollout's id, such as iris-3; a model's name means its newest rollout.",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def verb(name: str, text: str, run: Any, *, needs_id: bool = True) -> argparse.ArgumentParser:
+        found = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if needs_id:
+            found.add_argument("id", metavar="ID", help="such as iris-3; a model's name means its newest rollout")
+        remote.add_options(found)
+        found.set_defaults(run=run)
+        return found
+
+    start = verb("start", "start a rollout of a version", _start, needs_id=False)
+    add = start.add_argument
+    add("model", metavar="MODEL")
+    add("version", metavar="VERSION", nargs="?", help="the candidate (unless --plan names it)")
+    add("--strategy", choices=("canary", "bluegreen", "shadow", "experiment"), help="default: canary")
+    add("--steps", metavar="LIST", help="percent, or percent:seconds, or percent:seconds:requests, with commas")
+    add("--promote", choices=("auto", "manual"), help="at the end of the last step (default: auto for a canary)")
+    add("--plan", metavar="FILE", help="the whole plan as JSON; - reads stdin")
+    add("--dry-run", action="store_true", help="show each stage, and which regressions the plan can see")
+    add("--reason", default="", help="why; recorded in the audit (needed unless --dry-run)")
+
+    status = verb("status", "show where rollouts stand, what comes next and why", _status, needs_id=False)
+    status.add_argument("id", metavar="ID", nargs="?", help="one rollout; all of them if it is left out")
+    verb("report", "show what can be said of the two arms", _report)
+    promote = verb("promote", "go to the next step now; after the last one, give the candidate all traffic", _promote)
+    promote.add_argument("--full", action="store_true", help="give the candidate all traffic now")
+    promote.add_argument("--reason", default="promoted by hand", help="why; recorded in the audit")
+    for name, (text, reason) in _VERBS.items():
+        found = verb(name, text, _steer)
+        found.add_argument("--reason", default=reason, help="why; recorded in the audit")
+        found.set_defaults(verb=name)
+
+
+# -- starting ---------------------------------------------------------------------------------------
+
+
+def _start(options: argparse.Namespace) -> int:
+    if not options.reason and not options.dry_run:
+        _usage("--reason is needed: why do you release this version?")
+    plan = _plan(options)
+    path = f"/admin/v1/models/{quote(options.model, safe='')}/rollouts"
+    headers = {"x-change-reason": options.reason} if options.reason else {}
+    query = {"dryRun": "true"} if options.dry_run else {}
+    with remote.connect(options) as control:
+        found = control.call("POST", path, body=plan, headers=headers, query=query).json()
+    if options.json:
+        remote.print_json(found)
+    elif options.dry_run:
+        _print_forecast(options.model, found)
+    else:
+        print(f"rollout {found['id']}: version {found['version']} as {found['variant']}, {found['why']}")
+        print(f"next: {found['next']}; see `sluicegate rollout status {found['id']}`")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> dict[str, Any]:
+    plan: dict[str, Any] = _from_file(options.plan) if options.plan else {}
+    if options.version:
+        plan["version"] = options.version
+    if options.strategy or "strategy" not in plan:
+        plan["strategy"] = options.strategy or "canary"
+    if options.steps:
+        plan["steps"] = [_step(text) for text in options.steps.split(",")]
+    if options.promote:
+        plan["promote"] = options.promote
+    if "version" not in plan:
+        _usage("which version? `sluicegate rollout start MODEL VERSION`")
+    return plan
+
+
+def _step(text: str) -> dict[str, Any]:
+    """``5``, ``5:60`` or ``5:60:1000``: percent, seconds, requests."""
+    names = ("weight_percent", "min_time_s", "min_requests")
+    parts = text.strip().split(":")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if not 1 <= len(numbers) <= len(names):
+        _usage(f"--steps: {text!r} is not PERCENT, PERCENT:SECONDS or PERCENT:SECONDS:REQUESTS")
+    step: dict[str, Any] = dict(zip(names, numbers, strict=False))
+    if "min_requests" in step:
+        step["min_requests"] = int(step["min_requests"])
+    return step
+
+
+def _from_file(name: str) -> dict[str, Any]:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        plan = json.loads(text)
+    except OSError as error:
+        raise remote.RemoteFailed(f"cannot read {name}: {error.strerror}") from error
+    except ValueError as error:
+        raise remote.RemoteFailed(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(plan, dict):
+        raise remote.RemoteFailed(f"{name} holds no JSON object")
+    return plan
+
+
+def _print_forecast(model: str, found: Mapping[str, Any]) -> None:
+    print(f"this would release version {found['plan']['version']} of {model} in these stages:")
+    for stage in found["stages"]:
+        changes = "; ".join(_difference(each) for each in stage["diff"]) or "the route as it is"
+        print(f"  {stage['stage']:>10}: {changes}")
+    for line in found["foresight"]:
+        print(line)
+
+
+def _difference(each: Mapping[str, Any]) -> str:
+    old = json.dumps(each["before"]) if "before" in each else "nothing"
+    new = json.dumps(each["after"]) if "after" in each else "nothing"
+    return f"{each['path']}: {old} -> {new}"
+
+
+# -- looking ----------------------------------------------------------------------------------------
+
+
+def _status(options: argparse.Namespace) -> int:
+    with remote.connect(options) as control:
+        one = options.id is not None
+        found = control.get(_path(_resolved(control, options.id))) if one else control.get(_ROLLOUTS)["rollouts"]
+    if options.json:
+        remote.print_json(found)
+    elif one:
+        _print_one(found)
+    elif found:
+        columns: dict[str, dict[str, Any]] = {
+            "rollout": {"no_wrap": True},
+            "strategy": {},
+            "version": {},
+            "phase": {},
+            "step": {},
+            "weight": {"justify": "right"},
+            "why": {},
+        }
+        remote.print_table("rollouts", columns, [_row(each) for each in found])
+    else:
+        print("no rollouts yet; `sluicegate rollout start MODEL VERSION --reason ...` starts one")
+    return 0
+
+
+def _row(each: Mapping[str, Any]) -> tuple[str, ...]:
+    phase = f"{each['phase']} ({each['reason']})" if each["reason"] else each["phase"]
+    step = f"{each['step']}/{each['steps']}"
+    return each["id"], each["strategy"], each["version"], phase, step, f"{each['weight_percent']:g} %", each["why"]
+
+
+def _print_one(each: Mapping[str, Any]) -> None:
+    reason = f" ({each['reason']})" if each["reason"] else ""
+    what = f"{each['strategy']} of version {each['version']} as {each['variant']}"
+    print(f"{each['id']}: {what}, {each['phase']}{reason}")
+    print(f"step    {each['step']} of {each['steps']}, {each['weight_percent']:g} % of traffic")
+    print(f"why     {each['why']}")
+    if each["next"]:
+        print(f"next    {each['next']}")
+    if each["not_yet_promotable"]:
+        print(f"judge   not to be promoted yet: {each['not_yet_promotable']}")
+    for finding in each["findings"]:
+        print(f"finding {finding['signal']} ({finding['action']}): {finding['text']}")
+
+
+def _report(options: argparse.Namespace) -> int:
+    with remote.connect(options) as control:
+        found = control.get(f"{_path(_resolved(control, options.id))}/report")
+    if options.json:
+        remote.print_json(found)
+    else:
+        print("\n".join(found["text"]))
+    return 0
+
+
+# -- steering ---------------------------------------------------------------------------------------
+
+
+def _promote(options: argparse.Namespace) -> int:
+    options.verb = "promoteFull" if options.full else "promote"
+    return _steer(options)
+
+
+def _steer(options: argparse.Namespace) -> int:
+    with remote.connect(options) as control:
+        path = f"{_path(_resolved(control, options.id))}:{options.verb}"
+        found = control.call("POST", path, headers={"x-change-reason": options.reason}).json()
+    if options.json:
+        remote.print_json(found)
+    else:
+        _print_one(found)
+    return 0
+
+
+def _resolved(control: remote.Remote, given: str) -> str:
+    """A rollout's id; of a model's name, that of its newest rollout."""
+    if given.rpartition("-")[2].isdecimal() and given.rpartition("-")[0]:
+        return given
+    found = control.get(f"/admin/v1/models/{quote(given, safe='')}/rollouts")["rollouts"]
+    if not found:
+        raise remote.RemoteFailed(f"no rollout of {given!r} yet")
+    newest: str = found[0]["id"]
+    return newest
+
+
+def _path(rollout_id: str) -> str:
+    return f"{_ROLLOUTS}/{quote(rollout_id, safe='')}"
+
+
+def _usage(message: str) -> None:
+    print(f"sluicegate rollout: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,194 @@
+"""The controller: looks at the workers again and again, and takes each rollout one step on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gateway.control import rollout
+from gateway.control.evidence import Evidence
+from gateway.control.plan import SHADOW
+from gateway.control.rollout import Found, Seen
+from gateway.control.rollouts import Rollout, Rollouts
+from gateway.control.status import WorkerStatus, not_warm
+from gateway.errors import GatewayError, RevisionConflict, StoreUnavailable, VersionNotWarm
+from gateway.flags.audit import Author
+from gateway.metrics import RolloutMetrics
+
+_log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+# Times and evidence are written this often; workers count on from their start, so nothing is lost or taken twice.
+SAVE_INTERVAL_S = 5.0
+# States of a version in a worker that will not become warm by themselves soon.
+_BROKEN = ("failed", "quarantined")
+_CONTROLLER = Author("controller")
+
+
+@dataclass(slots=True)
+class _Live:
+    """A rollout in the controller's hands."""
+
+    rollout: Rollout
+    evidence: Evidence
+    looked_s: float
+    saved_s: float
+    trouble: str = ""
+
+
+class Controller:
+    """Steps the rollouts that go on. One thread at a time; times are of a monotonic clock.
+
+    workers: reads the status documents.
+    """
+
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        workers: Callable[[], list[WorkerStatus]],
+        *,
+        metrics: RolloutMetrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rollouts = rollouts
+        self._workers = workers
+        self._metrics = metrics
+        self._clock = clock
+        self._live: dict[str, _Live] = {}
+        self._store_trouble = ""
+
+    async def run(self) -> None:
+        """Look for ever, in a thread."""
+        while True:
+            await asyncio.to_thread(self.tick)
+            await asyncio.sleep(TICK_S)
+
+    def tick(self) -> None:
+        """One look at everything; blocks on the disk. A rollout in trouble keeps no other from going on."""
+        try:
+            with self._rollouts.lock:
+                self._refresh()
+                workers = [worker for worker in self._workers() if worker.live] if self._live else []
+                for live in list(self._live.values()):
+                    self._step(live, workers)
+            self._store_trouble = ""
+        except StoreUnavailable as error:
+            if str(error) != self._store_trouble:  # said once, not four times a second
+                _log.error("rollouts stand still: the store cannot be used", extra={"why": str(error)})
+            self._store_trouble = str(error)
+
+    def _refresh(self) -> None:
+        """Hold what the books say; what was written by somebody else is read anew, evidence and all."""
+        now_s = self._clock()
+        going_on = {each.id: each for each in self._rollouts.going_on()}
+        for gone in self._live.keys() - going_on.keys():
+            self._forget(self._live.pop(gone).rollout)
+        for rollout_id, each in going_on.items():
+            known = self._live.get(rollout_id)
+            if known is None:
+                self._live[rollout_id] = _Live(each, Evidence(each), now_s, now_s)
+            elif known.rollout is not each:
+                looked_s = known.looked_s
+                self._live[rollout_id] = _Live(each, Evidence(each), looked_s, now_s, known.trouble)
+
+    def _step(self, live: _Live, workers: Sequence[WorkerStatus]) -> None:
+        going, now_s = live.rollout, self._clock()
+        try:
+            seen = self._look(live, workers, max(0.0, now_s - live.looked_s))
+            live.looked_s = now_s
+            move = rollout.step(going.plan, going.base, going.state, seen)
+            if move.verb:
+                self._rollouts.commit(going, move, author=_CONTROLLER, reason=move.state.why)
+                live.saved_s = now_s
+                log = _log.warning if move.verb in ("rollout.abort", "rollout.pause") else _log.info
+                log(move.verb, extra={"rollout": going.id, "why": move.state.why})
+            else:
+                going.state = move.state
+                if now_s - live.saved_s >= SAVE_INTERVAL_S:
+                    self._rollouts.save(going)
+                    live.saved_s = now_s
+            live.trouble = ""
+            self._tell(live)
+        except RevisionConflict:
+            del self._live[going.id]  # somebody was faster; the next look begins with what is written now
+        except StoreUnavailable:
+            raise
+        except VersionNotWarm as error:  # a worker was replaced between look and write
+            self._say(live, str(error))
+        except GatewayError as error:
+            self._say(live, str(error))
+
+    def _say(self, live: _Live, trouble: str) -> None:
+        if trouble != live.trouble:
+            _log.error("a rollout cannot go on", extra={"rollout": live.rollout.id, "why": trouble})
+        live.trouble = trouble
+
+    def _look(self, live: _Live, workers: Sequence[WorkerStatus], elapsed_s: float) -> Seen:
+        going = live.rollout
+        plan, model = going.plan, going.model
+        route, revision = self._rollouts.route_of(model)
+        requests = live.evidence.take(workers)
+        missing = [
+            f"worker {each['worker']}: {each['state']}" + (f" ({each['reason']})" if each["reason"] else "")
+            for each in not_warm(workers, model, [plan.version])
+        ]
+        report = live.evidence.shadow(workers) if plan.strategy == SHADOW else None
+        return Seen(
+            elapsed_s=elapsed_s,
+            route=route,
+            route_revision=revision,
+            not_warm=missing if workers else ["no live worker"],
+            broken=_broken(workers, model, plan.version),
+            adopted=all(_adopted(worker, model) >= revision for worker in workers),
+            new_requests=requests,
+            found=[*live.evidence.findings(), *_breakers(workers, going)],
+            promotion=live.evidence.promotion(),
+            pairs=0 if report is None else report.pairs,
+        )
+
+    # -- metrics --------------------------------------------------------------------------------
+
+    def _tell(self, live: _Live) -> None:
+        if self._metrics is None:
+            return
+        going = live.rollout
+        if going.is_over:
+            self._forget(going)
+            return
+        self._metrics.phase.labels(going.model, going.plan.strategy).set(rollout.PHASES.index(going.state.phase))
+        self._metrics.weight.labels(going.model, going.variant).set(rollout.share_of(going.plan, going.state))
+        for signal, e_value in live.evidence.e_values().items():
+            self._metrics.e_value.labels(going.model, signal).set(e_value)
+
+    def _forget(self, going: Rollout) -> None:
+        if self._metrics is not None:
+            self._metrics.phase.labels(going.model, going.plan.strategy).set(rollout.PHASES.index(going.state.phase))
+            self._metrics.weight.labels(going.model, going.variant).set(rollout.share_of(going.plan, going.state))
+
+
+def _adopted(worker: WorkerStatus, model: str) -> int:
+    return int(worker.document.get("models", {}).get(model, {}).get("adopted_revision") or 0)
+
+
+def _broken(workers: Sequence[WorkerStatus], model: str, version: str) -> str:
+    """Why the candidate cannot be served; empty if it can."""
+    for worker in workers:
+        state, reason = worker.version(model, version)
+        if state in _BROKEN:
+            return f"version {version} is {state} on worker {worker.slot}: {reason}"
+    return ""
+
+
+def _breakers(workers: Sequence[WorkerStatus], going: Rollout) -> list[Found]:
+    """Breakers that are open on the candidate; each opening is told once."""
+    found = []
+    for worker in workers:
+        for breaker in worker.document.get("breakers", []):
+            if breaker["model"] == going.model and breaker["variant"] == going.variant and breaker["state"] == "open":
+                why = f"the breaker of worker {worker.slot} is open: {breaker['reason']}"
+                once = f"breaker:{worker.document.get('pid')}:{breaker['opened']}"
+                found.append(Found("breaker", going.plan.on_breaker, why, once))
+    return found

@@ -1,0 +1,293 @@
+"""The books of all rollouts: plan, state and evidence of each, written together with the route that it is about."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.control import plan as plans
+from gateway.control import rollout, steering
+from gateway.control.changes import Desk
+from gateway.control.plan import Plan
+from gateway.control.rollout import Move, State
+from gateway.control.signals import Counts, Cursor
+from gateway.errors import ChangeRefused, UnknownModel, UnknownRollout
+from gateway.flags.audit import Author
+from gateway.flags.document import ENABLED, ROUTE, SHADOW, FlagDocument, Json, dump_flag, route_key
+from gateway.flags.store import FlagStore, Note, Record, RecordWrite
+
+# Kinds of records: those that go on are read again and again, so the others are kept apart.
+GOING_ON, OVER = "rollout", "rollout-ended"
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One rollout as it is written down.
+
+    base: the route before it. shares: configured share of the candidate by epoch, that is by revision of the route.
+    totals: counts of both arms by epoch. judge: the judge's evidence. revision: of the record, 0 before it is written.
+    """
+
+    id: str
+    model: str
+    plan: Plan
+    base: Json
+    state: State
+    author: str
+    reason: str
+    started_s: float
+    ended_s: float | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    cursor: Cursor = field(default_factory=Cursor)
+    totals: dict[str, dict[str, Counts]] = field(default_factory=dict)
+    judge: Json = None
+    evidence: Json = None  # what was compared besides the counts: a shadow's report
+    revision: int = 0
+
+    @property
+    def target(self) -> str:
+        """What its audit rows are about."""
+        return f"rollout:{self.id}"
+
+    @property
+    def variant(self) -> str:
+        """The candidate's variant."""
+        return rollout.variant_of(self.plan, self.base)
+
+    @property
+    def is_over(self) -> bool:
+        return self.state.phase in rollout.ENDED
+
+    def to_json(self) -> Json:
+        """What the record holds."""
+        plain = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        del plain["revision"], plain["id"]
+        plain |= {"plan": self.plan.to_json(), "state": self.state.to_json(), "cursor": self.cursor.read}
+        return plain
+
+    def describe(self) -> dict[str, Any]:
+        """What people want to know of it."""
+        return {
+            "id": self.id,
+            "model": self.model,
+            "strategy": self.plan.strategy,
+            "version": self.plan.version,
+            **steering.describe(self.plan, self.base, self.state),
+            "author": self.author,
+            "reason_given": self.reason,
+            "started_s": self.started_s,
+            "ended_s": self.ended_s,
+        }
+
+
+def from_record(record: Record) -> Rollout:
+    """The inverse of Rollout.to_json."""
+    body = dict(record.body)
+    body |= {
+        "plan": plans.parse(body["plan"]),
+        "state": rollout.state_from_json(body["state"]),
+        "cursor": Cursor(body["cursor"]),
+    }
+    return Rollout(id=record.id, revision=record.revision, **body)
+
+
+class Rollouts:
+    """Starts rollouts, does what operators ask of them, and writes every move. Methods block; any thread may call them.
+
+    All raise StoreUnavailable.
+    """
+
+    def __init__(self, store: FlagStore, desk: Desk, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._desk = desk
+        self._clock = clock
+        self.lock = threading.RLock()
+        self._live: dict[str, Rollout] = {}
+        desk.guards.append(self.guard)
+
+    # -- reading --------------------------------------------------------------------------------
+    # What is read is the controller's own, if it has it: newer than what is written. Hold the lock while looking at it.
+
+    def going_on(self) -> list[Rollout]:
+        """The rollouts that are not over; from now on their holder writes what it changes in them."""
+        found = [self._newest(record) for record in self._store.records(GOING_ON)]
+        self._live = {each.id: each for each in found}
+        return found
+
+    def _newest(self, record: Record) -> Rollout:
+        live = self._live.get(record.id)
+        return live if live is not None and live.revision == record.revision else from_record(record)
+
+    def all(self, model: str | None = None) -> list[Rollout]:
+        """All rollouts, newest first."""
+        records = [*self._store.records(GOING_ON), *self._store.records(OVER)]
+        found = [self._newest(record) for record in records if model is None or record.body["model"] == model]
+        return sorted(found, key=lambda each: (each.started_s, each.id), reverse=True)
+
+    def find(self, rollout_id: str) -> Rollout:
+        """Raises UnknownRollout."""
+        for kind in (GOING_ON, OVER):
+            record = self._store.record(kind, rollout_id)
+            if record is not None:
+                return self._newest(record)
+        raise UnknownRollout(f"no rollout {rollout_id!r}")
+
+    def guard(self, before: FlagDocument, after: FlagDocument) -> None:
+        """Nobody else changes a route while a rollout is in charge of it, except to pull the kill switch.
+
+        So the order of its variants cannot change either, and no update is lost when the route before comes back.
+        """
+        for going in self._store.records(GOING_ON):
+            model = going.body["model"]
+            for kind in (ROUTE, SHADOW) if going.body["plan"]["strategy"] == plans.SHADOW else (ROUTE,):
+                key = f"{model}.{kind}"
+                old, new = before.flags.get(key), after.flags.get(key)
+                if old is None or (new is not None and new.revision == old.revision):
+                    continue
+                only_state = new is not None and dataclasses.replace(new, state=old.state, revision=old.revision) == old
+                if not only_state or before.evaluators != after.evaluators or before.bucketing != after.bucketing:
+                    raise ChangeRefused(
+                        f"rollout {going.id} is in charge of {key}: abort it first "
+                        f"(`sluicegate rollout abort {going.id}`); the kill switch always works"
+                    )
+
+    # -- what operators ask for -----------------------------------------------------------------
+
+    def start(self, model: str, plain_plan: Json, *, author: Author, reason: str, dry_run: bool = False) -> Rollout:
+        """A new rollout: its candidate is declared at weight 0 and loaded from now on.
+
+        Raises InvalidInput, UnknownModel, ChangeRefused.
+        """
+        plan = plans.parse(plain_plan)
+        with self.lock:
+            flag = self._desk.document().flags.get(route_key(model))
+            if flag is None:
+                raise UnknownModel(f"no route for model {model!r}: is there a package of it in the models directory?")
+            base = dump_flag(flag)
+            others = self.all(model)
+            for other in others:
+                if not other.is_over:
+                    raise ChangeRefused(f"rollout {other.id} of {model!r} is {other.state.phase}: abort it first")
+            number = 1 + max((int(other.id.rpartition("-")[2]) for other in others), default=0)
+            move = rollout.begin(plan, base)
+            self._desk.check_package(model, plan.version)
+            begun = Rollout(
+                id=f"{model}-{number}",
+                model=model,
+                plan=plan,
+                base=base,
+                state=State(),
+                author=author.actor,
+                reason=reason,
+                started_s=self._clock(),
+            )
+            if not dry_run:
+                self.commit(begun, move, author=author, reason=reason)
+            return begun
+
+    def command(self, rollout_id: str, verb: str, *, author: Author, reason: str) -> Rollout:
+        """What a verb of `steering.VERBS` asks for. Raises UnknownRollout, ChangeRefused."""
+        with self.lock:
+            found = self.find(rollout_id)
+            if verb == "rollback":
+                self._check_newest(found)
+            route, revision = self.route_of(found.model)
+            move = steering.command(found.plan, found.base, found.state, verb, route=route, route_revision=revision)
+            if verb == "rollback":
+                move = dataclasses.replace(move, verb="rollout.rollback")
+            self.commit(found, move, author=author, reason=reason)
+            return found
+
+    def _check_newest(self, found: Rollout) -> None:
+        newest = self.all(found.model)[0]
+        if newest.id != found.id:
+            raise ChangeRefused(f"rollout {newest.id} came after {found.id}: roll that one back")
+
+    def route_of(self, model: str) -> tuple[Json | None, int]:
+        """The route as flagd JSON now, and its revision."""
+        flag = self._desk.document().flags.get(route_key(model))
+        return (None, 0) if flag is None else (dump_flag(flag), flag.revision)
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def commit(self, found: Rollout, move: Move, *, author: Author, reason: str) -> None:
+        """Write a move: flags, state and audit rows in one transaction; *found* then stands where the move leads.
+
+        Raises RevisionConflict if the record or the route is not what the move was made of, VersionNotWarm.
+        """
+        document = self._desk.document()
+        key = route_key(found.model)
+        wanted: dict[str, Json | None] = {}
+        if move.route is not None and not _same(move.route, document, key):
+            wanted[key] = move.route
+        shadow_key = f"{found.model}.{SHADOW}"
+        if move.shadow_rate is not None and (move.shadow_rate or shadow_key in document.flags):
+            wanted[shadow_key] = _rate_flag(move.shadow_rate) if move.shadow_rate else None
+        after = dataclasses.replace(found, state=move.state)
+        if after.is_over:
+            after.ended_s = self._clock()
+
+        def body(written: FlagDocument) -> Json:
+            flag = written.flags.get(key)
+            if flag is not None and move.route is not None:
+                after.state = dataclasses.replace(after.state, wrote_revision=flag.revision)
+                share = rollout.share_of(found.plan, after.state)
+                after.shares = {**found.shares, str(flag.revision): share}
+            return after.to_json()
+
+        was = OVER if found.is_over else GOING_ON
+        now = OVER if after.is_over else GOING_ON
+        records = [RecordWrite(now, found.id, body, found.revision if was == now else 0)]
+        if was != now and found.revision:
+            records.append(RecordWrite(was, found.id, None, found.revision))
+        self._desk.apply(
+            wanted,
+            based_on={name: _revision(document, name) for name in wanted},
+            author=author,
+            verb=move.verb,
+            reason=reason,
+            records=records,
+            notes=[self._note(found, after, move)],
+            lowers=move.state.phase == rollout.ABORTING,
+        )
+        found.state, found.ended_s, found.shares = after.state, after.ended_s, after.shares
+        found.revision = found.revision + 1 if was == now else 1
+
+    def _note(self, before: Rollout, after: Rollout, move: Move) -> Note:
+        told = after.describe()
+        names = ("model", "strategy", "version", "phase", "reason", "why", "step", "steps", "weight_percent")
+        what = {name: told[name] for name in names}
+        if move.notes:
+            what["found"] = [dataclasses.asdict(found) for found in move.notes]
+        was = {"phase": before.state.phase, "step": before.state.step + 1} if before.revision else None
+        return Note(move.verb, before.target, was, what)
+
+    def save(self, found: Rollout) -> None:
+        """Write times and evidence, without a row in the audit. Raises RevisionConflict."""
+        records = [RecordWrite(GOING_ON, found.id, found.to_json(), found.revision)]
+        self._store.commit(author=Author("controller"), verb="rollout.save", reason="", records=records)
+        found.revision += 1
+
+
+def _same(wanted: Json, document: FlagDocument, key: str) -> bool:
+    """Whether the flag says the same already."""
+    flag = document.flags.get(key)
+    return flag is not None and _plain(wanted) == _plain(dump_flag(flag))
+
+
+def _plain(flag: Mapping[str, Any]) -> Any:
+    metadata = {name: value for name, value in flag.get("metadata", {}).items() if name != "revision"}
+    return {**flag, "metadata": metadata, "targeting": flag.get("targeting")}
+
+
+def _revision(document: FlagDocument, key: str) -> int:
+    flag = document.flags.get(key)
+    return 0 if flag is None else flag.revision
+
+
+def _rate_flag(rate: float) -> Json:
+    return {"state": ENABLED, "variants": {"rate": rate}, "defaultVariant": "rate"}

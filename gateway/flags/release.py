@@ -80,12 +80,7 @@ def promoted(base: Json, version: str, *, keep: int) -> Json:
 def flipped(base: Json, variant: str, version: str) -> Json:
     """The route whose default is the candidate's variant; the one before stays declared and warm, for the way back."""
     after: dict[str, Any] = copy.deepcopy(base)
-    before = after["defaultVariant"]
-    kept = {before: after["variants"][before], variant: version}
-    for name, old in after["variants"].items():
-        if _names(after.get("targeting"), name):
-            kept.setdefault(name, old)
-    after["variants"] = kept
+    after["variants"][variant] = version
     after["defaultVariant"] = variant
     return after
 

@@ -11,7 +11,7 @@ import pytest
 from gateway.control import plan as plans
 from gateway.control import rollout
 from gateway.control.rollout import State
-from gateway.errors import ChangeRefused, InvalidInput, UnknownModel, UnknownRollout
+from gateway.errors import ChangeRefused, InvalidInput, UnknownModel, UnknownRollout, VersionNotWarm
 from gateway.flags.store import verify_trail
 from tests.control.books import MODEL, OPS, ROUTE, Books, Worker
 
@@ -191,6 +191,16 @@ def test_promote_goes_to_the_next_step_without_its_minimum(books: Books) -> None
     assert books.weights() == {"canary": 5000, "stable": 5000}
     books.do(rollout_id, "promote")
     assert books.phase(rollout_id) == "promoting"
+
+
+def test_a_verb_gives_no_traffic_to_a_version_that_a_live_worker_has_not_warmed(books: Books) -> None:
+    rollout_id = progressing(books)
+    books.workers[1] = Worker(1, 300)
+    route = books.route()
+    with pytest.raises(VersionNotWarm, match="version 2 of 'iris' is unknown on worker 1"):
+        books.do(rollout_id, "promote")
+    assert books.route() == route
+    assert books.phase(rollout_id) == "progressing"
 
 
 def test_a_manual_promotion_waits_at_its_gate(books: Books) -> None:

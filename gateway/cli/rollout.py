@@ -189,8 +189,9 @@ def _print_one(each: Mapping[str, Any]) -> None:
         print(f"next    {each['next']}")
     if each["not_yet_promotable"]:
         print(f"judge   not to be promoted yet: {each['not_yet_promotable']}")
-    for finding in each["findings"]:
-        print(f"finding {finding['signal']} ({finding['action']}): {finding['text']}")
+    for finding in each["judge"]:
+        mark = f"{finding['action']}!" if finding["tripped"] else "fine"
+        print(f"{mark:<9} {finding['text']}")
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gateway.control import rollout
-from gateway.control.evidence import Evidence
-from gateway.control.plan import SHADOW
+from gateway.control import observation, rollout
 from gateway.control.rollout import Found, Seen
 from gateway.control.rollouts import Rollout, Rollouts
 from gateway.control.status import WorkerStatus, not_warm
@@ -33,7 +31,6 @@ class _Live:
     """A rollout in the controller's hands."""
 
     rollout: Rollout
-    evidence: Evidence
     looked_s: float
     saved_s: float
     trouble: str = ""
@@ -89,10 +86,10 @@ class Controller:
         for rollout_id, each in going_on.items():
             known = self._live.get(rollout_id)
             if known is None:
-                self._live[rollout_id] = _Live(each, Evidence(each), now_s, now_s)
+                self._live[rollout_id] = _Live(each, now_s, now_s)
             elif known.rollout is not each:
                 looked_s = known.looked_s
-                self._live[rollout_id] = _Live(each, Evidence(each), looked_s, now_s, known.trouble)
+                self._live[rollout_id] = _Live(each, looked_s, now_s, known.trouble)
 
     def _step(self, live: _Live, workers: Sequence[WorkerStatus]) -> None:
         going, now_s = live.rollout, self._clock()
@@ -130,12 +127,11 @@ class Controller:
         going = live.rollout
         plan, model = going.plan, going.model
         route, revision = self._rollouts.route_of(model)
-        requests = live.evidence.take(workers)
+        requests = observation.take(going, workers)
         missing = [
             f"worker {each['worker']}: {each['state']}" + (f" ({each['reason']})" if each["reason"] else "")
             for each in not_warm(workers, model, [plan.version])
         ]
-        report = live.evidence.shadow(workers) if plan.strategy == SHADOW else None
         return Seen(
             elapsed_s=elapsed_s,
             route=route,
@@ -144,9 +140,8 @@ class Controller:
             broken=_broken(workers, model, plan.version),
             adopted=all(_adopted(worker, model) >= revision for worker in workers),
             new_requests=requests,
-            found=[*live.evidence.findings(), *_breakers(workers, going)],
-            promotion=live.evidence.promotion(),
-            pairs=0 if report is None else report.pairs,
+            found=[*observation.findings(going), *_breakers(workers, going)],
+            promotion=observation.promotion(going),
         )
 
     # -- metrics --------------------------------------------------------------------------------
@@ -160,8 +155,8 @@ class Controller:
             return
         self._metrics.phase.labels(going.model, going.plan.strategy).set(rollout.PHASES.index(going.state.phase))
         self._metrics.weight.labels(going.model, going.variant).set(rollout.share_of(going.plan, going.state))
-        for signal, e_value in live.evidence.e_values().items():
-            self._metrics.e_value.labels(going.model, signal).set(e_value)
+        for finding in going.judge.findings():
+            self._metrics.e_value.labels(going.model, finding.signal).set(finding.e_value)
 
     def _forget(self, going: Rollout) -> None:
         if self._metrics is not None:

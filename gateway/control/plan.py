@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.control.policy import Policy
 from gateway.errors import InvalidInput
 from gateway.flags.document import VARIANT_PATTERN, VERSION_PATTERN, Json
 from gateway.flags.edit import TOTAL_WEIGHT
@@ -43,8 +44,8 @@ class PlanStep:
 class Plan:
     """A rollout of one version. Every wait in it has an end.
 
-    steps: of a canary, in rising weight; an experiment has one; the others none. signals: what the judge shall do per
-    signal; see `gateway.control.judge`. on_breaker: what happens when a worker's breaker opens on the candidate.
+    steps: of a canary, in rising weight; an experiment has one; the others none. judge: what is looked at, and what is
+    done about it. on_breaker: what happens when a worker's breaker opens on the candidate.
     warm_timeout_s: until every live worker has warmed the candidate, else abort. step_timeout_s: for one step, else
     pause. pause_timeout_s: for a pause, a gate too, else abort. keep_previous: how many versions stay warm for a
     rollback after the promotion.
@@ -55,9 +56,7 @@ class Plan:
     variant: str = ""
     steps: tuple[PlanStep, ...] = ()
     promote: str = AUTO
-    signals: Mapping[str, Json] = field(default_factory=dict)
-    alpha: float = 0.01
-    slow_run_s: float | None = None
+    judge: Policy = field(default_factory=Policy)
     on_breaker: str = PAUSE
     fallback: bool = True
     warm_timeout_s: float = 600.0
@@ -72,7 +71,7 @@ class Plan:
     def to_json(self) -> Json:
         """The plan as `parse` reads it."""
         plain = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        return {**plain, "steps": [step.to_json() for step in self.steps], "signals": dict(self.signals)}
+        return {**plain, "steps": [step.to_json() for step in self.steps], "judge": self.judge.to_json()}
 
 
 _DEFAULTS = {each.name: each.default for each in dataclasses.fields(Plan)}
@@ -97,6 +96,10 @@ def parse(plain: Json) -> Plan:
             raise InvalidInput(name, repr(value)[:80], wanted)
         values[name] = value
     strategy = values["strategy"]
+    try:
+        values["judge"] = Policy.from_json(values.get("judge", {}))
+    except ValueError as error:
+        raise InvalidInput("judge", str(error), "what `docs/operate.md` says of it") from error
     values["steps"] = _steps(values.get("steps"), strategy)
     if strategy in (BLUEGREEN, EXPERIMENT):
         values.setdefault("promote", MANUAL)
@@ -179,12 +182,7 @@ _CHECKS: Mapping[str, tuple[Callable[[Json], bool], str]] = {
         f"a list of at most {MAX_STEPS} steps",
     ),
     "promote": _one_of((AUTO, MANUAL)),
-    "signals": (lambda value: isinstance(value, Mapping), "an object from signal to what shall happen"),
-    "alpha": (lambda value: _is_number(value) and 1e-6 <= value <= 0.2, "a probability from 1e-6 to 0.2"),
-    "slow_run_s": (
-        lambda value: value is None or (_is_number(value) and 1e-6 <= value <= 3600),
-        "seconds from 1e-6 to 3600",
-    ),
+    "judge": (lambda value: isinstance(value, Mapping), "an object: alpha, signals, min_requests and so on"),
     "on_breaker": _one_of(ACTIONS),
     "fallback": (lambda value: isinstance(value, bool), "true or false"),
     "warm_timeout_s": (_is_time, _TIME),

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.control import requests, steering
+from gateway.control import observation, requests, steering
 from gateway.control.auth import OPERATOR, VIEWER, TokenStore
 from gateway.control.endpoints import reply
-from gateway.control.evidence import Evidence, foresight
 from gateway.control.merge import differences
 from gateway.control.rollouts import Rollout, Rollouts
 from gateway.errors import InvalidInput
 from gateway.flags.audit import Author
+
+Told = TypeVar("Told")
 
 _RETRY = "retry"  # starts the same plan once more
 
@@ -51,27 +52,26 @@ class RolloutEndpoints:
         begun = await run_in_threadpool(self.rollouts.start, model, plan, author=author, reason=reason, dry_run=dry_run)
         if dry_run:
             return reply({"dryRun": True, "plan": begun.plan.to_json(), **_forecast(begun)})
-        return reply(_told(begun), status=201, revision=begun.revision)
+        return reply(await self._look(lambda: _told(begun)), status=201, revision=begun.revision)
 
     async def list(self, request: Request) -> Response:
         """All rollouts, newest first; of one model or of all."""
         await requests.sender(request, self.tokens, VIEWER)
         model = request.path_params.get("model")
         found = await run_in_threadpool(self.rollouts.all, model)
-        with self.rollouts.lock:
-            return reply({"rollouts": [each.describe() for each in found]})
+        return reply({"rollouts": await self._look(lambda: [each.describe() for each in found])})
 
     async def read(self, request: Request) -> Response:
         """One rollout: where it stands, what comes next, and what the judge has seen."""
         await requests.sender(request, self.tokens, VIEWER)
         found = await run_in_threadpool(self.rollouts.find, request.path_params["id"])
-        return reply(await run_in_threadpool(_told, found), revision=found.revision)
+        return reply(await self._look(lambda: _told(found)), revision=found.revision)
 
     async def report(self, request: Request) -> Response:
         """What can be said of the two arms: exposure, effects, and what can be concluded."""
         await requests.sender(request, self.tokens, VIEWER)
         found = await run_in_threadpool(self.rollouts.find, request.path_params["id"])
-        return reply(await run_in_threadpool(lambda: {**found.describe(), **Evidence(found).report()}))
+        return reply(await self._look(lambda: {**found.describe(), **observation.report(found)}))
 
     async def command(self, request: Request) -> Response:
         """A verb of an operator."""
@@ -82,7 +82,17 @@ class RolloutEndpoints:
         done = await run_in_threadpool(
             self._do, rollout_id, verb, author=requests.author(request, token), reason=requests.reason(request)
         )
-        return reply(_told(done), status=201 if verb == _RETRY else 200, revision=done.revision)
+        told = await self._look(lambda: _told(done))
+        return reply(told, status=201 if verb == _RETRY else 200, revision=done.revision)
+
+    async def _look(self, tell: Callable[[], Told]) -> Told:
+        """What *tell* says while nobody changes what it looks at."""
+
+        def look() -> Told:
+            with self.rollouts.lock:
+                return tell()
+
+        return await run_in_threadpool(look)
 
     def _do(self, rollout_id: str, verb: str, *, author: Author, reason: str) -> Rollout:
         if verb != _RETRY:
@@ -92,13 +102,11 @@ class RolloutEndpoints:
 
 
 def _told(found: Rollout) -> dict[str, Any]:
-    evidence = Evidence(found)
     return {
         **found.describe(),
         "plan": found.plan.to_json(),
-        "findings": [dataclasses.asdict(each) for each in evidence.findings()],
-        "e_values": evidence.e_values(),
-        "not_yet_promotable": evidence.promotion(),
+        "judge": observation.evidence(found),
+        "not_yet_promotable": observation.promotion(found),
     }
 
 
@@ -110,4 +118,4 @@ def _forecast(begun: Rollout) -> dict[str, Any]:
     for name, route in steering.stages(plan, base):
         steps.append({"stage": name, "diff": [*differences(before, route)]})
         before = route
-    return {"stages": steps, "foresight": foresight(plan)}
+    return {"stages": steps, "foresight": observation.foresight(plan)}

@@ -12,10 +12,11 @@ from typing import Any
 from gateway.control import plan as plans
 from gateway.control import rollout, steering
 from gateway.control.changes import Desk
-from gateway.control.plan import Plan
+from gateway.control.judge import Judge
+from gateway.control.plan import ROLLBACK, Plan
 from gateway.control.rollout import Move, State
-from gateway.control.signals import Counts, Cursor
-from gateway.errors import ChangeRefused, UnknownModel, UnknownRollout
+from gateway.control.signals import Cursor
+from gateway.errors import ChangeRefused, GatewayError, UnknownModel, UnknownRollout
 from gateway.flags.audit import Author
 from gateway.flags.document import ENABLED, ROUTE, SHADOW, FlagDocument, Json, dump_flag, route_key
 from gateway.flags.store import FlagStore, Note, Record, RecordWrite
@@ -29,7 +30,7 @@ class Rollout:
     """One rollout as it is written down.
 
     base: the route before it. shares: configured share of the candidate by epoch, that is by revision of the route.
-    totals: counts of both arms by epoch. judge: the judge's evidence. revision: of the record, 0 before it is written.
+    revision: of the record, 0 before it is written.
     """
 
     id: str
@@ -43,9 +44,8 @@ class Rollout:
     ended_s: float | None = None
     shares: dict[str, float] = field(default_factory=dict)
     cursor: Cursor = field(default_factory=Cursor)
-    totals: dict[str, dict[str, Counts]] = field(default_factory=dict)
-    judge: Json = None
-    evidence: Json = None  # what was compared besides the counts: a shadow's report
+    judge: Judge = field(default_factory=Judge)
+    shadow: Json = None  # the last report of a shadow
     revision: int = 0
 
     @property
@@ -67,7 +67,7 @@ class Rollout:
         plain = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         del plain["revision"], plain["id"]
         plain |= {"plan": self.plan.to_json(), "state": self.state.to_json(), "cursor": self.cursor.read}
-        return plain
+        return plain | {"judge": self.judge.to_json()}
 
     def describe(self) -> dict[str, Any]:
         """What people want to know of it."""
@@ -91,6 +91,7 @@ def from_record(record: Record) -> Rollout:
         "plan": plans.parse(body["plan"]),
         "state": rollout.state_from_json(body["state"]),
         "cursor": Cursor(body["cursor"]),
+        "judge": Judge.from_json(body["judge"]),
     }
     return Rollout(id=record.id, revision=record.revision, **body)
 
@@ -184,6 +185,7 @@ class Rollouts:
                 author=author.actor,
                 reason=reason,
                 started_s=self._clock(),
+                judge=Judge(plan.judge),
             )
             if not dry_run:
                 self.commit(begun, move, author=author, reason=reason)
@@ -199,7 +201,14 @@ class Rollouts:
             move = steering.command(found.plan, found.base, found.state, verb, route=route, route_revision=revision)
             if verb == "rollback":
                 move = dataclasses.replace(move, verb="rollout.rollback")
-            self.commit(found, move, author=author, reason=reason)
+            judge = found.judge
+            if verb == "resume":
+                found.judge = _acknowledged(judge)
+            try:
+                self.commit(found, move, author=author, reason=reason)
+            except GatewayError:
+                found.judge = judge
+                raise
             return found
 
     def _check_newest(self, found: Rollout) -> None:
@@ -228,6 +237,9 @@ class Rollouts:
         if move.shadow_rate is not None and (move.shadow_rate or shadow_key in document.flags):
             wanted[shadow_key] = _rate_flag(move.shadow_rate) if move.shadow_rate else None
         after = dataclasses.replace(found, state=move.state)
+        if after.state.step != found.state.step:
+            after.judge = Judge.from_json(found.judge.to_json())
+            after.judge.begin_step()
         if after.is_over:
             after.ended_s = self._clock()
 
@@ -254,7 +266,7 @@ class Rollouts:
             notes=[self._note(found, after, move)],
             lowers=move.state.phase == rollout.ABORTING,
         )
-        found.state, found.ended_s, found.shares = after.state, after.ended_s, after.shares
+        found.state, found.ended_s, found.shares, found.judge = after.state, after.ended_s, after.shares, after.judge
         found.revision = found.revision + 1 if was == now else 1
 
     def _note(self, before: Rollout, after: Rollout, move: Move) -> Note:
@@ -271,6 +283,15 @@ class Rollouts:
         records = [RecordWrite(GOING_ON, found.id, found.to_json(), found.revision)]
         self._store.commit(author=Author("controller"), verb="rollout.save", reason="", records=records)
         found.revision += 1
+
+
+def _acknowledged(judge: Judge) -> Judge:
+    """A judge whose alarms that only pause were seen by a person, who goes on."""
+    after = Judge.from_json(judge.to_json())
+    for finding in after.findings():
+        if finding.tripped and finding.action != ROLLBACK:
+            after.acknowledge(finding.signal)
+    return after
 
 
 def _same(wanted: Json, document: FlagDocument, key: str) -> bool:

@@ -71,8 +71,13 @@ def _resume(plan: Plan, base: Json, state: State) -> Move:
         raise ChangeRefused(f"the rollout waits: {state.why}")
     if state.reason in (GATE, COMPLETE):
         raise ChangeRefused("all steps are complete: promote it, or abort it")
-    # The step begins anew. What it was paused for is not told again: somebody has seen it and goes on.
-    entered = dataclasses.replace(rollout.moved(state, PROGRESSING, "resumed by hand"), in_step_s=0.0, step_requests=0)
+    # The step begins anew, and what it was paused for with new evidence: somebody has seen it and goes on.
+    entered = dataclasses.replace(
+        rollout.moved(state, PROGRESSING, "resumed by hand"),
+        in_step_s=0.0,
+        step_requests=0,
+        said=tuple(mark for mark in state.said if mark.startswith("breaker:")),
+    )
     return Move(entered, "rollout.resume", rollout.route_at(plan, base, state.step))
 
 

@@ -302,8 +302,7 @@ def test_counts_are_taken_once_whatever_restarts(books: Books) -> None:
     books.tick(6)
     found = books.find(rollout_id)
     assert found.state.step_requests == 30
-    ((_, totals),) = found.totals.items()
-    assert (totals["candidate"]["eligible"], totals["candidate"]["errors"]) == (30, 3)
+    assert found.judge.signals["errors"].counts[:2] == (30, 3)
     books.workers[0] = Worker(0, 200)  # a worker that takes the place of a dead one counts from nothing
     books.workers[0].follow(books)
     books.workers[0].count("canary", eligible=5)
@@ -367,7 +366,8 @@ def test_what_cannot_be_started(books: Books) -> None:
         ({"strategy": "bluegreen", "steps": [{"weight_percent": 5}]}, "steps"),
         ({"strategy": "experiment", "steps": [{"weight_percent": 5}, {"weight_percent": 6}]}, "steps"),
         ({"min_pairs": 5}, "min_pairs"),
-        ({"alpha": 0.5}, "alpha"),
+        ({"judge": {"alpha": 2}}, "judge"),
+        ({"judge": {"signals": {"colour": {}}}}, "judge"),
         ({"pause_timeout_s": -1}, "pause_timeout_s"),
         ({"colour": "red"}, "colour"),
     ],

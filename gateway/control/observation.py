@@ -1,0 +1,94 @@
+"""What a rollout sees of its two arms: counts taken from the workers, given to the judge, and what it says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.control import comparison
+from gateway.control.foresight import ExpectedStep, smallest_regression
+from gateway.control.plan import Plan
+from gateway.control.rollout import Found
+from gateway.control.rollouts import Rollout
+from gateway.control.signals import Counts, Epoch, merged
+from gateway.control.status import WorkerStatus
+from gateway.control.window import Arm, Window
+
+# What a plan is asked to see, where nothing is known of the model's own rates: shares of bad requests.
+_USUAL_RATES = {"errors": 0.005, "timeouts": 0.001, "invalid": 0.001, "slow": 0.01}
+_NUMBERS = ("eligible", "errors", "timeouts", "invalid", "fallbacks")
+
+
+def take(going: Rollout, workers: Sequence[WorkerStatus]) -> int:
+    """Give the judge what was counted since the last time; returns how many of it the candidate's arm answered."""
+    epochs = going.cursor.take(
+        workers,
+        going.model,
+        candidate=going.variant,
+        stable=going.base["defaultVariant"],
+        since_revision=min(map(int, going.shares), default=0),
+    )
+    requests = 0
+    for epoch in epochs:
+        window = _window(going, epoch)
+        going.judge.observe(window)
+        requests += window.canary.eligible
+    return requests
+
+
+def _window(going: Rollout, epoch: Epoch) -> Window:
+    name = str(epoch.revision)
+    share = going.shares.get(name)
+    shares = {} if not share or share >= 1 else {"canary": share, "stable": 1 - share}
+    return Window(_arm(epoch.candidate), _arm(epoch.stable), epoch=name, shares=shares)
+
+
+def _arm(per_worker: Mapping[str, Counts]) -> Arm:
+    counts = merged(per_worker)
+    return Arm(
+        **{name: counts.get(name, 0) for name in _NUMBERS},
+        run_s=counts.get("run_s", {}),
+        outputs=counts.get("outputs", {}),
+        keys={worker: each["keys"] for worker, each in per_worker.items() if each.get("keys")},
+    )
+
+
+def findings(going: Rollout) -> list[Found]:
+    """What the judge has found so far, of what it was told to act on."""
+    found = going.judge.findings()
+    return [Found(each.signal, each.action, each.text) for each in found if each.tripped]
+
+
+def promotion(going: Rollout) -> str | None:
+    """None if the judge agrees to a promotion, else why not."""
+    found = going.judge.may_promote()
+    return None if found.ready else found.why
+
+
+def evidence(going: Rollout) -> list[dict[str, Any]]:
+    """Every signal of the judge, as JSON."""
+    return [
+        {
+            "signal": each.signal,
+            "e_value": each.e_value,
+            "threshold": each.threshold,
+            "tripped": each.tripped,
+            "action": each.action,
+            "text": each.text,
+        }
+        for each in going.judge.findings()
+    ]
+
+
+def report(going: Rollout) -> dict[str, Any]:
+    """What can be said of the two arms, as JSON and as lines of text."""
+    document = comparison.report(going.judge)
+    return {**document, "text": comparison.lines(document)}
+
+
+def foresight(plan: Plan) -> list[str]:
+    """Which regressions a plan can see if each step ends at its smallest number of requests, in plain sentences."""
+    steps = [ExpectedStep(step.weight / 10_000, step.min_requests * 10_000 / step.weight) for step in plan.steps]
+    if not any(step.requests for step in steps):
+        return []
+    return [each.text for each in smallest_regression(plan.judge, steps, _USUAL_RATES)]

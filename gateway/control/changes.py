@@ -12,7 +12,7 @@ from typing import Any
 from gateway.control.status import WorkerStatus, not_warm
 from gateway.errors import ChangeRefused, InvalidFlag, StoreUnavailable, UnknownFlag, VersionNotWarm
 from gateway.flags.audit import SYSTEM, Author
-from gateway.flags.compile import Route, compile_route, validate
+from gateway.flags.compile import Route, check_evaluators, compile_route, validate
 from gateway.flags.document import (
     ENABLED,
     ROUTE,
@@ -264,6 +264,8 @@ class Desk:
         """All that must hold before *after* is written. Flags that stay as they are stay unchecked."""
         for key in before.flags.keys() - after.flags.keys():
             self._check_delete(before.flags[key])
+        if after.evaluators != before.evaluators:
+            check_evaluators(after)
         for guard in self.guards:
             guard(before, after)
         self._check_flags(before, after)

@@ -20,7 +20,15 @@ from gateway.flags.document import (
     Json,
     check_kind,
 )
-from gateway.flags.rules import BOOLEAN_OPERATORS, Context, Hash, RuleCompiler, choose, picker
+from gateway.flags.rules import (
+    BOOLEAN_OPERATORS,
+    Context,
+    Hash,
+    RuleCompiler,
+    choose,
+    picker,
+    refuse_reference,
+)
 
 STATIC = "STATIC"  # the flag has no rule
 TARGETING_MATCH = "TARGETING_MATCH"  # a rule named the variant
@@ -80,7 +88,7 @@ def compile_route(model: str, flag: Flag, bucketing: str = FLAGD_V3) -> Route:
     assert flag.default_variant is not None  # check_kind has seen to it
     compiler = _RouteCompiler(model, flag, bucketing)
     # Compiled even if disabled: a rule that is wrong must not be found only when the switch goes back on.
-    rule = None if flag.targeting is None else compiler.result(flag.targeting, f"flags.{flag.key}.targeting")
+    rule = None if flag.targeting is None else compiler.targeting(flag.targeting, f"flags.{flag.key}.targeting")
     default_version = str(flag.variants[flag.default_variant])
     reachable = {default_version}
     if flag.enabled:
@@ -126,6 +134,11 @@ class _RouteCompiler(RuleCompiler):
         default = str(flag.default_variant)
         self._wrong = Decision(default, str(flag.variants[default]), ERROR)
 
+    def targeting(self, expression: Json, where: str) -> _Result:
+        """The whole rule of the flag."""
+        refuse_reference(expression, where)
+        return self.result(expression, where)
+
     def result(self, expression: Json, where: str, share: float = 1.0, reason: str = TARGETING_MATCH) -> _Result:
         """An expression whose value names the variant. share: of the requests that come to this place."""
         with self.inside(where):
@@ -138,7 +151,7 @@ class _RouteCompiler(RuleCompiler):
             if name == "fractional":
                 return self._split(args, where, share)
             if name == "if":
-                return self._branches(args if isinstance(args, list) else [args], where, share, reason)
+                return self._branches(args, where, share, reason)
             return self._computed(name, expression, where, share, reason)
 
     def _literal(self, literal: Json, where: str, share: float, reason: str) -> _Result:
@@ -187,9 +200,9 @@ class _RouteCompiler(RuleCompiler):
 
         return split
 
-    def _branches(self, args: list[Json], where: str, share: float, reason: str) -> _Result:
-        if not args:
-            raise InvalidFlag(where, "0 arguments", "1 or more")
+    def _branches(self, args: Json, where: str, share: float, reason: str) -> _Result:
+        if not isinstance(args, list) or not args:
+            raise InvalidFlag(where, repr(args)[:80], "a list of 1 or more arguments")
         steps: list[Callable[[Context], Any]] = []
         for i, arg in enumerate(args):
             is_condition = i % 2 == 0 and i + 1 < len(args)
@@ -256,6 +269,21 @@ def _option(document: FlagDocument, model: str, kind: str) -> Json | None:
         return None
     check_kind(flag)
     return flag.variants[flag.default_variant]
+
+
+def check_evaluators(document: FlagDocument) -> None:
+    """Check each named rule of *document* by itself, whether a flag refers to it or not. Raises InvalidFlag."""
+    for name, rule in document.evaluators.items():
+        where = f"$evaluators.{name}"
+        if not name.isprintable() or not name:
+            raise InvalidFlag("$evaluators", repr(name)[:80], "names of at least one printable character")
+        if not isinstance(rule, dict):
+            raise InvalidFlag(where, repr(rule)[:80], "a rule")
+        refuse_reference(rule, where)
+        compiler = RuleCompiler(
+            flag_key="", model="", evaluators=document.evaluators, bucketing=document.bucketing, missing_key=RANDOM_KEY
+        )
+        compiler.value(rule, where)
 
 
 def validate(flag: Flag, bucketing: str = FLAGD_V3) -> None:

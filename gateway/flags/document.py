@@ -112,11 +112,13 @@ def parse(plain: Json) -> FlagDocument:
     _only_known(plain, _DOCUMENT_FIELDS, "document")
     evaluators = plain.get("$evaluators", {})
     _is_object(evaluators, "$evaluators")
-    flags = plain.get("flags", {})
-    _is_object(flags, "flags")
     metadata, revision = _metadata(plain.get("metadata"), "metadata")
     if metadata.get("bucketing", FLAGD_V3) not in GENERATIONS:
         raise InvalidFlag("metadata.bucketing", repr(metadata["bucketing"]), f"one of {', '.join(GENERATIONS)}")
+    flags = plain.get("flags")  # a document that forgot them must not pass for one that drops them all
+    if isinstance(flags, list):
+        raise InvalidFlag("flags", "a list (flagd's daemon takes it)", "an object with a flag per key")
+    _is_object(flags, "flags")
     return FlagDocument(
         revision=revision,
         flags={key: parse_flag(key, flag, evaluators) for key, flag in flags.items()},

@@ -132,6 +132,11 @@ SEMVER_TESTS: Mapping[str, Callable[[_Semver, _Semver], bool]] = {
 }
 
 
+def is_semver(text: str) -> bool:
+    """Whether *text* is a semantic version to the letter, as rules must write them; headers may be laxer."""
+    return _SEMVER.fullmatch(text) is not None and len(text) <= _MAX_SEMVER_CHARACTERS
+
+
 def semver(value: Any) -> _Semver | None:
     """A semantic version (``v1.2`` counts as 1.2.0) in a form that sorts as such; None if it is none."""
     text = str(value)

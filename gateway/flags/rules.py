@@ -1,7 +1,8 @@
 """Targeting rules, compiled once to closures: the whitelist of operators, the caps, and what a rule may read.
 
 A compiled rule is a plain function of a Context. Nothing of a rule's text is ever executed: each operator is looked up
-in a table here, and an operator that stands in no table is refused when the flag is written.
+in a table here, and an operator that stands in no table is refused when the flag is written. What is accepted here is a
+part of what flagd's published schema accepts, so that every other tool of that format can read our flags.
 """
 
 from __future__ import annotations
@@ -87,10 +88,10 @@ class RuleCompiler:
     @contextmanager
     def named_rule(self, args: Json, where: str) -> Iterator[Json]:
         """The rule that a ``$ref`` names; it may refer on, but not to itself."""
-        name = args[0] if isinstance(args, list) and len(args) == 1 else args
+        name = args
         if not isinstance(name, str) or name not in self._evaluators:
             known = ", ".join(sorted(self._evaluators)) or "none are defined"
-            raise InvalidFlag(where, repr(name), f"the name of a rule in $evaluators ({known})")
+            raise InvalidFlag(where, repr(name)[:80], f"the name of a rule in $evaluators ({known})")
         if name in self._open_refs:
             raise InvalidFlag(where, f"{name!r}, which refers to itself", "a rule without a cycle")
         self._open_refs.append(name)
@@ -127,8 +128,9 @@ class RuleCompiler:
                 return self._var(args, where)
             if name == "fractional":
                 return self._fractional_value(args, where)
-            listed = args if isinstance(args, list) else [args]
-            return self._operator(name, listed, where)
+            if not isinstance(args, list) and name not in ("!", "!!"):
+                raise InvalidFlag(where, repr(args)[:80], "a list of arguments")
+            return self._operator(name, args if isinstance(args, list) else [args], where)
 
     def _values(self, expressions: list[Json], where: str) -> tuple[Value, ...]:
         return tuple(self.value(expression, f"{where}[{i}]") for i, expression in enumerate(expressions))
@@ -138,12 +140,14 @@ class RuleCompiler:
             return self._in_texts(args, where)
         if name == "sem_ver":
             return self._sem_ver(args, where)
+        if name in ("starts_with", "ends_with"):
+            _texts_or_rules(args, where)
         values = self._values(args, where)
         if name in _BINARY:
             _arity(values, where, 2, 2)
             return _binary(_BINARY[name], *values)
         if name in jsonlogic.ORDERINGS:
-            _arity(values, where, 2, 3)
+            _arity(values, where, 2, 3 if name in ("<", "<=") else 2)
             return _ordering(jsonlogic.ORDERINGS[name], *values)
         _arity(values, where, 1, 1 if name in ("!", "!!") else MAX_NODES)
         return _VARIADIC[name](values)
@@ -162,6 +166,9 @@ class RuleCompiler:
     def _sem_ver(self, args: list[Json], where: str) -> Value:
         if len(args) != 3 or not isinstance(args[1], str) or args[1] not in jsonlogic.SEMVER_TESTS:
             raise InvalidFlag(where, repr(args)[:80], f"[version, {' '.join(jsonlogic.SEMVER_TESTS)}, version]")
+        for i in (0, 2):
+            if not _is_version_or_variable(args[i]):
+                raise InvalidFlag(f"{where}[{i}]", repr(args[i])[:80], 'a whole version such as "1.2.0", or a var')
         test = jsonlogic.SEMVER_TESTS[args[1]]
         left, right = self.value(args[0], f"{where}[0]"), self.value(args[2], f"{where}[2]")
 
@@ -239,8 +246,8 @@ class RuleCompiler:
         return hash_or_refuse
 
     def _hash_of_value(self, expression: Json, where: str) -> Hash:
-        if not isinstance(expression, dict | str):
-            raise InvalidFlag(where, repr(expression)[:80], "an expression to bucket by, or a [variant, weight]")
+        if not isinstance(expression, dict) or "$ref" in expression:
+            raise InvalidFlag(where, repr(expression)[:80], "a rule to bucket by (not a $ref), or a [variant, weight]")
         outer_reads_key, self._reads_key, self._bucketing_by_key = self._reads_key, False, True
         value = self.value(expression, where)
         needs_key, self._reads_key, self._bucketing_by_key = self._reads_key, outer_reads_key, False
@@ -270,6 +277,12 @@ class RuleCompiler:
         return value
 
 
+def refuse_reference(expression: Json, where: str) -> None:
+    """A whole rule cannot be but a reference: flagd's schema knows them inside of rules only. Raises InvalidFlag."""
+    if isinstance(expression, dict) and "$ref" in expression:
+        raise InvalidFlag(where, "a $ref alone", '{"if": [{"$ref": ...}]}')
+
+
 def picker(weights: list[int]) -> Callable[[int], int]:
     """A function from a 32-bit hash to the index of the fraction that it falls on."""
     ends = list(accumulate(weights))
@@ -295,6 +308,19 @@ def _fraction(fraction: Json, where: str) -> tuple[Json, int, str]:
     if isinstance(weight, bool) or not isinstance(weight, int) or weight < 0:
         raise InvalidFlag(f"{where}[1]", repr(weight)[:80], "a whole number of at least 0 (0.5 % is 50 of 10000)")
     return fraction[0], weight, f"{where}[0]"
+
+
+def _texts_or_rules(args: list[Json], where: str) -> None:
+    """What the schema has ``starts_with`` and ``ends_with`` compare."""
+    for i, arg in enumerate(args):
+        if not isinstance(arg, str | dict) or (isinstance(arg, dict) and "$ref" in arg):
+            raise InvalidFlag(f"{where}[{i}]", repr(arg)[:80], "a text, or a rule that gives one (not a $ref)")
+
+
+def _is_version_or_variable(arg: Json) -> bool:
+    if isinstance(arg, str):
+        return jsonlogic.is_semver(arg)
+    return isinstance(arg, dict) and arg.keys() == {"var"}
 
 
 def _arity(values: tuple[Value, ...], where: str, low: int, high: int) -> None:

@@ -147,6 +147,14 @@ def test_a_rule_with_a_list_for_an_operator_is_refused(shared: ControlProcess) -
     assert code(shared.put("listed.route", route(targeting=rule)), 422) == "invalid_flag"
 
 
+def test_a_named_rule_that_no_flag_uses_is_checked_too(shared: ControlProcess) -> None:
+    headers = {"if-match": "*", "x-change-reason": "a test"}
+    for rule in ({"exec": ["rm"]}, "stable", {"$ref": "unused"}, {"if": [{"$ref": "unused"}]}):
+        refused = shared.client.patch("/admin/v1/flags", json={"$evaluators": {"unused": rule}}, headers=headers)
+        assert code(refused, 422) == "invalid_flag"
+        assert refused.json()["field"].startswith("$evaluators.unused")
+
+
 def test_a_huge_body_is_refused(shared: ControlProcess) -> None:
     headers = {"if-none-match": "*", "x-change-reason": "a test"}
     refused = shared.client.put("/admin/v1/flags/body.route", content=b" " * (1024 * 1024 + 1), headers=headers)

@@ -99,6 +99,7 @@ def test_a_wrong_flag_is_refused_by_the_name_of_its_field(key: str, plain: dict[
     [
         ([], "document"),
         ({"flags": []}, "flags"),
+        ({}, "flags"),
         ({"flag": {}}, "document.flag"),
         ({"metadata": {"bucketing": "flagd-v9"}}, "metadata.bucketing"),
         ({"$evaluators": []}, "$evaluators"),

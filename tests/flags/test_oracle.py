@@ -65,7 +65,8 @@ class Rules:
         if operator in ("===", "!=="):  # lists aside: there flagd-core compares by Python's rules
             return {operator: [self.variable(), self.literal()]}
         if operator in ("<", "<=", ">", ">="):
-            return {operator: [value() for _ in range(self.random.choice([2, 2, 3]))]}
+            most = 3 if operator in ("<", "<=") else 2
+            return {operator: [value() for _ in range(self.random.choice([2, 2, most]))]}
         if operator in ("!", "!!"):
             return {operator: [self.condition(depth - 1)]}
         if operator == "in":
@@ -75,7 +76,7 @@ class Rules:
             return {operator: [self.condition(depth - 1) for _ in range(self.random.randint(1, 3))]}
         if operator == "sem_ver":
             test = self.random.choice(["=", "!=", "<", "<=", ">", ">=", "^", "~"])
-            return {"sem_ver": [self.variable(), test, self.random.choice(["1.2.0", "2", "v1.2", "x", "2.0.0-rc.2"])]}
+            return {"sem_ver": [self.variable(), test, self.random.choice(["1.2.0", "2.0.0", "10.0.1", "2.0.0-rc.2"])]}
         if operator == "$ref":
             return {"$ref": self.random.choice(["internal", "wide", "narrow"])}
         return {operator: [self.variable(), self.random.choice(["a", "1", "bl", "@corp", self.variable()])]}
@@ -109,7 +110,7 @@ class Rules:
 
     def targeting(self) -> Any:
         found = self.result(3)
-        return found if isinstance(found, dict) else {"if": [found]}
+        return found if isinstance(found, dict) and "$ref" not in found else {"if": [found]}
 
     def request(self) -> tuple[str, str, dict[str, str]]:
         key = self.random.choice([f"user-{self.random.randrange(10**6)}", "ü", "blue", "10", "k" * 300])

@@ -209,8 +209,19 @@ def _print_dry_run(key: str, found: Mapping[str, Any]) -> None:
         old = json.dumps(difference["before"]) if "before" in difference else "nothing"
         new = json.dumps(difference["after"]) if "after" in difference else "nothing"
         print(f"  {difference['path']}: {old} -> {new}")
-    if "movedShare" in found:
-        print(f"about {found['movedShare'] * 100:.2g} % of targeting keys would get another version")
+    if "movedKeys" in found:
+        _print_moved_keys(found["movedKeys"])
+    for blocked in found["blocked"]:
+        print(f"blocked by {blocked['rule']}: {blocked['detail']}")
+        for entry in blocked.get("blocking", []):
+            print(f"  {remote.blocker(entry)}")
+
+
+def _print_moved_keys(found: Mapping[str, Any]) -> None:
+    print(f"{found['moved']} of {found['of']} targeting keys would get another version")
+    for move in found["moves"]:
+        was, will_be = (" ".join(filter(None, (move[end], move[f"{end}Version"]))) for end in ("from", "to"))
+        print(f"  {move['keys']} from {was} to {will_be}")
 
 
 def _check_usage(options: argparse.Namespace) -> None:

@@ -146,10 +146,11 @@ def _failure(reply: httpx.Response, url: str) -> RemoteFailed:
         403: ". Ask for a token of that scope: `sluicegate token create NAME --scope SCOPE`",
         412: ". Somebody else changed it since it was read; look at it again before you repeat your change",
     }.get(reply.status_code, "")
-    blocking = [_blocker(entry) for entry in problem.get("blocking", [])]
+    blocking = [blocker(entry) for entry in problem.get("blocking", [])]
     return RemoteFailed("\n  ".join([detail + hint, *blocking]), code)
 
 
-def _blocker(entry: Mapping[str, Any]) -> str:
+def blocker(entry: Mapping[str, Any]) -> str:
+    """A worker that has not warmed a version, in words."""
     because = f": {entry['reason']}" if entry.get("reason") else ""
     return f"worker {entry.get('worker')}: version {entry.get('version')} is {entry.get('state')}{because}"

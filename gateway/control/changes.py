@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,32 @@ from gateway.models.source import ModelSource
 
 _log = logging.getLogger(__name__)
 
-# Looks at what a change of the flags makes of them, and raises ChangeRefused. Not asked by `Desk.apply`.
-Guard = Callable[[FlagDocument, FlagDocument], None]
 
-# Dry runs decide for so many made-up keys to tell which share of keys would move.
-PROBE_KEYS = 10_000
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """A rule that keeps a well-formed change of one flag from being written."""
+
+    flag: str
+    error: ChangeRefused
+
+
+# Looks at what a change of the flags makes of them, and names what speaks against it. Not asked by `Desk.apply`.
+Guard = Callable[[FlagDocument, FlagDocument], Iterable[Blocked]]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a change did, or would do. before, after: as flagd JSON, None where there is nothing."""
+    """What a change did, or would do.
 
+    base, document: all flags before and after it. before, after: what was changed, as flagd JSON; None where there is
+    nothing. blocked: of a dry run, why the change would be refused now.
+    """
+
+    base: FlagDocument
     document: FlagDocument
     before: Json | None
     after: Json | None
+    blocked: tuple[Blocked, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -99,7 +111,7 @@ class Desk:
         """Change one flag. edit: from its flagd JSON (None: there is none) to what it shall be (None: nothing).
 
         expected_revision: 0 if the flag must not exist, None for any. Raises RevisionConflict, InvalidFlag,
-        UnknownFlag, ChangeRefused, VersionNotWarm.
+        UnknownFlag, ChangeRefused, VersionNotWarm; a dry run tells the last two as what blocks it.
         """
         with self._lock:
             document = self.document()
@@ -111,7 +123,7 @@ class Desk:
                 raise UnknownFlag(f"no flag {key!r}")
             after = None if plain is None else parse_flag(key, plain, document.evaluators)
             draft = change(document, drop=[key]) if after is None else change(document, put=[after])
-            self._check(document, draft)
+            blocked = self._check(document, draft, dry_run)
             if not dry_run and draft is not document:
                 # also under "any": nobody else may have changed what was just checked
                 based_on = before.revision if before is not None else 0
@@ -120,7 +132,7 @@ class Desk:
                 )
                 self._committed(draft, verb, key, author, reason)
             written = draft.flags.get(key)
-            return Outcome(draft, plain_before, None if written is None else dump_flag(written))
+            return Outcome(document, draft, plain_before, None if written is None else dump_flag(written), blocked)
 
     def change_document(
         self,
@@ -144,13 +156,13 @@ class Desk:
                 metadata=wanted.metadata,
                 evaluators=wanted.evaluators,
             )
-            self._check(document, draft)
+            blocked = self._check(document, draft, dry_run)
             if not dry_run and draft is not document:
                 draft = replace(
                     self._store, wanted, expected_revision=document.revision, author=author, verb=verb, reason=reason
                 )
                 self._committed(draft, verb, "all flags", author, reason)
-            return Outcome(draft, dump(document), dump(draft))
+            return Outcome(document, draft, dump(document), dump(draft), blocked)
 
     def apply(
         self,
@@ -181,7 +193,10 @@ class Desk:
                 return change(before, put=flags.values(), drop=wanted.keys() - flags.keys())
 
             draft = edit(document)
-            self._check_flags(document, draft, lowers=lowers)
+            for flag in _changed(document, draft):
+                validate(flag, draft.bucketing)
+            for refused in () if lowers else self._of_cold_routes(document, draft):
+                raise refused.error
             after = self._store.commit(
                 edit if wanted else None, author=author, verb=verb, reason=reason, records=records, notes=notes
             )
@@ -241,53 +256,46 @@ class Desk:
                 self._committed(document, "flags.restore", "all flags", SYSTEM, reason)
             return document
 
-    def moved_share(self, before: Json | None, after: Json | None, key: str) -> float | None:
-        """For a route: the share of targeting keys, sent without headers, that a change gives another version."""
-        if before is None or after is None or not key.endswith(f".{ROUTE}"):
-            return None
-        document = self.document()
-        flags = (parse_flag(key, plain, document.evaluators) for plain in (before, after))
-        old, new = (_route(flag, document.bucketing) for flag in flags)
-        if old is None or new is None:
-            return None
-        moved = 0
-        for i in range(PROBE_KEYS):
-            key_of_probe = f"probe-{i}"
-            was = old.decide(key_of_probe, key_of_probe, {}, "native")
-            will_be = new.decide(key_of_probe, key_of_probe, {}, "native")
-            moved += was.version != will_be.version
-        return moved / PROBE_KEYS
-
     # -- checks -------------------------------------------------------------------------------
 
-    def _check(self, before: FlagDocument, after: FlagDocument) -> None:
-        """All that must hold before *after* is written. Flags that stay as they are stay unchecked."""
-        for key in before.flags.keys() - after.flags.keys():
-            self._check_delete(before.flags[key])
+    def _check(self, before: FlagDocument, after: FlagDocument, dry_run: bool) -> tuple[Blocked, ...]:
+        """All that must hold before *after* is written. Flags that stay as they are stay unchecked.
+
+        Raises InvalidFlag, and the first of what blocks the change unless it is a dry run.
+        """
         if after.evaluators != before.evaluators:
             check_evaluators(after)
-        for guard in self.guards:
-            guard(before, after)
-        self._check_flags(before, after)
-
-    def _check_flags(self, before: FlagDocument, after: FlagDocument, *, lowers: bool = False) -> None:
-        """What must hold of each flag that changes."""
-        workers: list[WorkerStatus] | None = None
-        for key, flag in after.flags.items():
-            old = before.flags.get(key)
-            if old is not None and old.revision == flag.revision:
-                continue
+        for flag in _changed(before, after):
             validate(flag, after.bucketing)
-            if flag.kind == ROUTE and not lowers:
-                workers = self._workers() if workers is None else workers
-                _check_warm(workers, _route(old, before.bucketing), compile_route(flag.model, flag, after.bucketing))
+        blocked = []
+        for refused in self._refusals(before, after):
+            if not dry_run:
+                raise refused.error
+            blocked.append(refused)
+        return tuple(blocked)
 
-    def _check_delete(self, flag: Flag) -> None:
+    def _refusals(self, before: FlagDocument, after: FlagDocument) -> Iterator[Blocked]:
+        """Every rule that blocks a valid change."""
+        for key in sorted(before.flags.keys() - after.flags.keys()):
+            yield from self._of_delete(before.flags[key])
+        for guard in self.guards:
+            yield from guard(before, after)
+        yield from self._of_cold_routes(before, after)
+
+    def _of_cold_routes(self, before: FlagDocument, after: FlagDocument) -> Iterator[Blocked]:
+        routes = [flag for flag in _changed(before, after) if flag.kind == ROUTE]
+        workers = self._workers() if routes else []
+        for flag in routes:
+            old = _route(before.flags.get(flag.key), before.bucketing)
+            yield from _of_cold_versions(flag.key, workers, old, compile_route(flag.model, flag, after.bucketing))
+
+    def _of_delete(self, flag: Flag) -> Iterator[Blocked]:
         if flag.kind == ROUTE and self._source.versions().get(flag.model):
-            raise ChangeRefused(
+            message = (
                 f"{flag.key} cannot be deleted while the models directory has packages of {flag.model!r}: it would be "
                 f"given a new route to its highest version at once. Set it DISABLED, or remove the packages first"
             )
+            yield Blocked(flag.key, ChangeRefused(message))
 
     def _committed(self, document: FlagDocument, verb: str, what: str, author: Author, reason: str) -> None:
         _log.info(
@@ -309,17 +317,25 @@ class Desk:
             _log.error("the last known good file is behind the flag store", extra={"why": str(error)})
 
 
-def _check_warm(workers: list[WorkerStatus], before: Route | None, after: Route) -> None:
+def _changed(before: FlagDocument, after: FlagDocument) -> Iterator[Flag]:
+    """The flags of *after* that are new or changed."""
+    for key, flag in after.flags.items():
+        old = before.flags.get(key)
+        if old is None or old.revision != flag.revision:
+            yield flag
+
+
+def _of_cold_versions(key: str, workers: list[WorkerStatus], before: Route | None, after: Route) -> Iterator[Blocked]:
     blocking = not_warm(workers, after.model, raised(before, after))
     if blocking:
         first = blocking[0]
         more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
         because = f": {first['reason']}" if first["reason"] else ""
-        raise VersionNotWarm(
+        message = (
             f"version {first['version']} of {after.model!r} is {first['state']} on worker {first['worker']}{because}"
-            f"{more}; declare it at weight 0 and wait until every worker reports it warm",
-            blocking=blocking,
+            f"{more}; declare it at weight 0 and wait until every worker reports it warm"
         )
+        yield Blocked(key, VersionNotWarm(message, blocking=blocking))
 
 
 def _route(flag: Flag | None, bucketing: str) -> Route | None:

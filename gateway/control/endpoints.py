@@ -14,8 +14,9 @@ from starlette.routing import Route
 
 from gateway.control import requests
 from gateway.control.auth import ADMIN, OPERATOR, VIEWER, Token, TokenStore
-from gateway.control.changes import Desk, Outcome
-from gateway.control.merge import differences, merge
+from gateway.control.changes import Desk
+from gateway.control.dryrun import tried
+from gateway.control.merge import merge
 from gateway.errors import InvalidInput, UnknownFlag
 from gateway.flags.audit import AuditRow
 from gateway.flags.document import Json, dump, dump_flag
@@ -93,8 +94,7 @@ class FlagEndpoints:
             dry_run=dry_run,
         )
         if dry_run:
-            moved_share = await run_in_threadpool(self.desk.moved_share, outcome.before, outcome.after, key)
-            return _tried(outcome, {"movedShare": moved_share})
+            return reply(await run_in_threadpool(tried, outcome, key))
         if outcome.after is None:
             return Response(status_code=204)
         created = outcome.before is None
@@ -117,7 +117,9 @@ class FlagEndpoints:
             reason=reason,
             dry_run=dry_run,
         )
-        return _tried(outcome, {}) if dry_run else reply(outcome.after, revision=outcome.document.revision)
+        if dry_run:
+            return reply(await run_in_threadpool(tried, outcome, None))
+        return reply(outcome.after, revision=outcome.document.revision)
 
     async def history(self, request: Request) -> Response:
         """The audit rows of one flag, newest first."""
@@ -206,18 +208,6 @@ def _delete(_key: str, _body: Json) -> Callable[[Json | None], Json | None]:
 
 
 _EDITS = {"PUT": _put, "PATCH": _patch, "DELETE": _delete}
-
-
-def _tried(outcome: Outcome, more: dict[str, Any]) -> Response:
-    """What a dry run found."""
-    found = {
-        "dryRun": True,
-        "changed": outcome.changed,
-        "before": outcome.before,
-        "after": outcome.after,
-        "diff": [*differences(outcome.before or {}, outcome.after or {})],
-    }
-    return reply({**found, **{name: value for name, value in more.items() if value is not None}})
 
 
 def _rows(rows: list[AuditRow]) -> Response:

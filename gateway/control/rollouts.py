@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.control import plan as plans
 from gateway.control import rollout, steering
-from gateway.control.changes import Desk
+from gateway.control.changes import Blocked, Desk
 from gateway.control.judge import Judge
 from gateway.control.plan import ROLLBACK, Plan
 from gateway.control.rollout import Move, State
@@ -137,7 +137,7 @@ class Rollouts:
                 return self._newest(record)
         raise UnknownRollout(f"no rollout {rollout_id!r}")
 
-    def guard(self, before: FlagDocument, after: FlagDocument) -> None:
+    def guard(self, before: FlagDocument, after: FlagDocument) -> Iterator[Blocked]:
         """Nobody else changes a route while a rollout is in charge of it, except to pull the kill switch.
 
         So the order of its variants cannot change either, and no update is lost when the route before comes back.
@@ -151,10 +151,11 @@ class Rollouts:
                     continue
                 only_state = new is not None and dataclasses.replace(new, state=old.state, revision=old.revision) == old
                 if not only_state or before.evaluators != after.evaluators or before.bucketing != after.bucketing:
-                    raise ChangeRefused(
+                    why = (
                         f"rollout {going.id} is in charge of {key}: abort it first "
                         f"(`sluicegate rollout abort {going.id}`); the kill switch always works"
                     )
+                    yield Blocked(key, ChangeRefused(why))
 
     # -- what operators ask for -----------------------------------------------------------------
 

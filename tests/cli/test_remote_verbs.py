@@ -163,10 +163,16 @@ def test_a_dry_run_shows_the_difference_and_changes_nothing(control: ControlProc
     control.put("dry.route", route())
     shown = terminal.ok("flags", "set", "dry", "canary=10", "--dry-run")
     assert "/targeting: nothing -> " in shown
-    assert "about 10 % of targeting keys" in shown or "about 9." in shown
+    moved = terminal.json("flags", "set", "dry", "canary=10", "--dry-run")["movedKeys"]["moved"]
+    assert f"{moved} of 10000 targeting keys would get another version\n  {moved} from stable 1 to canary 2" in shown
+    assert "blocked" not in shown
     assert "targeting" not in control.client.get("/admin/v1/flags/dry.route").json()
     assert "nothing would change" in terminal.ok("flags", "set", "dry", "--default", "stable", "--dry-run")
     assert terminal.json("flags", "set", "dry", "canary=10", "--dry-run")["dryRun"] is True
+    control.write_status({"dry": {"1": "warm", "2": "failed: sha256 differs"}})
+    shown = terminal.ok("flags", "set", "dry", "canary=10", "--dry-run")
+    assert "blocked by version_not_warm: version 2" in shown
+    assert "\n  worker 0: version 2 is failed: sha256 differs" in shown
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from gateway.flags.audit import from_json, verify
+from tests.builders import classifier, write_package
 from tests.control.process import ControlProcess, route, split
 
 
@@ -170,16 +171,93 @@ def test_a_dry_run_tells_the_difference_and_changes_nothing(shared: ControlProce
     assert tried["dryRun"] is True
     assert tried["changed"] is True
     assert {"path": "/targeting", "after": split(10)} in tried["diff"]
-    assert 0.08 < tried["movedShare"] < 0.12
+    assert {change["path"] for change in tried["diff"]} == {"/targeting"}
+    assert tried["blocked"] == []
+    moved = tried["movedKeys"]
+    assert moved["of"] == 10_000
+    assert 800 < moved["moved"] < 1200
+    assert moved["moves"] == [
+        {"from": "stable", "fromVersion": "1", "to": "canary", "toVersion": "2", "keys": moved["moved"]}
+    ]
     assert shared.etag("dry.route") == etag
     nothing = shared.client.patch("/admin/v1/flags/dry.route", json={}, headers=headers, params=query).json()
-    assert (nothing["changed"], nothing["diff"], nothing["movedShare"]) == (False, [], 0.0)
+    assert (nothing["changed"], nothing["diff"], nothing["movedKeys"]["moved"]) == (False, [], 0)
     assert code(shared.patch("dry.route", {}, etag='"999999"', dryRun="true"), 412) == "revision_conflict"
     assert code(shared.patch("dry.route", {"state": "ON"}, dryRun="true"), 422) == "invalid_flag"
     assert code(shared.patch("dry.route", {}, dryRun="yes"), 400) == "invalid_input"
     created = shared.put("dry2.route", route(), dryRun="true").json()
     assert (created["before"], created["after"]["state"]) == (None, "ENABLED")
+    assert "movedKeys" not in created  # nobody was served before
     assert code(shared.client.get("/admin/v1/flags/dry2.route"), 404) == "unknown_flag"
+
+
+def test_a_dry_run_counts_the_keys_that_change_places_between_variants(shared: ControlProcess) -> None:
+    def weights(a: int, b: int) -> dict[str, Any]:
+        return {"targeting": {"fractional": [["a", a], ["b", b], ["stable", 100 - a - b]]}}
+
+    shared.write_status({"places": {"1": "warm", "2": "warm", "3": "warm"}})
+    shared.put("places.route", {**route(stable="1", a="2", b="3"), **weights(0, 0)})
+    shared.patch("places.route", weights(5, 5))
+    moved = shared.patch("places.route", weights(10, 5), dryRun="true").json()["movedKeys"]
+    by_ends = {(move["from"], move["to"]): move["keys"] for move in moved["moves"]}
+    assert by_ends.keys() == {("b", "a"), ("stable", "b")}  # b stands between a and stable: its keys are pushed on
+    assert sum(by_ends.values()) == moved["moved"]
+    assert all(400 < keys < 600 for keys in by_ends.values())
+    renamed = {"variants": {"a": None, "c": "2"}, "targeting": {"fractional": [["c", 5], ["b", 5], ["stable", 90]]}}
+    assert shared.patch("places.route", renamed, dryRun="true").json()["movedKeys"]["moved"] == 0  # the same versions
+
+
+def test_a_dry_run_of_a_route_that_refuses_some_requests_counts_them_as_refused(shared: ControlProcess) -> None:
+    shared.write_status({"some": {"1": "warm", "2": "warm"}})
+    plain = {**route(), "metadata": {"missingKey": "reject"}}
+    shared.put("some.route", plain)
+    by_header = {"targeting": {"fractional": [{"var": "headers.x-tenant"}, ["canary", 1], ["stable", 1]]}}
+    moved = shared.patch("some.route", by_header, dryRun="true").json()["movedKeys"]
+    assert moved["moves"] == [{"from": "stable", "fromVersion": "1", "to": "refused", "toVersion": "", "keys": 10_000}]
+
+
+def test_a_dry_run_tells_every_rule_that_would_block_the_change(control: ControlProcess) -> None:
+    for model in ("cold", "kept", "quiet"):
+        control.put(f"{model}.route", route())
+    control.write_status({"cold": {"1": "warm", "2": "loading: 3 s so far"}, "quiet": {"1": "warm", "2": "warm"}})
+    write_package(control.models, classifier("kept", "1"))
+    tried = control.patch("cold.route", {"targeting": split(10)}, dryRun="true")
+    assert tried.status_code == 200
+    (blocked,) = tried.json()["blocked"]
+    assert (blocked["flag"], blocked["rule"]) == ("cold.route", "version_not_warm")
+    assert blocked["blocking"] == [{"worker": 0, "version": "2", "state": "loading", "reason": "3 s so far"}]
+    assert "3 s so far" in blocked["detail"]
+    headers = {"if-match": "*"}
+    dry = {"dryRun": "true"}
+    deleted = control.client.delete("/admin/v1/flags/kept.route", headers=headers, params=dry)
+    assert deleted.status_code == 200
+    assert (deleted.json()["after"], deleted.json()["blocked"][0]["rule"]) == (None, "change_refused")
+    flags = {"cold.route": {"targeting": split(10)}, "kept.route": None, "quiet.route": {"targeting": split(50)}}
+    whole = control.client.patch("/admin/v1/flags", json={"flags": flags}, headers=headers, params=dry)
+    assert whole.status_code == 200
+    found = whole.json()
+    assert [(b["flag"], b["rule"]) for b in found["blocked"]] == [
+        ("kept.route", "change_refused"),
+        ("cold.route", "version_not_warm"),
+    ]
+    assert found["movedKeys"].keys() == {"cold.route", "quiet.route"}
+    assert 4500 < found["movedKeys"]["quiet.route"]["moved"] < 5500
+    assert {change["path"].split("/")[2] for change in found["diff"]} == set(flags)
+    written = control.client.patch(
+        "/admin/v1/flags", json={"flags": flags}, headers={**headers, "x-change-reason": "x"}
+    )
+    assert code(written, 409) == "change_refused"
+
+
+def test_a_dry_run_of_another_hash_tells_the_keys_that_move(shared: ControlProcess) -> None:
+    shared.write_status({"hash": {"1": "warm", "2": "warm"}})
+    shared.put("hash.route", route(targeting=split(0)))
+    shared.patch("hash.route", {"targeting": split(50)})
+    patch = {"metadata": {"bucketing": "flagd-v2"}}
+    tried = shared.client.patch("/admin/v1/flags", json=patch, headers={"if-match": "*"}, params={"dryRun": "true"})
+    moved = tried.json()["movedKeys"]["hash.route"]
+    assert 4500 < moved["moved"] < 5500  # two independent draws of one half
+    assert {(move["from"], move["to"]) for move in moved["moves"]} == {("canary", "stable"), ("stable", "canary")}
 
 
 def test_the_whole_document_is_read_and_changed_as_one_revision(shared: ControlProcess) -> None:

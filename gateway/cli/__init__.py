@@ -27,6 +27,7 @@ _VERBS = {
     "models": "models",
     "flags": "flags",
     "rollout": "rollout",
+    "cache": "cache",
     "drift": "drift",
     "samples": "samples",
     "audit": "audit",

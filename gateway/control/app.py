@@ -24,6 +24,7 @@ from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
 from gateway.control.problems import on_gateway_error, on_http_error, on_unexpected
 from gateway.control.rollout_endpoints import RolloutEndpoints
 from gateway.control.rollouts import Rollouts
+from gateway.control.purge import PurgeEndpoint
 from gateway.control.seed import Seeder
 from gateway.control.status import WorkerStatus, read_workers
 from gateway.control.views import Views
@@ -81,6 +82,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         routes=[
             *views.routes(),
             *FlagEndpoints(desk, store, tokens).routes(),
+            *PurgeEndpoint(desk, tokens).routes(),
             *TokenEndpoints(tokens, store).routes(),
             *RolloutEndpoints(rollouts, tokens).routes(),
         ],

@@ -23,6 +23,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.UnknownModel: 404,
     errors.UnknownRollout: 404,
     errors.UnknownToken: 404,
+    errors.UnknownVersion: 404,
     errors.ChangeRefused: 409,
     errors.RevisionConflict: 412,
     errors.BodyTooLarge: 413,

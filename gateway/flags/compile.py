@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gateway.errors import InvalidFlag
@@ -19,6 +19,7 @@ from gateway.flags.document import (
     FlagDocument,
     Json,
     check_kind,
+    purges,
 )
 from gateway.flags.rules import (
     BOOLEAN_OPERATORS,
@@ -236,23 +237,28 @@ def _variant_name(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What the flags of a model set besides its route; None where the settings decide."""
+    """What the flags of a model set besides its route; None where the settings decide.
+
+    cache_purges: version ("": all) -> revision at which its cached answers were last forgotten.
+    """
 
     sampling_rate: float | None = None
     cache_enabled: bool = True
     cache_ttl_s: float | None = None
     batching_enabled: bool = True
     max_batch_rows: int | None = None
+    cache_purges: Mapping[str, int] = field(default_factory=dict)
 
 
 def compile_options(document: FlagDocument, model: str) -> ModelOptions:
     """The options of *model* under *document*. A flag that is absent or DISABLED leaves its options to the settings.
 
-    Raises InvalidFlag.
+    A purge holds whatever the state of its flag. Raises InvalidFlag.
     """
     sampling = _option(document, model, SAMPLING)
     cache = _option(document, model, CACHE) or {}
     batching = _option(document, model, BATCHING) or {}
+    cache_flag = document.flags.get(f"{model}.{CACHE}")
     ttl_s, max_rows = cache.get("ttl_s"), batching.get("max_rows")
     return ModelOptions(
         sampling_rate=None if sampling is None else float(sampling),
@@ -260,6 +266,7 @@ def compile_options(document: FlagDocument, model: str) -> ModelOptions:
         cache_ttl_s=None if ttl_s is None else float(ttl_s),
         batching_enabled=batching.get("enabled", True),
         max_batch_rows=None if max_rows is None else int(max_rows),
+        cache_purges={} if cache_flag is None else purges(cache_flag),
     )
 
 

@@ -34,6 +34,10 @@ RANDOM_KEY, DEFAULT_KEY, REJECT_KEY = "random", "default", "reject"
 FALLBACK = "fallback"  # metadata of a route: whether the default variant answers where another one fails
 MISSING_KEY_POLICIES = (RANDOM_KEY, DEFAULT_KEY, REJECT_KEY)
 
+# Metadata of a cache flag: the revision at which cached answers were last forgotten, of all versions or of one.
+PURGED = "purged"
+_PURGED_VERSION = f"{PURGED}."
+
 # The package manifest's patterns; a test holds the two together, since workshops do not import each other.
 MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 VERSION_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -183,6 +187,15 @@ def dump_flag(flag: Flag) -> dict[str, Json]:
     return plain
 
 
+def purges(flag: Flag) -> dict[str, int]:
+    """Of a cache flag: version -> revision at which its answers were forgotten; "" stands for all versions."""
+    return {
+        name.removeprefix(PURGED).removeprefix("."): int(value)
+        for name, value in flag.metadata.items()
+        if name == PURGED or name.startswith(_PURGED_VERSION)
+    }
+
+
 # -- changes ------------------------------------------------------------------------------------
 
 
@@ -233,6 +246,8 @@ def check_kind(flag: Flag) -> None:
         if not VARIANT_PATTERN.fullmatch(name):
             raise InvalidFlag(f"{where}.variants", repr(name), f"names matching {VARIANT_PATTERN.pattern}")
         _CHECKS[flag.kind](f"{where}.variants.{name}", value)
+    if flag.kind == CACHE:
+        _check_purges(flag, where)
     if flag.kind == ROUTE:
         _check_route(flag, where)
     elif flag.targeting is not None:
@@ -247,6 +262,13 @@ def _check_route(flag: Flag, where: str) -> None:
         raise InvalidFlag(
             f"{where}.metadata.{MISSING_KEY}", _shown(policy), f"one of {', '.join(MISSING_KEY_POLICIES)}"
         )
+
+
+def _check_purges(flag: Flag, where: str) -> None:
+    for name, value in flag.metadata.items():
+        is_purge = name == PURGED or name.startswith(_PURGED_VERSION)
+        if is_purge and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise InvalidFlag(f"{where}.metadata.{name}", _shown(value), "a whole number (`cache purge` writes it)")
 
 
 def _check_version(where: str, value: Json) -> None:

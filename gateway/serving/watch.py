@@ -123,6 +123,8 @@ class Watch:
                 self._adopt(model, adopted.route, options)
             else:
                 self._pending[model] = route
+                if adopted is not None:  # options wait for no version
+                    self._adopt(model, adopted.route, options)
         self._settle()
         self._metrics.flag_revision.set(document.revision)
 
@@ -166,9 +168,10 @@ class Watch:
         before = self._router.adopted.get(model)
         rate = self._settings.sampling.rate if options.sampling_rate is None else options.sampling_rate
         self._router.adopted[model] = Adopted(route, options, sampling_limit(rate))
-        if before is not None and _cache_of(before.options) != _cache_of(options):
+        if before is not None:
             for live in self._registry.versions(model):
-                self._forget_answers(live)
+                if _is_cache_begun_anew(before.options, options, live.version):
+                    self._forget_answers(live)
         if before is None or before.route.revision != route.revision:
             log.info("adopted", extra={"model": model, "revision": route.revision})
 
@@ -212,8 +215,12 @@ class Watch:
         self._store.close()
 
 
-def _cache_of(options: ModelOptions) -> tuple[bool, float | None]:
-    return options.cache_enabled, options.cache_ttl_s
+def _is_cache_begun_anew(before: ModelOptions, after: ModelOptions, version: str) -> bool:
+    """Whether the answers of *version* that were kept under *before* are not to be given any more."""
+    if (before.cache_enabled, before.cache_ttl_s) != (after.cache_enabled, after.cache_ttl_s):
+        return True
+    # A purge that is no longer on record was obeyed long ago.
+    return any(after.cache_purges.get(of, 0) not in (0, before.cache_purges.get(of, 0)) for of in ("", version))
 
 
 async def write_status(

@@ -175,6 +175,17 @@ def test_a_dry_run_shows_the_difference_and_changes_nothing(control: ControlProc
     assert "\n  worker 0: version 2 is failed: sha256 differs" in shown
 
 
+def test_cached_answers_are_purged_by_model_and_version(control: ControlProcess, terminal: Terminal) -> None:
+    control.put("hot.route", route())
+    assert "all answers of hot" in terminal.ok("cache", "purge", "hot", "--reason", "new features")
+    found = terminal.json("cache", "purge", "hot", "--version", "2", "--reason", "wrong answers")
+    assert (found["model"], found["version"]) == ("hot", "2")
+    assert terminal.json("flags", "get", "hot.cache")["metadata"]["purged.2"] == found["revision"]
+    assert terminal.json("flags", "history", "hot.cache")[0]["verb"] == "cache.purge"
+    assert "names no version '9'" in terminal.fails("cache", "purge", "hot", "--version", "9", "--reason", "x")
+    assert terminal.usage("cache", "purge", "hot")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -48,3 +48,32 @@ def test_flags_of_one_model_that_cannot_be_read_keep_no_other_from_being_followe
         assert gateway.child_pids("worker")[0] == pid
         assert "Traceback" not in gateway.log
     store.close()
+
+
+def test_a_purge_waits_for_no_version_that_still_loads(models: Path, state: Path) -> None:
+    write_package(models, classifier("iris", "1"))
+    state.mkdir()
+    store = SqliteStore(state / "flags.sqlite")
+
+    def put(key: str, variant: Any, **plain: Any) -> int:
+        flag = parse_flag(key, {"state": "ENABLED", "variants": {"a": variant}, "defaultVariant": "a", **plain})
+        author = Author("elsewhere")
+        return writes.put(store, key, flag, expected_revision=None, author=author, verb="put", reason="a test").revision
+
+    put("iris.route", "1")
+    with LiveGateway(models, state, role="serving") as gateway:
+        body = b'{"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}'
+
+        def cache() -> str:
+            reply = gateway.data.post("/v2/models/iris/infer", content=body)
+            assert reply.status_code == 200
+            return reply.headers["x-cache"]
+
+        waiting = put("iris.route", "2")
+        eventually(lambda: workers_status(gateway)[0]["models"]["iris"]["pending_revision"] == waiting, "2 is awaited")
+        assert [cache(), cache()] == ["miss", "hit"]
+        revision = put("iris.cache", {"enabled": True}, metadata={"purged.1": 7})
+        eventually(lambda: workers_status(gateway)[0]["revision"] == revision, "the purge is followed")
+        assert [cache(), cache()] == ["miss", "hit"]
+        assert workers_status(gateway)[0]["models"]["iris"]["pending_revision"] == waiting
+    store.close()

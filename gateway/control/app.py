@@ -21,6 +21,7 @@ from gateway.control.auth import TokenStore
 from gateway.control.changes import Desk
 from gateway.control.controller import Controller
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
+from gateway.control.ofrep import OfrepEndpoints
 from gateway.control.problems import on_gateway_error, on_http_error, on_unexpected
 from gateway.control.rollout_endpoints import RolloutEndpoints
 from gateway.control.rollouts import Rollouts
@@ -83,6 +84,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             *views.routes(),
             *FlagEndpoints(desk, store, tokens).routes(),
             *PurgeEndpoint(desk, tokens).routes(),
+            *OfrepEndpoints(desk, tokens).routes(),
             *TokenEndpoints(tokens, store).routes(),
             *RolloutEndpoints(rollouts, tokens).routes(),
         ],

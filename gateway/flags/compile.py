@@ -72,7 +72,7 @@ class Route:
     _rule: _Result | None
 
     def decide(
-        self, targeting_key: str | None, prediction_id: str, headers: Mapping[str, str], protocol: str
+        self, targeting_key: str | None, prediction_id: str, headers: Mapping[str, str], protocol: str | None
     ) -> Decision:
         """Pure; about 1 us. headers: by lower-case name.
 

@@ -22,8 +22,8 @@ MAX_DEPTH = 32
 MAX_NODES = 2000
 MAX_FRACTIONS = 64
 
-# targeting key or None, prediction id, headers by lower-case name, protocol
-Context = tuple[str | None, str, Mapping[str, str], str]
+# targeting key or None, prediction id, headers by lower-case name, protocol (None where nobody predicts: OFREP)
+Context = tuple[str | None, str, Mapping[str, str], str | None]
 Value = Callable[[Context], Any]
 # bucketing hash of a request: None if the request has nothing to be bucketed by and the policy says "default"
 Hash = Callable[[Context], int | None]

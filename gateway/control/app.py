@@ -23,9 +23,9 @@ from gateway.control.controller import Controller
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
 from gateway.control.ofrep import OfrepEndpoints
 from gateway.control.problems import on_gateway_error, on_http_error, on_unexpected
+from gateway.control.purge import PurgeEndpoint
 from gateway.control.rollout_endpoints import RolloutEndpoints
 from gateway.control.rollouts import Rollouts
-from gateway.control.purge import PurgeEndpoint
 from gateway.control.seed import Seeder
 from gateway.control.status import WorkerStatus, read_workers
 from gateway.control.views import Views

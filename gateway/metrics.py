@@ -201,6 +201,31 @@ class RolloutMetrics:
         )
 
 
+class AuditMetrics:
+    """What control counts and knows of the audit trail. One per process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, multiprocess_mode="mostrecent", registry=registry)
+
+        self.seq = gauge("sluicegate_audit_seq", "Number of the newest audit row.")
+        self.checkpoint_seq = gauge("sluicegate_audit_checkpoint_seq", "Audit row that the last checkpoint signed.")
+        self.checkpoint_timestamp_s = gauge(
+            "sluicegate_audit_checkpoint_timestamp_seconds", "Unix time of the last checkpoint of the audit."
+        )
+        self.failures = Counter(
+            "sluicegate_audit_checkpoint_failures",
+            "Checkpoints that could not be brought to their file or webhook, each try.",
+            ("target",),
+            registry=registry,
+        )
+        self.breaks = Counter(
+            "sluicegate_audit_breaks",
+            "Times that the audit trail did not go on from its checkpoint.",
+            registry=registry,
+        )
+
+
 class SupervisorMetrics:
     """What the supervisor counts and knows. One per process."""
 

@@ -130,6 +130,16 @@ class SupervisorSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """When the head of the audit trail is signed, and where the checkpoints go."""
+
+    checkpoint_rows: int = 100
+    checkpoint_s: float = 3600.0
+    checkpoint_file: str = ""  # empty: audit.checkpoints.jsonl in the state directory; better on another disk
+    checkpoint_webhook: str = ""  # URL that gets each checkpoint as a POST
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """What is written to stderr."""
 
@@ -151,6 +161,7 @@ class Settings:
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     supervisor: SupervisorSettings = field(default_factory=SupervisorSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
 
     @property
     def flag_store_path(self) -> Path:
@@ -226,6 +237,8 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "supervisor.backoff_min_s": (0.001, 3600),
     "supervisor.backoff_max_s": (0.001, 3600),
     "supervisor.stable_after_s": (0, 86_400),
+    "audit.checkpoint_rows": (1, 1_000_000),
+    "audit.checkpoint_s": (1, 30 * 86_400),
 }
 _ENVIRONMENT = "environment variable"  # an origin of values, followed by its name
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -365,5 +378,8 @@ def _check_together(settings: Settings) -> None:
         raise InvalidSetting("setting 'limits.deadline_s' must not be above 'limits.max_deadline_s'")
     if settings.monitor.min_window_rows > settings.monitor.window_rows:
         raise InvalidSetting("setting 'monitor.min_window_rows' must not be above 'monitor.window_rows'")
+    webhook = settings.audit.checkpoint_webhook
+    if webhook and not webhook.startswith(("http://", "https://")):
+        raise InvalidSetting("setting 'audit.checkpoint_webhook': expected an address that begins with http or https")
     if settings.flags.store and not settings.flags.store.startswith("sqlite:///"):
         raise InvalidSetting(f"setting 'flags.store': expected sqlite:///PATH, got {settings.flags.store!r}")

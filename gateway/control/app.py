@@ -17,13 +17,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from gateway import metrics
+from gateway.control.audit_doors import AuditEndpoints
 from gateway.control.auth import TokenStore
 from gateway.control.changes import Desk
+from gateway.control.checkpoints import CHECKPOINT_FILE, KEY_FILE, PUBLIC_KEY_FILE
 from gateway.control.controller import Controller
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
+from gateway.control.notary import Notary, Poster
 from gateway.control.ofrep import OfrepEndpoints
 from gateway.control.problems import on_gateway_error, on_http_error, on_unexpected
 from gateway.control.purge import PurgeEndpoint
+from gateway.control.reads import ReadLog
 from gateway.control.rollout_endpoints import RolloutEndpoints
 from gateway.control.rollouts import Rollouts
 from gateway.control.seed import Seeder
@@ -51,6 +55,9 @@ class Control:
     seeder: Seeder
     controller: Controller
     app: Starlette
+    reads: ReadLog
+    notary: Notary
+    poster: Poster
 
     def close(self) -> None:
         self.store.close()
@@ -65,6 +72,19 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
 
     store = SqliteStore(settings.flag_store_path, clock=clock)
     tokens = TokenStore(settings.token_store_path, clock=clock)
+    counts = metrics.AuditMetrics(metrics.process_registry())
+    checkpoint_file = Path(settings.audit.checkpoint_file or settings.paths.state / CHECKPOINT_FILE).expanduser()
+    notary = Notary(
+        store,
+        settings.audit,
+        counts,
+        key_path=settings.paths.state / KEY_FILE,
+        public_path=settings.paths.state / PUBLIC_KEY_FILE,
+        file=checkpoint_file,
+        clock=clock,
+    )
+    poster = Poster(settings.audit.checkpoint_webhook, notary.unsent, counts)
+    reads = ReadLog(store)
     source = DirectorySource(settings.paths.models)
     desk = Desk(store, last_known_good=settings.last_known_good_path, source=source, workers=workers)
     rollouts = Rollouts(store, desk, clock=clock)
@@ -85,6 +105,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             *FlagEndpoints(desk, store, tokens).routes(),
             *PurgeEndpoint(desk, tokens).routes(),
             *OfrepEndpoints(desk, tokens).routes(),
+            *AuditEndpoints(store, tokens, reads, settings.paths.state, checkpoint_file).routes(),
             *TokenEndpoints(tokens, store).routes(),
             *RolloutEndpoints(rollouts, tokens).routes(),
         ],
@@ -94,7 +115,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             Exception: on_unexpected,
         },
     )
-    return Control(store, tokens, desk, Seeder(source, desk, clock=clock), controller, app)
+    return Control(store, tokens, desk, Seeder(source, desk, clock=clock), controller, app, reads, notary, poster)
 
 
 def run_control(
@@ -173,12 +194,14 @@ async def _serve(
     await asyncio.to_thread(_prepare, control, settings)
     async with _background(control, server, report):
         await server.serve(sockets=[listener])
+    await asyncio.to_thread(_conclude, control)
     loop.remove_reader(lifeline_fd)
 
 
 def _prepare(control: Control, settings: Settings) -> None:
     """What must be in place before the first request. A store that is down does not keep the process from saying so."""
-    for step in (lambda: control.tokens.create_first(settings.admin_token_path), control.desk.recover):
+    first_token = settings.admin_token_path
+    for step in (lambda: control.tokens.create_first(first_token), control.desk.recover, control.notary.start):
         try:
             step()
         except StoreUnavailable as error:
@@ -186,14 +209,28 @@ def _prepare(control: Control, settings: Settings) -> None:
     control.seeder.scan()
 
 
+def _conclude(control: Control) -> None:
+    """What is written once no request can come any more: the last reads, and a checkpoint over all."""
+    try:
+        control.reads.flush(closing=True)
+    except StoreUnavailable as error:
+        _log.error("the last reads of the audit were not written down", extra={"why": str(error)})
+    control.notary.finish()
+    control.poster.finish()
+
+
 @contextlib.asynccontextmanager
 async def _background(control: Control, server: _Server, report: Callable[[str], None]) -> AsyncIterator[None]:
     """The process's own tasks. If one fails, the process stops with its error: the supervisor starts another."""
-    tasks = [
-        asyncio.create_task(control.seeder.run()),
-        asyncio.create_task(control.controller.run()),
-        asyncio.create_task(_beat(report)),
+    lives = [
+        control.seeder.run(),
+        control.controller.run(),
+        control.notary.run(),
+        control.poster.run(),
+        control.reads.run(),
+        _beat(report),
     ]
+    tasks = [asyncio.create_task(life) for life in lives]
     for task in tasks:
         task.add_done_callback(lambda done: None if done.cancelled() else server.stop())
     try:

@@ -18,12 +18,9 @@ from gateway.control.changes import Desk
 from gateway.control.dryrun import tried
 from gateway.control.merge import merge
 from gateway.errors import InvalidInput, UnknownFlag
-from gateway.flags.audit import AuditRow
 from gateway.flags.document import Json, dump, dump_flag
 from gateway.flags.store import FlagStore, Note, note
 
-HISTORY_ROWS = 50
-AUDIT_ROWS = 1000
 MAX_ROWS = 10_000
 
 
@@ -50,8 +47,6 @@ class FlagEndpoints:
             Route("/admin/v1/flags", self.write_all, methods=["PUT", "PATCH"]),
             Route(flag, self.read, methods=["GET"]),
             Route(flag, self.write, methods=["PUT", "PATCH", "DELETE"]),
-            Route(f"{flag}/history", self.history, methods=["GET"]),
-            Route("/admin/v1/audit", self.audit, methods=["GET"]),
         ]
 
     async def read_all(self, request: Request) -> Response:
@@ -120,23 +115,6 @@ class FlagEndpoints:
         if dry_run:
             return reply(await run_in_threadpool(tried, outcome, None))
         return reply(outcome.after, revision=outcome.document.revision)
-
-    async def history(self, request: Request) -> Response:
-        """The audit rows of one flag, newest first."""
-        await requests.sender(request, self.tokens, VIEWER)
-        key = request.path_params["key"]
-        limit = requests.whole_number(request, "limit", HISTORY_ROWS, low=1, high=MAX_ROWS)
-        rows = await run_in_threadpool(self.store.history, key, limit=limit, newest_first=True)
-        if not rows:
-            raise UnknownFlag(f"no flag {key!r}, and there never was one")
-        return _rows(rows)
-
-    async def audit(self, request: Request) -> Response:
-        """Audit rows after a seq, oldest first."""
-        await requests.sender(request, self.tokens, VIEWER)
-        after = requests.whole_number(request, "after", 0, low=0, high=10**17)
-        limit = requests.whole_number(request, "limit", AUDIT_ROWS, low=1, high=MAX_ROWS)
-        return _rows(await run_in_threadpool(self.store.history, after=after, limit=limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +186,3 @@ def _delete(_key: str, _body: Json) -> Callable[[Json | None], Json | None]:
 
 
 _EDITS = {"PUT": _put, "PATCH": _patch, "DELETE": _delete}
-
-
-def _rows(rows: list[AuditRow]) -> Response:
-    return reply({"rows": [row.to_json() for row in rows]})

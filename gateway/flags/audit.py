@@ -127,12 +127,16 @@ def verify(rows: Iterable[AuditRow], start: Head = GENESIS) -> Head:
     """
     head = start
     for row in rows:
-        if row.seq != head.seq + 1:
+        if row.seq > head.seq + 1:
             raise AuditBroken(f"row {head.seq + 1} is missing: the next one is {row.seq}")
+        if row.seq != head.seq + 1:
+            raise AuditBroken(f"row {row.seq} stands where row {head.seq + 1} is missing: it was put in or moved")
         if row.prev != head.hash:
-            raise AuditBroken(f"row {row.seq} does not follow row {head.seq}: its prev is not that row's hash")
-        if row.hash != digest(row.canonical()):
-            raise AuditBroken(f"row {row.seq} was changed: its fields do not give its hash")
+            raise AuditBroken(
+                f"row {row.seq} does not follow row {head.seq}: its prev is {row.prev}, that row's hash is {head.hash}"
+            )
+        if row.hash != (expected := digest(row.canonical())):
+            raise AuditBroken(f"row {row.seq} was changed: its fields give the hash {expected}, it has {row.hash}")
         head = Head(row.seq, row.hash)
     return head
 

@@ -35,8 +35,10 @@ _SCHEMA = (
     _RECORDS,
 )
 _UPGRADES = {1: (_RECORDS,)}  # from a schema version to the next
-_OLDEST_FIRST = "SELECT body, hash FROM audit WHERE seq > ? AND (? IS NULL OR target = ?) ORDER BY seq LIMIT ?"
-_NEWEST_FIRST = "SELECT body, hash FROM audit WHERE seq > ? AND (? IS NULL OR target = ?) ORDER BY seq DESC LIMIT ?"
+_OLDEST_FIRST = "SELECT seq, body, hash FROM audit WHERE seq > ? AND (? IS NULL OR target = ?) ORDER BY seq LIMIT ?"
+_NEWEST_FIRST = (
+    "SELECT seq, body, hash FROM audit WHERE seq > ? AND (? IS NULL OR target = ?) ORDER BY seq DESC LIMIT ?"
+)
 
 _MISSING = (0, 0, 0, 0)
 _Mark = tuple[int, int, int, int]  # device, inode, number of the connection, data_version
@@ -155,7 +157,7 @@ class SqliteStore:
             if self._mark() == _MISSING:
                 return []
             found = self._open().execute(_NEWEST_FIRST if newest_first else _OLDEST_FIRST, (after, key, key, limit))
-            return [_row(body, sealed) for body, sealed in found]
+            return [_row(seq, body, sealed) for seq, body, sealed in found]
 
     # -- the connection -------------------------------------------------------------------------
 
@@ -221,9 +223,9 @@ def _append(connection: sqlite3.Connection, row: AuditRow) -> None:
     connection.execute("INSERT INTO audit (seq, body, hash) VALUES (?, ?, ?)", (row.seq, row.canonical(), row.hash))
 
 
-def _row(body: str, sealed: str) -> AuditRow:
-    if digest(body) != sealed:  # before reading it: a changed body need not even be JSON
-        raise AuditBroken(f"an audit row was changed: {body[:80]!r} does not give its hash")
+def _row(seq: int, body: str, sealed: str) -> AuditRow:
+    if (expected := digest(body)) != sealed:  # before reading it: a changed body need not even be JSON
+        raise AuditBroken(f"row {seq} was changed: its fields give the hash {expected}, it has {sealed}")
     return from_json({**json.loads(body), "hash": sealed})
 
 

@@ -16,18 +16,20 @@ from typing import Any, Self
 
 import httpx
 
+from tests.live import SettingsTable
+
 STOP_TIMEOUT_S = 20.0
 
 _SCRIPT = """
-import socket, sys
+import json, socket, sys
 from pathlib import Path
 from gateway import logs
 from gateway.control.app import run_control
 from gateway.settings import from_plain
-models, state, run_dir, socket_fd, lifeline_fd = sys.argv[1:]
+models, state, run_dir, settings, socket_fd, lifeline_fd = sys.argv[1:]
 logs.set_up("control")
 run_control(
-    from_plain({"paths": {"models": models, "state": state}}),
+    from_plain({"paths": {"models": models, "state": state}, **json.loads(settings)}),
     boot=Path(run_dir).name,
     run_dir=Path(run_dir),
     listener=socket.socket(fileno=int(socket_fd)),
@@ -45,7 +47,8 @@ class ControlProcess:
 
     client: httpx.Client
 
-    def __init__(self, models: Path, state: Path) -> None:
+    def __init__(self, models: Path, state: Path, *, settings: SettingsTable | None = None) -> None:
+        self.settings = dict(settings or {})  # section -> key -> value; may be changed between stop and start
         self.models = models
         self.state = state
         self.run_dir = state / "run" / "boot-1"
@@ -99,9 +102,13 @@ class ControlProcess:
         """Start the process and wait until it is ready."""
         read_end, self._lifeline = os.pipe()
         fds = (self._listener.fileno(), read_end)
+        arguments = (self.models, self.state, self.run_dir, json.dumps(self.settings), *fds)
+        metrics_dir = self.run_dir / "metrics"
+        metrics_dir.mkdir(parents=True, exist_ok=True)
         with self._log_path.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SCRIPT, *map(str, (self.models, self.state, self.run_dir, *fds))],
+                [sys.executable, "-c", _SCRIPT, *map(str, arguments)],
+                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
                 stdout=subprocess.PIPE,
                 stderr=log,
                 pass_fds=fds,

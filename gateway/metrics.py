@@ -140,6 +140,32 @@ class ServingMetrics:
         self.samples_dropped = Counter(
             "sluicegate_samples_dropped", "Sampled predictions that were not written.", ("reason",), registry=r
         )
+        self.shadow_pairs = Counter(
+            "sluicegate_shadow_pairs",
+            "Answered requests that a shadow version has run too, with outputs that could be compared.",
+            _VERSION,
+            registry=r,
+        )
+        self.shadow_dropped = Counter(
+            "sluicegate_shadow_dropped",
+            "Copies for a shadow version that were not run: queue_full, busy (the worker had no room), not_warm, "
+            "inputs_differ, resting (after a run that took too long), stopped, error.",
+            ("model", "reason"),
+            registry=r,
+        )
+        self.shadow_failed = Counter(
+            "sluicegate_shadow_failed",
+            "Copies that a shadow version failed on: error, timeout, invalid (not finite, or another shape).",
+            (*_VERSION, "reason"),
+            registry=r,
+        )
+        self.shadow_run_s = BulkHistogram(
+            "sluicegate_shadow_run_duration_seconds",
+            "Time of one run of a shadow version.",
+            _VERSION,
+            buckets=LATENCY_BUCKETS_S,
+            registry=r,
+        )
         self.flag_revision = Gauge(
             "sluicegate_flag_revision",
             "Flag revision that the slowest live worker has read.",

@@ -109,6 +109,16 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowSettings:
+    """Copies of answered requests for a shadow version: they wait in bounds, and only an idle worker runs them."""
+
+    max_queue_copies: int = 1000  # per model and worker; more are dropped and counted
+    max_queue_bytes: int = 16 * 1024 * 1024  # and what their tensors may hold in memory
+    max_in_flight: int = 16  # a worker with more requests in flight runs no copies
+    run_timeout_s: float = 5.0  # a shadow run that takes longer is called off
+
+
+@dataclass(frozen=True, slots=True)
 class MonitorSettings:
     """When the drift monitor looks, and what it calls drift."""
 
@@ -158,6 +168,7 @@ class Settings:
     cache: CacheSettings = field(default_factory=CacheSettings)
     flags: FlagSettings = field(default_factory=FlagSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    shadow: ShadowSettings = field(default_factory=ShadowSettings)
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     supervisor: SupervisorSettings = field(default_factory=SupervisorSettings)
     log: LogSettings = field(default_factory=LogSettings)
@@ -228,6 +239,10 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "sampling.segment_max_age_s": (0.1, 86_400),
     "sampling.sync_s": (0.001, 3600),
     "sampling.min_free_bytes": (0, 2**50),
+    "shadow.max_queue_copies": (1, 10_000_000),
+    "shadow.max_queue_bytes": (1, 2**40),
+    "shadow.max_in_flight": (0, 1_000_000),
+    "shadow.run_timeout_s": (0.001, 3600),
     "monitor.poll_s": (0.01, 3600),
     "monitor.window_rows": (10, 10_000_000),
     "monitor.min_window_rows": (2, 10_000_000),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+from typing import Self
 
 import numpy as np
 
@@ -25,6 +27,7 @@ class PuppetRuntime:
         self._free = threading.Event()
         self._free.set()
         self.entered = threading.Semaphore(0)
+        self.is_aborted = False
 
     def hold(self) -> None:
         """Let the next run wait until `release`."""
@@ -33,11 +36,21 @@ class PuppetRuntime:
     def release(self) -> None:
         self._free.set()
 
+    def apart(self) -> Self:
+        other = copy.copy(self)
+        other.is_aborted = False
+        return other
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
     def run(self, inputs: Tensors) -> Tensors:
         x = inputs["x"]
         self.batches.append(len(x))
         self.entered.release()
         self._free.wait(20)
+        if self.is_aborted:
+            raise InferenceFailed("called off")
         if np.any(x == POISON):
             raise InferenceFailed("poison")
         return {"y": x * 2}

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from gateway.cli import remote
 from gateway.errors import InvalidInput
 from gateway.flags import edit
-from gateway.flags.document import BATCHING, CACHE, DISABLED, ENABLED, KINDS, ROUTE, SAMPLING
+from gateway.flags.document import BATCHING, CACHE, DISABLED, ENABLED, KINDS, ROUTE, SAMPLING, SHADOW
 
 if TYPE_CHECKING:
     from gateway.cli import Subparsers
@@ -50,8 +50,8 @@ def add_parser(subparsers: Subparsers) -> None:
         _set,
         key="FLAG",
         more="For a route: VARIANT=PERCENT, as canary=10 or canary=0.25; the default variant takes the rest. For "
-        "<model>.sampling: a number from 0 to 1. For <model>.cache and <model>.batching: enabled=true or false, "
-        "ttl_s=SECONDS, max_rows=ROWS.",
+        "<model>.sampling and <model>.shadow: a number from 0 to 1. For <model>.cache and <model>.batching: "
+        "enabled=true or false, ttl_s=SECONDS, max_rows=ROWS.",
     )
     add = setting.add_argument
     add("values", nargs="*", metavar="VALUE", help="what to set")
@@ -256,10 +256,10 @@ def _wanted(options: argparse.Namespace, key: str, before: Any | None) -> Any:
 
 
 def _option_value(kind: str, values: list[str]) -> Any:
-    if kind == SAMPLING:
+    if kind in (SAMPLING, SHADOW):
         if len(values) != 1:
-            _usage("sampling takes one number from 0 to 1")
-        return float(_decimal("sampling", values[0]))
+            _usage(f"{kind} takes one number from 0 to 1")
+        return float(_decimal(kind, values[0]))
     if kind not in (CACHE, BATCHING):
         _usage(f"unknown kind of flag {kind!r}; known: {', '.join(KINDS)}")
     value: dict[str, Any] = {}

@@ -28,6 +28,7 @@ from gateway.flags.document import (
 )
 from gateway.flags.exposure import raised
 from gateway.flags.lastgood import read_last_known_good, write_last_known_good
+from gateway.flags.shadowing import check_shadow
 from gateway.flags.store import FlagStore, Note, RecordWrite, check_revision, put, replace, restore
 from gateway.models.source import ModelSource
 
@@ -195,6 +196,7 @@ class Desk:
             draft = edit(document)
             for flag in _changed(document, draft):
                 validate(flag, draft.bucketing)
+                check_shadow(document, draft, flag)
             for refused in () if lowers else self._of_cold_routes(document, draft):
                 raise refused.error
             after = self._store.commit(
@@ -267,6 +269,7 @@ class Desk:
             check_evaluators(after)
         for flag in _changed(before, after):
             validate(flag, after.bucketing)
+            check_shadow(before, after, flag)
         blocked = []
         for refused in self._refusals(before, after):
             if not dry_run:

@@ -15,6 +15,7 @@ from gateway.flags.document import (
     RANDOM_KEY,
     ROUTE,
     SAMPLING,
+    SHADOW,
     Flag,
     FlagDocument,
     Json,
@@ -56,8 +57,9 @@ class Route:
     """One compiled route.
 
     named: every version that a variant names; these are declared, that is loaded and kept warm. reachable: the versions
-    that some request could be given now. shares: per version, its share at each place of the rule that can give it (1.0
-    where a rule names it outright), in the order of the rule. header_names: what `decide` reads of *headers*.
+    that some request could be given now; given: the variants. shares: per version, its share at each place of the rule
+    that can give it (1.0 where a rule names it outright), in the order of the rule. header_names: what `decide` reads
+    of *headers*.
     """
 
     model: str
@@ -65,9 +67,11 @@ class Route:
     default_version: str
     named: frozenset[str]
     reachable: frozenset[str]
+    given: frozenset[str]
     header_names: tuple[str, ...]
     shares: Mapping[str, tuple[float, ...]]
     default: Decision
+    shadow_version: str | None  # what runs copies of answered requests: named "shadow", and given to no client
     is_sticky: bool  # with a targeting key, the decision depends on nothing but the key
     _rule: _Result | None
 
@@ -91,8 +95,9 @@ def compile_route(model: str, flag: Flag, bucketing: str = FLAGD_V3) -> Route:
     # Compiled even if disabled: a rule that is wrong must not be found only when the switch goes back on.
     rule = None if flag.targeting is None else compiler.targeting(flag.targeting, f"flags.{flag.key}.targeting")
     default_version = str(flag.variants[flag.default_variant])
-    reachable = {default_version}
+    reachable, given = {default_version}, {flag.default_variant}
     if flag.enabled:
+        given |= compiler.given
         reachable |= {version for version, shares in compiler.shares.items() if any(shares)}
     reason = DEFAULT if rule is not None else STATIC
     return Route(
@@ -101,12 +106,21 @@ def compile_route(model: str, flag: Flag, bucketing: str = FLAGD_V3) -> Route:
         default_version=default_version,
         named=frozenset(map(str, flag.variants.values())),
         reachable=frozenset(reachable),
+        given=frozenset(given),
         header_names=tuple(sorted(compiler.headers)) if flag.enabled else (),
         shares={version: tuple(shares) for version, shares in compiler.shares.items()} if flag.enabled else {},
         default=Decision(flag.default_variant, default_version, reason if flag.enabled else DISABLED),
+        shadow_version=_shadow_version(flag, given),
         is_sticky=flag.enabled and _is_split_by_key(flag.targeting),
         _rule=rule if flag.enabled else None,
     )
+
+
+def _shadow_version(flag: Flag, given: set[str]) -> str | None:
+    """What the variant "shadow" names. None: there is none, a client could be given it, or the route is killed."""
+    if not flag.enabled or SHADOW in given or SHADOW not in flag.variants:
+        return None
+    return str(flag.variants[SHADOW])
 
 
 def _is_split_by_key(targeting: Json) -> bool:
@@ -131,6 +145,7 @@ class _RouteCompiler(RuleCompiler):
             missing_key=str(flag.metadata.get(MISSING_KEY, RANDOM_KEY)),
         )
         self.shares: dict[str, list[float]] = {}
+        self.given: set[str] = set()  # variants that some request could be given
         self._variants = flag.variants
         default = str(flag.default_variant)
         self._wrong = Decision(default, str(flag.variants[default]), ERROR)
@@ -167,6 +182,8 @@ class _RouteCompiler(RuleCompiler):
             raise InvalidFlag(where, repr(literal)[:80], f"a variant ({', '.join(self._variants)}) or null")
         version = str(self._variants[variant])
         self.shares.setdefault(version, []).append(share)
+        if share:
+            self.given.add(variant)
         return Decision(variant, version, reason)
 
     def _split(self, args: Json, where: str, share: float) -> _Result:
@@ -248,6 +265,7 @@ class ModelOptions:
     batching_enabled: bool = True
     max_batch_rows: int | None = None
     cache_purges: Mapping[str, int] = field(default_factory=dict)
+    shadow_rate: float = 0.0
 
 
 def compile_options(document: FlagDocument, model: str) -> ModelOptions:
@@ -259,6 +277,7 @@ def compile_options(document: FlagDocument, model: str) -> ModelOptions:
     cache = _option(document, model, CACHE) or {}
     batching = _option(document, model, BATCHING) or {}
     cache_flag = document.flags.get(f"{model}.{CACHE}")
+    shadow = _option(document, model, SHADOW)
     ttl_s, max_rows = cache.get("ttl_s"), batching.get("max_rows")
     return ModelOptions(
         sampling_rate=None if sampling is None else float(sampling),
@@ -267,6 +286,7 @@ def compile_options(document: FlagDocument, model: str) -> ModelOptions:
         batching_enabled=batching.get("enabled", True),
         max_batch_rows=None if max_rows is None else int(max_rows),
         cache_purges={} if cache_flag is None else purges(cache_flag),
+        shadow_rate=0.0 if shadow is None else float(shadow),
     )
 
 

@@ -27,7 +27,7 @@ SAMPLING = "sampling"
 CACHE = "cache"
 BATCHING = "batching"
 SHADOW = "shadow"  # also the name of the variant that runs the copies
-KINDS = (ROUTE, SAMPLING, CACHE, BATCHING)
+KINDS = (ROUTE, SAMPLING, CACHE, BATCHING, SHADOW)
 
 MISSING_KEY = "missingKey"  # metadata of a route: what a split does with a request that has no key
 RANDOM_KEY, DEFAULT_KEY, REJECT_KEY = "random", "default", "reject"
@@ -303,7 +303,13 @@ def _check_switch(where: str, value: Json, other: str) -> None:
         raise InvalidFlag(f"{where}.enabled", _shown(value["enabled"]), "true or false")
 
 
-_CHECKS = {ROUTE: _check_version, SAMPLING: _check_rate, CACHE: _check_cache, BATCHING: _check_batching}
+_CHECKS = {
+    ROUTE: _check_version,
+    SAMPLING: _check_rate,
+    CACHE: _check_cache,
+    BATCHING: _check_batching,
+    SHADOW: _check_rate,
+}
 
 
 # -- shapes -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -29,13 +30,24 @@ _DATATYPES = {
 
 
 class Runtime(Protocol):
-    """A loaded model. `run` is called on the event loop or in a run thread, by one thread at a time."""
+    """A loaded model. `run` is called on the event loop or in a run thread, by one thread at a time.
+
+    What comes from `apart` may run at the same time as what it comes from.
+    """
 
     @property
     def signature(self) -> Signature: ...
 
     def run(self, inputs: Tensors) -> Tensors:
         """Answer a batch: arrays [rows, ...] in, arrays [rows, ...] out. Raises InferenceFailed."""
+        ...
+
+    def apart(self) -> Runtime:
+        """The same model with an `abort` of its own."""
+        ...
+
+    def abort(self) -> None:
+        """End the run that is going on in another thread, and refuse all later ones. May be called on any thread."""
         ...
 
 
@@ -78,6 +90,12 @@ class OnnxRuntime:
     def abort(self) -> None:
         """End the run that is going on in another thread, and refuse all later ones. May be called on any thread."""
         self._run_options.terminate = True
+
+    def apart(self) -> OnnxRuntime:
+        """The same session, which several threads may run at once, with an `abort` of its own."""
+        other = copy.copy(self)
+        other._run_options = onnxruntime.RunOptions()
+        return other
 
     @property
     def aborted(self) -> bool:

@@ -142,12 +142,14 @@ _NUMBERS = ("copies", "rows", "base_invalid", "timed", "base_s", "shadow_s")
 
 def sums_from_json(plain: Mapping[str, Any]) -> PairSums:
     """The inverse of PairSums.to_json. Raises KeyError, TypeError, ValueError, AttributeError on something else."""
-    return PairSums(
-        *(_number(plain[name]) for name in _NUMBERS),
+    sums = PairSums(
         failed={str(reason): int(count) for reason, count in plain["failed"].items()},
         dropped={str(reason): int(count) for reason, count in plain["dropped"].items()},
         outputs={name: _read_output(output) for name, output in plain["outputs"].items()},
     )
+    for name in _NUMBERS:
+        setattr(sums, name, _number(plain[name]))
+    return sums
 
 
 def _number(value: Any) -> Any:

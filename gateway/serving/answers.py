@@ -16,6 +16,7 @@ from gateway.serving.entry import Run
 from gateway.serving.registry import Registry
 from gateway.serving.replies import NO_HEADERS, Block, block
 from gateway.serving.sampler import Sampler
+from gateway.serving.shadow import Shadow
 from gateway.tensors import Tensors
 
 # Lanes kept ready: a few per version and revision; more than this are old ones.
@@ -68,6 +69,7 @@ class Answers:
         registry: Registry,
         cache: PredictionCache,
         sampler: Sampler,
+        shadow: Shadow,
         counts: Counts,
         *,
         ttl_s: float,
@@ -77,6 +79,7 @@ class Answers:
         self._registry = registry
         self._cache = cache
         self._sampler = sampler
+        self._shadow = shadow
         self._counts = counts
         self._ttl_s = ttl_s
         self._clock = clock
@@ -99,6 +102,7 @@ class Answers:
             return
         lane, stamp, now_s = self._lane(first), bound.stamp, self._clock()
         count, headers = lane.latencies_s.append, lane.headers
+        shadow_limit = self._shadow.limits.get(first.model, 0.0)
         answered = 0
         try:
             for call, start in zip(calls, starts, strict=True):
@@ -120,8 +124,11 @@ class Answers:
                     body = stamp(body, decision.variant, prediction_id)  # type: ignore[union-attr]  # it was routed
                 on_reply(call, None, headers, JSON_HEADERS, body)
                 count(now_s - call.started_s)
-                if sample_hash(prediction_id) < call.sampling_limit:
+                drawn = sample_hash(prediction_id)
+                if drawn < call.sampling_limit:
                     self._sample(call, Cut(call.request, outputs, start), run)
+                if drawn < shadow_limit:
+                    self._copy(call, Cut(call.request, outputs, start), run)
         finally:
             self._registry.release(live, answered)
 
@@ -154,8 +161,11 @@ class Answers:
             body = stamp(body, decision.variant, call.prediction_id)
         on_reply(call, None, lane.headers, content, body)
         lane.latencies_s.append(self._clock() - call.started_s)
-        if sample_hash(call.prediction_id) < call.sampling_limit:
+        drawn = sample_hash(call.prediction_id)
+        if drawn < call.sampling_limit:
             self._sample(call, own, run)
+        if run is not None and drawn < self._shadow.limits.get(call.model, 0.0):
+            self._copy(call, own, run)
         call.is_held = False
         self._registry.release(live)
 
@@ -211,6 +221,11 @@ class Answers:
                 protocol=call.codec.name,
             )
         )
+
+    def _copy(self, call: Call, own: Cut | Kept, run: Run) -> None:
+        """Hand references to the shadow, which never waits. What was asked before would bring nothing new."""
+        if call.pinned is None and call.cache in ("miss", "bypass"):
+            self._shadow.offer(call.live, call.request, own.outputs, run)
 
     def _lane(self, call: Call) -> Lane:
         """What all calls share that got the same decision, revision and kind of cache result; made once for them."""

@@ -38,6 +38,7 @@ from gateway.serving.registry import Registry
 from gateway.serving.router import Router
 from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
+from gateway.serving.shadow import Shadow
 from gateway.serving.tlsdoor import TlsServer
 from gateway.serving.watch import Watch, write_status
 from gateway.settings import ServerSettings, Settings
@@ -58,6 +59,7 @@ class Worker:
     registry: Registry
     cache: PredictionCache
     sampler: Sampler
+    shadow: Shadow
     counts: Counts
     metrics: ServingMetrics
     watch: Watch
@@ -85,9 +87,10 @@ def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Wo
         on_drop=lambda live: watch.on_drop(live),
     )
     router = Router(registry)
-    watch = Watch(settings, router, registry, cache, metrics, on_ready=lambda: report("ready"))
+    shadow = Shadow(registry, pool, settings.shadow, settings.batching, metrics, in_flight=lambda: admission.in_flight)
+    watch = Watch(settings, router, registry, cache, shadow, metrics, on_ready=lambda: report("ready"))
     sampler = Sampler(settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
-    answers = Answers(registry, cache, sampler, counts, ttl_s=settings.cache.ttl_s)
+    answers = Answers(registry, cache, sampler, shadow, counts, ttl_s=settings.cache.ttl_s)
     pipeline = Pipeline(admission, router, cache, answers)
     doorway = Doorway(admission, pipeline, counts, by_name(codecs))
     native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)
@@ -106,7 +109,7 @@ def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Wo
     )
     doors = Doors(doorway, settings.server, fast=settings.server.door == "fast", clock=time.monotonic)
     app.state.doors = doors
-    return Worker(admission, registry, cache, sampler, counts, metrics, watch, doors, app)
+    return Worker(admission, registry, cache, sampler, shadow, counts, metrics, watch, doors, app)
 
 
 def _questions(questions: Questions) -> list[Route]:
@@ -140,6 +143,7 @@ async def _background(
         ),
         asyncio.create_task(_flush(worker, connections)),
         asyncio.create_task(worker.doors.watch()),
+        asyncio.create_task(worker.shadow.run()),
     ]
     for task in tasks:
         task.add_done_callback(_end_process_if_failed)
@@ -149,6 +153,7 @@ async def _background(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        worker.shadow.close()
         worker.registry.close()
         worker.counts.flush()
         worker.watch.close()

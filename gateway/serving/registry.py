@@ -41,9 +41,11 @@ class LiveVersion:
         "bound",
         "cache_epoch",
         "cache_policy",
+        "cost",
         "digest",
         "holders",
         "model",
+        "runtime",
         "signature",
         "version",
     )
@@ -53,6 +55,8 @@ class LiveVersion:
         self.version = version
         self.digest = loaded.digest
         self.signature = loaded.signature
+        self.runtime = loaded.runtime
+        self.cost = loaded.cost
         self.batcher = batcher
         self.bound: dict[str, BoundCodec] = {
             codec.name: codec.bind(model, version, loaded.signature) for codec in codecs

@@ -28,6 +28,7 @@ from gateway.serving.cache import PredictionCache
 from gateway.serving.counts import Counts
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.router import Adopted, Router
+from gateway.serving.shadow import Shadow
 from gateway.settings import Settings
 
 log = getLogger(__name__)
@@ -45,6 +46,7 @@ class Watch:
         router: Router,
         registry: Registry,
         cache: PredictionCache,
+        shadow: Shadow,
         metrics: ServingMetrics,
         *,
         on_ready: Callable[[], None],
@@ -53,6 +55,7 @@ class Watch:
         self._router = router
         self._registry = registry
         self._cache = cache
+        self._shadow = shadow
         self._metrics = metrics
         self._on_ready = on_ready
         self._store = SqliteStore(settings.flag_store_path, read_only=True)
@@ -104,6 +107,7 @@ class Watch:
         routes = document.routes()
         for model in self._router.known - routes.keys():
             self._router.adopted.pop(model, None)
+            self._shadow.forget(model)
             self._pending.pop(model, None)
             self._refused.pop(model, None)
         self._router.known = set(routes)
@@ -168,6 +172,7 @@ class Watch:
         before = self._router.adopted.get(model)
         rate = self._settings.sampling.rate if options.sampling_rate is None else options.sampling_rate
         self._router.adopted[model] = Adopted(route, options, sampling_limit(rate))
+        self._shadow.follow(model, route.shadow_version, options.shadow_rate)
         if before is not None:
             for live in self._registry.versions(model):
                 if _is_cache_begun_anew(before.options, options, live.version):
@@ -208,7 +213,8 @@ class Watch:
                 "refused": self._refused.get(model),
                 "versions": self._registry.describe(model),
             }
-        return {"revision": self._document.revision if self._document is not None else None, "models": models}
+        revision = self._document.revision if self._document is not None else None
+        return {"revision": revision, "models": models, "shadow": self._shadow.describe()}
 
     def close(self) -> None:
         """Close the store's connection."""

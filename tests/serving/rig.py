@@ -33,8 +33,9 @@ from gateway.serving.replies import Block
 from gateway.serving.router import Adopted, Router
 from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
+from gateway.serving.shadow import Shadow
 from gateway.serving.target import Target
-from gateway.settings import BatchSettings, CacheSettings, LimitSettings, SamplingSettings
+from gateway.settings import BatchSettings, CacheSettings, LimitSettings, SamplingSettings, ShadowSettings
 from gateway.tensors import Feature, Signature
 from tests.puppet import DOUBLER, FakeClock, PuppetRuntime
 
@@ -105,13 +106,15 @@ class Rig:
         *,
         puppet: type[PuppetRuntime] = PuppetRuntime,
         cache: bool = True,
+        shadow: dict[str, Any] | None = None,
         **limits: float,
     ) -> None:
         self.clock = FakeClock()
         self.pool = HandPool()
         threads = RunPool(2, clock=self.clock, executor=self.pool)  # one for each version
-        metrics = ServingMetrics(process_registry())
-        counts = Counts(metrics)
+        self._counted = process_registry()
+        metrics = ServingMetrics(self._counted)
+        counts = self.counts = Counts(metrics)
         self.admission = Admission(LimitSettings(), clock=self.clock)
         # No run is short enough for the loop unless a test says so.
         batching = BatchSettings(**{"inline_budget_s": 0.0, **limits})  # type: ignore[arg-type]
@@ -132,17 +135,25 @@ class Rig:
             )  # fmt: skip
             self.versions[version] = registry.warm[("m", version)] = LiveVersion("m", version, loaded, batcher, CODECS)
         self.router = Router(registry)
+        self.copies = HandPool()
+        self.loop_s = 0.0  # how long the event loop has been on a processor
+        self.shadow = Shadow(
+            registry, threads, ShadowSettings(**(shadow or {})), batching, metrics,
+            in_flight=lambda: self.admission.in_flight, clock=self.clock, loop_clock=lambda: self.loop_s,
+            cost_clock=self.clock, wall_clock=self.clock, executor=self.copies,
+        )  # fmt: skip
         self.adopt()
         self.sampler = Sampler(SamplingSettings(), root / "samples", boot="b", metrics=metrics)
         kept = PredictionCache(CacheSettings(max_bytes=2**20 if cache else 0), clock=self.clock)
-        answers = Answers(registry, kept, self.sampler, counts, ttl_s=300.0, clock=self.clock)
+        answers = Answers(registry, kept, self.sampler, self.shadow, counts, ttl_s=300.0, clock=self.clock)
         self.pipeline = Pipeline(self.admission, self.router, kept, answers, clock=self.clock)
         self.callers: list[Caller] = []
 
-    def adopt(self, *, cached: bool = True, sampled: float = 0.0) -> None:
+    def adopt(self, *, cached: bool = True, sampled: float = 0.0, shadowed: float = 0.0) -> None:
         route = compile_route("m", parse({"flags": {"m.route": FLAG}}).flags["m.route"])
         self.router.adopted["m"] = Adopted(route, ModelOptions(cache_enabled=cached), sampling_limit(sampled))
         self.router.known.add("m")
+        self.shadow.follow("m", "2", shadowed)
 
     def ask(
         self,
@@ -192,12 +203,25 @@ class Rig:
 
     async def settle(self) -> None:
         """Let all runs happen."""
+        await self._run_all(self.pool)
+
+    async def _run_all(self, pool: HandPool) -> None:
         idle_turns = 0
         while idle_turns < 3:
-            idle_turns = idle_turns + 1 if not self.pool.is_busy else 0
-            if self.pool.is_busy:
-                self.pool.run_one()
+            idle_turns = idle_turns + 1 if not pool.is_busy else 0
+            if pool.is_busy:
+                pool.run_one()
             await self.turn()
+
+    def counted(self, name: str, **labels: str) -> float:
+        """What the metrics say of model m."""
+        self.counts.flush()
+        return self._counted.get_sample_value(name, {"model": "m", **labels}) or 0.0
+
+    async def run_copies(self) -> None:
+        """Let all copies run for which there is room now."""
+        self.shadow.tick()
+        await self._run_all(self.copies)
 
     def check_nothing_is_held(self) -> None:
         for caller in self.callers:  # as the ASGI door does at the end: nothing, if it has its answer

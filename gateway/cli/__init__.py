@@ -28,6 +28,7 @@ _VERBS = {
     "flags": "flags",
     "rollout": "rollout",
     "cache": "cache",
+    "shadow": "shadow",
     "drift": "drift",
     "samples": "samples",
     "audit": "audit",

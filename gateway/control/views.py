@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import metrics
-from gateway.control import requests
+from gateway.control import requests, shadow_report
 from gateway.control.auth import METRICS, VIEWER, TokenStore
 from gateway.control.changes import Desk
 from gateway.control.endpoints import reply
@@ -47,6 +47,7 @@ class Views:
             Route("/admin/v1/status", self.status, methods=["GET"]),
             Route("/admin/v1/models", self.models, methods=["GET"]),
             Route("/admin/v1/models/{model}/drift", self.drift, methods=["GET"]),
+            Route("/admin/v1/models/{model}/shadow", self.shadow, methods=["GET"]),
         ]
 
     async def live(self, _request: Request) -> Response:
@@ -86,6 +87,15 @@ class Views:
         if raw is None:
             raise UnknownModel(f"there is no drift report for {model!r} yet")
         return Response(raw, headers={"cache-control": "no-store"}, media_type="application/json")
+
+    async def shadow(self, request: Request) -> Response:
+        """How the answers of a model's shadow version differ from those that went out."""
+        await requests.sender(request, self.tokens, VIEWER)
+        model = request.path_params["model"]
+        document = await run_in_threadpool(self.desk.document)
+        if model not in document.routes():
+            raise UnknownModel(f"there is no model {model!r}")
+        return reply(shadow_report.report(document, await run_in_threadpool(self.workers), model))
 
     def _drift(self, model: str) -> bytes | None:
         if not MODEL_PATTERN.fullmatch(model):

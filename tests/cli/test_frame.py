@@ -22,7 +22,7 @@ HEAVY = (
 )
 
 
-VERBS = ("serve", "demo", "convert", "models", "flags", "drift", "samples", "audit", "token", "loadtest")
+VERBS = ("serve", "demo", "convert", "models", "flags", "shadow", "drift", "samples", "audit", "token", "loadtest")
 
 
 def test_help_lists_the_verbs_and_imports_nothing_heavy() -> None:

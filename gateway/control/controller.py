@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.control import observation, rollout
+from gateway.control.plan import SHADOW
 from gateway.control.rollout import Found, Seen
 from gateway.control.rollouts import Rollout, Rollouts
 from gateway.control.status import WorkerStatus, not_warm
@@ -128,6 +129,7 @@ class Controller:
         plan, model = going.plan, going.model
         route, revision = self._rollouts.route_of(model)
         requests = observation.take(going, workers)
+        pairs = observation.compare_pairs(going, workers) if plan.strategy == SHADOW else 0
         missing = [
             f"worker {each['worker']}: {each['state']}" + (f" ({each['reason']})" if each["reason"] else "")
             for each in not_warm(workers, model, [plan.version])
@@ -142,6 +144,7 @@ class Controller:
             new_requests=requests,
             found=[*observation.findings(going), *_breakers(workers, going)],
             promotion=observation.promotion(going),
+            pairs=pairs,
         )
 
     # -- metrics --------------------------------------------------------------------------------

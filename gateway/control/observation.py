@@ -7,9 +7,10 @@ from typing import Any
 
 from gateway.control import comparison
 from gateway.control.foresight import ExpectedStep, smallest_regression
-from gateway.control.plan import Plan
+from gateway.control.plan import ROLLBACK, SHADOW, Plan
 from gateway.control.rollout import Found
 from gateway.control.rollouts import Rollout
+from gateway.control.shadow_report import merged as merged_pairs
 from gateway.control.signals import Counts, Epoch, merged
 from gateway.control.status import WorkerStatus
 from gateway.control.window import Arm, Window
@@ -53,10 +54,33 @@ def _arm(per_worker: Mapping[str, Counts]) -> Arm:
     )
 
 
+def compare_pairs(going: Rollout, workers: Sequence[WorkerStatus]) -> int:
+    """Keep the newest report on the pairs of a shadow; returns how many rows were compared."""
+    compared = next((each for each in merged_pairs(workers, going.model) if each.version == going.plan.version), None)
+    if compared is None:
+        return 0
+    going.shadow = compared.to_json()
+    return compared.sums.rows
+
+
+def _pair_findings(going: Rollout) -> list[Found]:
+    """Outputs whose share of flips is surely above what the plan allows."""
+    most = going.plan.max_flip_rate
+    return [
+        Found(
+            f"flips of {name}",
+            ROLLBACK,
+            f"{name}: at least {output['flip_rate_low']:.2%} of the rows get another label, the plan allows {most:.2%}",
+        )
+        for name, output in ((going.shadow or {}).get("outputs") or {}).items()
+        if (output.get("flip_rate_low") or 0.0) > most
+    ]
+
+
 def findings(going: Rollout) -> list[Found]:
     """What the judge has found so far, of what it was told to act on."""
-    found = going.judge.findings()
-    return [Found(each.signal, each.action, each.text) for each in found if each.tripped]
+    found = [Found(each.signal, each.action, each.text) for each in going.judge.findings() if each.tripped]
+    return found + _pair_findings(going)
 
 
 def promotion(going: Rollout) -> str | None:
@@ -82,6 +106,9 @@ def evidence(going: Rollout) -> list[dict[str, Any]]:
 
 def report(going: Rollout) -> dict[str, Any]:
     """What can be said of the two arms, as JSON and as lines of text."""
+    if going.plan.strategy == SHADOW:
+        pairs = going.shadow or {"sentence": "no pairs were compared"}
+        return {"pairs": pairs, "text": [pairs["sentence"]]}
     document = comparison.report(going.judge)
     return {**document, "text": comparison.lines(document)}
 

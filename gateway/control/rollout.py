@@ -243,7 +243,7 @@ def _lacking(plan: Plan, state: State, seen: Seen) -> str:
     """What this step still lacks, in words; empty if nothing."""
     if plan.strategy == SHADOW:
         if seen.pairs < plan.min_pairs:
-            return f"{seen.pairs} of {plan.min_pairs} pairs compared"
+            return f"{seen.pairs} of {plan.min_pairs} rows compared in pairs"
         wanted_s, requests = plan.min_time_s, 0
     elif plan.strategy == BLUEGREEN:
         wanted_s, requests = plan.min_time_s, 0
@@ -317,7 +317,7 @@ def pause(state: State, reason: str, why: str) -> Move:
 
 
 def _end_shadow(base: Json, state: State, seen: Seen) -> Move:
-    why = f"{seen.pairs} pairs compared"
+    why = f"{seen.pairs} rows compared in pairs"
     return Move(moved(state, PROMOTING, why), "rollout.finish", release.keeping_state(base, seen.route), 0.0)
 
 

@@ -238,6 +238,12 @@ class UnknownToken(GatewayError):
     code = "unknown_token"
 
 
+class UnknownWebhook(GatewayError):
+    """No webhook has that id."""
+
+    code = "unknown_webhook"
+
+
 class Forbidden(GatewayError):
     """The token is known, but its scope does not reach this far."""
 

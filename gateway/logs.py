@@ -66,3 +66,4 @@ def set_up(part: str, *, level: str = "info", stream: TextIO | None = None) -> N
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").setLevel("WARNING")
     logging.getLogger("httpx").setLevel("WARNING")
+    logging.getLogger("httpcore").setLevel("WARNING")  # would print whole URLs, which may be capabilities

@@ -252,6 +252,26 @@ class AuditMetrics:
         )
 
 
+class ControlMetrics:
+    """What the control process counts. One per process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.webhook_deliveries = Counter(
+            "sluicegate_webhook_deliveries",
+            "Attempts to deliver an event, by what became of them: delivered, refused (the receiver's status was no "
+            "2xx), timed_out, unreachable, unsigned (its key is gone), gone (410: the webhook was disabled); and "
+            "given_up: events that were never delivered.",
+            ("outcome",),
+            registry=registry,
+        )
+        self.webhook_lag_rows = Gauge(
+            "sluicegate_webhook_lag_rows",
+            "Audit rows that the webhook furthest behind has not been told of yet.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+
+
 class SupervisorMetrics:
     """What the supervisor counts and knows. One per process."""
 

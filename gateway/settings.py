@@ -41,6 +41,7 @@ class ControlSettings:
 
     host: str = "127.0.0.1"
     port: int = 8081
+    name: str = ""  # how notifications call this gateway; empty: the name of the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,11 @@ class Settings:
     @property
     def admin_token_path(self) -> Path:
         return self.paths.state / "admin.token"
+
+    @property
+    def webhook_key_path(self) -> Path:
+        """What the secrets of the webhooks are made from."""
+        return self.paths.state / "webhook.key"
 
     @property
     def token_store_path(self) -> Path:

@@ -33,6 +33,7 @@ _VERBS = {
     "samples": "samples",
     "audit": "audit",
     "token": "tokens",
+    "webhooks": "webhooks",
     "loadtest": "loadtest",
 }
 

@@ -8,9 +8,10 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -23,7 +24,10 @@ from gateway.control.changes import Desk
 from gateway.control.checkpoints import CHECKPOINT_FILE, KEY_FILE, PUBLIC_KEY_FILE
 from gateway.control.controller import Controller
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
+from gateway.control.events import source_of
+from gateway.control.lookups import LookupLoop
 from gateway.control.notary import Notary, Poster
+from gateway.control.notify import Notifier
 from gateway.control.ofrep import OfrepEndpoints
 from gateway.control.problems import on_gateway_error, on_http_error, on_unexpected
 from gateway.control.purge import PurgeEndpoint
@@ -33,9 +37,12 @@ from gateway.control.rollouts import Rollouts
 from gateway.control.seed import Seeder
 from gateway.control.status import WorkerStatus, read_workers
 from gateway.control.views import Views
+from gateway.control.webhook_endpoints import WebhookEndpoints
+from gateway.control.webhooks import WebhookKey, WebhookList
 from gateway.errors import GatewayError, StoreUnavailable
 from gateway.flags.sqlite import SqliteStore
 from gateway.flags.store import FlagStore
+from gateway.metrics import ControlMetrics, process_registry
 from gateway.models.source import DirectorySource
 from gateway.settings import Settings
 
@@ -43,6 +50,12 @@ _log = logging.getLogger(__name__)
 
 BEAT_INTERVAL_S = 1.0
 DRAIN_TIMEOUT_S = 3  # admin requests take milliseconds
+
+
+class Running(Protocol):
+    """A part that does something by itself for as long as the process lives."""
+
+    def run(self) -> Coroutine[Any, Any, None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +66,11 @@ class Control:
     tokens: TokenStore
     desk: Desk
     seeder: Seeder
-    controller: Controller
-    app: Starlette
     reads: ReadLog
     notary: Notary
     poster: Poster
+    running: tuple[Running, ...]  # while the process lives
+    app: Starlette
 
     def close(self) -> None:
         self.store.close()
@@ -99,6 +112,9 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         drift_dir=settings.drift_path,
         metrics_dir=run_dir / "metrics",
     )
+    webhooks = WebhookList(store, WebhookKey(settings.webhook_key_path), clock=clock)
+    named = source_of(settings.control.name or socket.gethostname())
+    notifier = Notifier(store, webhooks, ControlMetrics(process_registry()), source=named, clock=clock)
     app = Starlette(
         routes=[
             *views.routes(),
@@ -108,6 +124,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             *AuditEndpoints(store, tokens, reads, settings.paths.state, checkpoint_file).routes(),
             *TokenEndpoints(tokens, store).routes(),
             *RolloutEndpoints(rollouts, tokens).routes(),
+            *WebhookEndpoints(webhooks, notifier, store, tokens).routes(),
         ],
         exception_handlers={
             GatewayError: on_gateway_error,
@@ -115,7 +132,9 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             Exception: on_unexpected,
         },
     )
-    return Control(store, tokens, desk, Seeder(source, desk, clock=clock), controller, app, reads, notary, poster)
+    seeder = Seeder(source, desk, clock=clock)
+    running = (seeder, controller, notary, poster, reads, notifier)
+    return Control(store, tokens, desk, seeder, reads, notary, poster, running, app)
 
 
 def run_control(
@@ -138,7 +157,8 @@ def run_control(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     try:
-        asyncio.run(_serve(control, server, settings, listener, report, lifeline_fd))
+        with asyncio.Runner(loop_factory=LookupLoop) as runner:
+            runner.run(_serve(control, server, settings, listener, report, lifeline_fd))
     finally:
         control.close()
     _log.info("stopped")
@@ -222,15 +242,7 @@ def _conclude(control: Control) -> None:
 @contextlib.asynccontextmanager
 async def _background(control: Control, server: _Server, report: Callable[[str], None]) -> AsyncIterator[None]:
     """The process's own tasks. If one fails, the process stops with its error: the supervisor starts another."""
-    lives = [
-        control.seeder.run(),
-        control.controller.run(),
-        control.notary.run(),
-        control.poster.run(),
-        control.reads.run(),
-        _beat(report),
-    ]
-    tasks = [asyncio.create_task(life) for life in lives]
+    tasks = [asyncio.create_task(life) for life in (*[part.run() for part in control.running], _beat(report))]
     for task in tasks:
         task.add_done_callback(lambda done: None if done.cancelled() else server.stop())
     try:

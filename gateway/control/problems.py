@@ -24,6 +24,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.UnknownRollout: 404,
     errors.UnknownToken: 404,
     errors.UnknownVersion: 404,
+    errors.UnknownWebhook: 404,
     errors.ChangeRefused: 409,
     errors.RevisionConflict: 412,
     errors.BodyTooLarge: 413,

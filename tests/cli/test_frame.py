@@ -22,7 +22,23 @@ HEAVY = (
 )
 
 
-VERBS = ("serve", "demo", "convert", "models", "flags", "shadow", "drift", "samples", "audit", "token", "loadtest")
+VERBS = (
+    *("serve", "demo", "convert", "models", "flags", "rollout", "cache", "shadow", "drift", "samples", "audit"),
+    *("token", "webhooks", "loadtest"),
+        "demo",
+        "convert",
+        "models",
+        "flags",
+        "cache",
+        "rollout",
+        "shadow",
+        "drift",
+        "samples",
+        "audit",
+        "token",
+    ),
+    *("webhooks", "loadtest"),
+)
 
 
 def test_help_lists_the_verbs_and_imports_nothing_heavy() -> None:

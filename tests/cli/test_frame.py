@@ -25,19 +25,6 @@ HEAVY = (
 VERBS = (
     *("serve", "demo", "convert", "models", "flags", "rollout", "cache", "shadow", "drift", "samples", "audit"),
     *("token", "webhooks", "loadtest"),
-        "demo",
-        "convert",
-        "models",
-        "flags",
-        "cache",
-        "rollout",
-        "shadow",
-        "drift",
-        "samples",
-        "audit",
-        "token",
-    ),
-    *("webhooks", "loadtest"),
 )
 
 

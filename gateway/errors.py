@@ -214,6 +214,12 @@ class VersionNotWarm(ChangeRefused):
         self.blocking = blocking
 
 
+class FlagsFollowFile(ChangeRefused):
+    """The flags are kept in a file that control follows: they are changed there."""
+
+    code = "flags_follow_file"
+
+
 class StoreUnavailable(Refused):
     """The flag store cannot be read or written now."""
 

@@ -92,6 +92,7 @@ class FlagSettings:
     """How workers follow the flags, and where the flags are kept."""
 
     store: str = ""  # sqlite:///PATH; empty: flags.sqlite in the state directory
+    import_file: str = ""  # flagd JSON that control follows; then flags are changed there and nowhere else
     poll_s: float = 0.02
 
 

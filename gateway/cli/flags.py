@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from gateway.cli import remote
+from gateway.cli.dry_run import print_dry_run
 from gateway.errors import InvalidInput
 from gateway.flags import edit
 from gateway.flags.document import BATCHING, CACHE, DISABLED, ENABLED, KINDS, ROUTE, SAMPLING, SHADOW
@@ -60,6 +61,15 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--file", metavar="FILE", help="write the whole flag from this flagd JSON; - reads stdin")
     add("--dry-run", action="store_true", help="show what would change, change nothing")
     add("--reason", default="", help="why; recorded in the audit (needed unless --dry-run)")
+    importing = verb(
+        "import",
+        "make the flags what a file says, as one change",
+        _import,
+        more="Flags that the file does not name are dropped, but for the routes of models that have packages.",
+    )
+    importing.add_argument("file", metavar="FILE", help="flagd JSON; - reads stdin")
+    importing.add_argument("--dry-run", action="store_true", help="show what would change, change nothing")
+    importing.add_argument("--reason", default="", help="why; recorded in the audit (needed unless --dry-run)")
     kill = verb("kill", "send all traffic of a model to the default variant, at once", _kill, key="MODEL")
     kill.add_argument("--reason", default="kill switch", help="why; recorded in the audit")
     enable = verb("enable", "undo a kill: the rules of the route apply again", _enable, key="MODEL")
@@ -186,7 +196,7 @@ def _write(
     if options.json:
         remote.print_json(document)
     elif dry_run:
-        _print_dry_run(key, document)
+        print_dry_run(key, document)
     elif reply.headers["etag"] == etag:
         print(f"{key} is already so, at revision {etag.strip(chr(34))}")
     else:
@@ -200,28 +210,35 @@ def _is_killed(key: str, flag: Mapping[str, Any]) -> bool:
     return key.endswith(f".{ROUTE}") and flag["state"] == DISABLED
 
 
-def _print_dry_run(key: str, found: Mapping[str, Any]) -> None:
-    if not found["changed"]:
-        print(f"nothing would change in {key}")
+def _import(options: argparse.Namespace) -> int:
+    if not options.reason and not options.dry_run:
+        _usage("--reason is needed: why do you make this change?")
+    file = _from_file(options.file)
+    with remote.connect(options) as control:
+        before, etag = control.read(_FLAGS)
+        headers = {"if-match": etag}
+        if options.reason:
+            headers["x-change-reason"] = options.reason
+        query = {"dryRun": "true"} if options.dry_run else {}
+        document = control.call("POST", f"{_FLAGS}:import", body=file, headers=headers, query=query).json()
+    if options.json:
+        remote.print_json(document)
+    elif options.dry_run:
+        print_dry_run("the flags", document)
+    else:
+        _print_imported(before, document)
+    return 0
+
+
+def _print_imported(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    old, new, revision = before["flags"], after["flags"], after["metadata"]["revision"]
+    if revision == before["metadata"]["revision"]:
+        print(f"the flags are already so, at revision {revision}")
         return
-    print(f"this would change in {key}:")
-    for difference in found["diff"]:
-        old = json.dumps(difference["before"]) if "before" in difference else "nothing"
-        new = json.dumps(difference["after"]) if "after" in difference else "nothing"
-        print(f"  {difference['path']}: {old} -> {new}")
-    if "movedKeys" in found:
-        _print_moved_keys(found["movedKeys"])
-    for blocked in found["blocked"]:
-        print(f"blocked by {blocked['rule']}: {blocked['detail']}")
-        for entry in blocked.get("blocking", []):
-            print(f"  {remote.blocker(entry)}")
-
-
-def _print_moved_keys(found: Mapping[str, Any]) -> None:
-    print(f"{found['moved']} of {found['of']} targeting keys would get another version")
-    for move in found["moves"]:
-        was, will_be = (" ".join(filter(None, (move[end], move[f"{end}Version"]))) for end in ("from", "to"))
-        print(f"  {move['keys']} from {was} to {will_be}")
+    print(f"the flags are at revision {revision} now")
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            print(f"  {key}: {_after(key, new.get(key))}")
 
 
 def _check_usage(options: argparse.Namespace) -> None:

@@ -25,6 +25,8 @@ from gateway.control.checkpoints import CHECKPOINT_FILE, KEY_FILE, PUBLIC_KEY_FI
 from gateway.control.controller import Controller
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
 from gateway.control.events import source_of
+from gateway.control.flagfile import FileFollower
+from gateway.control.imports import ImportEndpoint
 from gateway.control.lookups import LookupLoop
 from gateway.control.notary import Notary, Poster
 from gateway.control.notify import Notifier
@@ -69,6 +71,7 @@ class Control:
     reads: ReadLog
     notary: Notary
     poster: Poster
+    follower: FileFollower | None
     running: tuple[Running, ...]  # while the process lives
     app: Starlette
 
@@ -99,7 +102,15 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     poster = Poster(settings.audit.checkpoint_webhook, notary.unsent, counts)
     reads = ReadLog(store)
     source = DirectorySource(settings.paths.models)
-    desk = Desk(store, last_known_good=settings.last_known_good_path, source=source, workers=workers)
+    import_file = settings.flags.import_file
+    desk = Desk(
+        store,
+        last_known_good=settings.last_known_good_path,
+        source=source,
+        workers=workers,
+        import_file=import_file,
+    )
+    follower = FileFollower(Path(import_file).expanduser(), desk, source, clock=clock) if import_file else None
     rollouts = Rollouts(store, desk, clock=clock)
     controller = Controller(rollouts, workers, metrics=metrics.RolloutMetrics(metrics.process_registry()))
     views = Views(
@@ -111,6 +122,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         models_dir=settings.paths.models,
         drift_dir=settings.drift_path,
         metrics_dir=run_dir / "metrics",
+        follower=follower,
     )
     webhooks = WebhookList(store, WebhookKey(settings.webhook_key_path), clock=clock)
     named = source_of(settings.control.name or socket.gethostname())
@@ -119,6 +131,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         routes=[
             *views.routes(),
             *FlagEndpoints(desk, store, tokens).routes(),
+            *ImportEndpoint(desk, tokens, source).routes(),
             *PurgeEndpoint(desk, tokens).routes(),
             *OfrepEndpoints(desk, tokens).routes(),
             *AuditEndpoints(store, tokens, reads, settings.paths.state, checkpoint_file).routes(),
@@ -133,8 +146,10 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         },
     )
     seeder = Seeder(source, desk, clock=clock)
-    running = (seeder, controller, notary, poster, reads, notifier)
-    return Control(store, tokens, desk, seeder, reads, notary, poster, running, app)
+    running: tuple[Running, ...] = (seeder, controller, notary, poster, reads, notifier)
+    if follower is not None:
+        running = (*running, follower)
+    return Control(store, tokens, desk, seeder, reads, notary, poster, follower, running, app)
 
 
 def run_control(
@@ -226,6 +241,8 @@ def _prepare(control: Control, settings: Settings) -> None:
             step()
         except StoreUnavailable as error:
             _log.error("control starts without a part of its state", extra={"why": str(error)})
+    if control.follower is not None:
+        control.follower.first_look()  # a route of the file must not find one that was seeded meanwhile
     control.seeder.scan()
 
 

@@ -9,9 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.control.following import by_hand, still_killed
 from gateway.control.status import WorkerStatus, not_warm
-from gateway.errors import ChangeRefused, InvalidFlag, StoreUnavailable, UnknownFlag, VersionNotWarm
-from gateway.flags.audit import SYSTEM, Author
+from gateway.errors import (
+    ChangeRefused,
+    FlagsFollowFile,
+    InvalidFlag,
+    StoreUnavailable,
+    UnknownFlag,
+    VersionNotWarm,
+)
+from gateway.flags.audit import SYSTEM, Author, targets_of
 from gateway.flags.compile import Route, check_evaluators, compile_route, validate
 from gateway.flags.document import (
     ENABLED,
@@ -33,6 +41,9 @@ from gateway.flags.store import FlagStore, Note, RecordWrite, check_revision, pu
 from gateway.models.source import ModelSource
 
 _log = logging.getLogger(__name__)
+
+# Changes of flags that are no edits of what they say.
+_ALWAYS_BY_HAND = frozenset({"cache.purge"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,8 @@ class Desk:
     Methods block on the disk; call them off the event loop, from any thread. Changes are taken one at a time. All raise
     StoreUnavailable.
 
-    workers: reads the status documents. After each change the last-known-good file follows the store.
+    workers: reads the status documents. After each change the last-known-good file follows the store. import_file: if
+    the flags follow a file, hands may only pull kill switches and purge caches.
     """
 
     def __init__(
@@ -82,8 +94,10 @@ class Desk:
         last_known_good: Path,
         source: ModelSource,
         workers: Callable[[], list[WorkerStatus]],
+        import_file: str = "",
     ) -> None:
         self._store = store
+        self._import_file = import_file
         self._last_known_good = last_known_good
         self._source = source
         self._workers = workers
@@ -124,7 +138,10 @@ class Desk:
                 raise UnknownFlag(f"no flag {key!r}")
             after = None if plain is None else parse_flag(key, plain, document.evaluators)
             draft = change(document, drop=[key]) if after is None else change(document, put=[after])
-            blocked = self._check(document, draft, dry_run)
+            is_allowed = not self._import_file or verb in _ALWAYS_BY_HAND
+            if not is_allowed and (marked := by_hand(before, after)) is not None:
+                after, is_allowed = marked, True
+            blocked = self._check(document, draft, dry_run, is_allowed=is_allowed)
             if not dry_run and draft is not document:
                 # also under "any": nobody else may have changed what was just checked
                 based_on = before.revision if before is not None else 0
@@ -144,8 +161,12 @@ class Desk:
         verb: str,
         reason: str,
         dry_run: bool = False,
+        is_followed: bool = False,
     ) -> Outcome:
-        """Change the whole document as one revision. edit: from flagd JSON to flagd JSON. Raises as `change_flag`."""
+        """Change the whole document as one revision. edit: from flagd JSON to flagd JSON. Raises as `change_flag`.
+
+        is_followed: the change comes from the file that the flags follow.
+        """
         with self._lock:
             document = self.document()
             check_revision("the flag document", document.revision, expected_revision)
@@ -157,7 +178,7 @@ class Desk:
                 metadata=wanted.metadata,
                 evaluators=wanted.evaluators,
             )
-            blocked = self._check(document, draft, dry_run)
+            blocked = self._check(document, draft, dry_run, is_allowed=is_followed or not self._import_file)
             if not dry_run and draft is not document:
                 draft = replace(
                     self._store, wanted, expected_revision=document.revision, author=author, verb=verb, reason=reason
@@ -180,8 +201,8 @@ class Desk:
         """Write several flags, records and notes as one revision, for those who are in charge of the flags.
 
         wanted: flagd JSON by key, None to delete. based_on: the revisions of these flags, 0 for one that must not
-        exist. lowers: the change takes exposure back, so nothing has to be warm for it. Raises RevisionConflict,
-        InvalidFlag, VersionNotWarm.
+        exist. lowers: the change takes exposure back, so nothing has to be warm for it, and it may come before a file
+        that the flags follow. Raises RevisionConflict, InvalidFlag, VersionNotWarm, FlagsFollowFile.
         """
         with self._lock:
             document = self.document()
@@ -191,9 +212,13 @@ class Desk:
                     found = before.flags.get(key)
                     check_revision(f"flag {key!r}", found.revision if found is not None else 0, based_on.get(key))
                 flags = {key: parse_flag(key, plain, before.evaluators) for key, plain in wanted.items() if plain}
+                if self._import_file:
+                    flags = {key: still_killed(flag, before.flags.get(key)) for key, flag in flags.items()}
                 return change(before, put=flags.values(), drop=wanted.keys() - flags.keys())
 
             draft = edit(document)
+            for refused in () if lowers or not self._import_file else self._of_followed_file(document, draft):
+                raise refused.error
             for flag in _changed(document, draft):
                 validate(flag, draft.bucketing)
                 check_shadow(document, draft, flag)
@@ -260,7 +285,9 @@ class Desk:
 
     # -- checks -------------------------------------------------------------------------------
 
-    def _check(self, before: FlagDocument, after: FlagDocument, dry_run: bool) -> tuple[Blocked, ...]:
+    def _check(
+        self, before: FlagDocument, after: FlagDocument, dry_run: bool, *, is_allowed: bool
+    ) -> tuple[Blocked, ...]:
         """All that must hold before *after* is written. Flags that stay as they are stay unchecked.
 
         Raises InvalidFlag, and the first of what blocks the change unless it is a dry run.
@@ -271,7 +298,8 @@ class Desk:
             validate(flag, after.bucketing)
             check_shadow(before, after, flag)
         blocked = []
-        for refused in self._refusals(before, after):
+        followed = () if is_allowed else self._of_followed_file(before, after)
+        for refused in (*followed, *self._refusals(before, after)):
             if not dry_run:
                 raise refused.error
             blocked.append(refused)
@@ -291,6 +319,16 @@ class Desk:
         for flag in routes:
             old = _route(before.flags.get(flag.key), before.bucketing)
             yield from _of_cold_versions(flag.key, workers, old, compile_route(flag.model, flag, after.bucketing))
+
+    def _of_followed_file(self, before: FlagDocument, after: FlagDocument) -> Iterator[Blocked]:
+        message = (
+            f"the flags follow the file {self._import_file}: change them there. By hand only the kill switch is pulled "
+            f"(the state of a route to DISABLED, and back) and caches are purged"
+        )
+        old, new = targets_of(before), targets_of(after)
+        for target in sorted(old.keys() | new.keys()):
+            if old.get(target) != new.get(target):
+                yield Blocked(target, FlagsFollowFile(message))
 
     def _of_delete(self, flag: Flag) -> Iterator[Blocked]:
         if flag.kind == ROUTE and self._source.versions().get(flag.model):

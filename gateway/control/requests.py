@@ -126,12 +126,12 @@ async def json_object(request: Request) -> dict[str, Any]:
         raise InvalidInput("body", f"text that is not JSON ({error})", "a JSON object") from error
     if not isinstance(document, dict):
         raise InvalidInput("body", f"a JSON {type(document).__name__}", "a JSON object")
-    if _is_deeper(document, MAX_BODY_DEPTH):
+    if is_deeper(document, MAX_BODY_DEPTH):
         raise InvalidInput("body", f"JSON nested more than {MAX_BODY_DEPTH} deep", "a flatter document")
     return document
 
 
-def _is_deeper(document: Any, levels: int) -> bool:
+def is_deeper(document: Any, levels: int) -> bool:
     """Whether objects and arrays are nested more than *levels* deep."""
     layer = [document]
     for _ in range(levels + 1):

@@ -17,6 +17,7 @@ from gateway.control import requests, shadow_report
 from gateway.control.auth import METRICS, VIEWER, TokenStore
 from gateway.control.changes import Desk
 from gateway.control.endpoints import reply
+from gateway.control.flagfile import FileFollower
 from gateway.control.status import WARM, WorkerStatus
 from gateway.errors import InvalidFlag, PackageInvalid, UnknownModel
 from gateway.flags.compile import Route as CompiledRoute
@@ -38,6 +39,7 @@ class Views:
     models_dir: Path
     drift_dir: Path
     metrics_dir: Path
+    follower: FileFollower | None
 
     def routes(self) -> list[Route]:
         return [
@@ -66,13 +68,12 @@ class Views:
         return Response(page, headers={"content-type": metrics.CONTENT_TYPE})
 
     async def status(self, request: Request) -> Response:
-        """What every worker says of itself."""
+        """What every worker says of itself, and what has become of the flags file if one is followed."""
         await requests.sender(request, self.tokens, VIEWER)
         document = await run_in_threadpool(self.desk.document)
         workers = await run_in_threadpool(self.workers)
-        return reply(
-            {"boot": self.boot, "revision": document.revision, "workers": [worker.to_json() for worker in workers]}
-        )
+        found = {"boot": self.boot, "revision": document.revision, "workers": [worker.to_json() for worker in workers]}
+        return reply(found if self.follower is None else {**found, "import": self.follower.describe()})
 
     async def models(self, request: Request) -> Response:
         """The packages on disk and the versions that routes name, with their state in the workers."""

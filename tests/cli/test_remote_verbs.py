@@ -175,6 +175,29 @@ def test_a_dry_run_shows_the_difference_and_changes_nothing(control: ControlProc
     assert "\n  worker 0: version 2 is failed: sha256 differs" in shown
 
 
+def test_flags_are_imported_from_a_file(models: Path, state: Path, terminal: Terminal, tmp_path: Path) -> None:
+    path = tmp_path / "flags.json"
+    path.write_text(json.dumps({"flags": {"iris.route": route(targeting=split(10))}}))
+    with ControlProcess(models, state) as own:  # an import is about all flags there are
+        there = ("--url", own.url, "--token-file", str(state / "admin.token"))
+        own.put("old.route", route())
+        own.write_status({"iris": {"1": "warm", "2": "failed: sha256 differs"}})
+        own.put("iris.route", route())
+        shown = terminal.ok("flags", "import", str(path), "--dry-run", *there)
+        assert "/flags/iris.route/targeting: nothing -> " in shown
+        assert "iris.route: " in shown
+        assert "targeting keys would get another version" in shown
+        assert "blocked by version_not_warm of iris.route: version 2" in shown
+        assert "sha256 differs" in terminal.fails("flags", "import", str(path), "--reason", "x", *there)
+        own.write_status({"iris": {"1": "warm", "2": "warm"}})
+        shown = terminal.ok("flags", "import", str(path), "--reason", "commit 1a2b", *there)
+        assert "iris.route: ENABLED" in shown
+        assert "old.route: deleted" in shown
+        assert "already so" in terminal.ok("flags", "import", str(path), "--reason", "again", *there)
+        assert terminal.json("flags", "import", str(path), "--dry-run", *there)["changed"] is False
+        assert terminal.usage("flags", "import", str(path), *there)
+
+
 def test_cached_answers_are_purged_by_model_and_version(control: ControlProcess, terminal: Terminal) -> None:
     control.put("hot.route", route())
     assert "all answers of hot" in terminal.ok("cache", "purge", "hot", "--reason", "new features")

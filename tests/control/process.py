@@ -42,7 +42,7 @@ run_control(
 class ControlProcess:
     """A context manager: entering starts control and waits for its "ready"; leaving checks that SIGTERM ends it with 0.
 
-    The socket stays the same over restarts, as a supervisor's would.
+    The socket stays the same over restarts, as a supervisor's would. import_file: of flags that it shall follow.
     """
 
     client: httpx.Client

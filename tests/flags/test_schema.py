@@ -156,7 +156,9 @@ DOCUMENTS = st.fixed_dictionaries(
     optional={
         "flags": st.one_of(
             st.dictionaries(
-                st.sampled_from(["m.route", "m.sampling", "m.cache", "m.batching", "", "m.x"]), FLAGS, max_size=2
+                st.sampled_from(["m.route", "m.sampling", "m.cache", "m.batching", "m.shadow", "", "m.x"]),
+                FLAGS,
+                max_size=2,
             ),
             ANYTHING,
         ),

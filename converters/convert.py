@@ -16,6 +16,7 @@ import numpy as np
 
 from converters import package
 from converters.allowed import try_values
+from converters.card import read_card
 from converters.from_sklearn import choose_features, signature_of, to_onnx
 from converters.original import Answer, Original, load
 from converters.quality import Truth
@@ -43,6 +44,7 @@ class Order:
 
     target: the column with the true labels or values, no feature. held_out: the user says that the model was not
     trained on these rows. trust: the user says that the joblib file may run code. git_commit: for the lineage.
+    card: a file for `read_card`.
     """
 
     model: Path
@@ -55,6 +57,7 @@ class Order:
     quantize: Choice = "auto"
     trust: bool = False
     git_commit: str | None = None
+    card: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ def convert(
     random = np.random.default_rng(_SEED)
     begin = _steps(progress)
     package.check_free(order.out, order.name, order.version)
+    card = {} if order.card is None else read_card(order.card)
     begin("load the model")
     original, notes = load(order.model, trust=order.trust)
     begin("read the rows")
@@ -118,6 +122,7 @@ def convert(
         parity={**parity.plain(), **trials, "notes": notes},
         quantization=dataclasses.asdict(decision),
         metrics=_metrics(order, truth, expected, served.run(inputs)),
+        card=card,
     )
     converted = _written(order.out, manifest, content, inputs, served.run(inputs), subject.tolerance, random)
     begin("done")

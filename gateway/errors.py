@@ -220,6 +220,26 @@ class FlagsFollowFile(ChangeRefused):
     code = "flags_follow_file"
 
 
+class ApprovalPending(GatewayError):
+    """A change was written down as a proposal, and happens once enough people have approved it.
+
+    change: the proposal, as JSON.
+    """
+
+    code = "approval_pending"
+
+    def __init__(self, change_id: str, change: Mapping[str, Any]) -> None:
+        super().__init__(f"this raises the exposure of a model of high stakes: change {change_id} waits for approval")
+        self.change_id = change_id
+        self.change = change
+
+
+class UnknownChange(GatewayError):
+    """No proposed change has that id."""
+
+    code = "unknown_change"
+
+
 class StoreUnavailable(Refused):
     """The flag store cannot be read or written now."""
 

@@ -250,6 +250,9 @@ class AuditMetrics:
             "Times that the audit trail did not go on from its checkpoint.",
             registry=registry,
         )
+        self.break_glass = Counter(
+            "sluicegate_break_glass", "Changes that went past the approvals by X-Break-Glass.", registry=registry
+        )
 
 
 class ControlMetrics:

@@ -152,6 +152,14 @@ class AuditSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ApprovalSettings:
+    """What it takes to send more traffic to a version of a model whose card says stakes = "high"."""
+
+    required: int = 1  # people who approve, none of them the author
+    expires_s: float = 86_400.0  # a change that was not approved by then must be proposed anew
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """What is written to stderr."""
 
@@ -175,6 +183,7 @@ class Settings:
     supervisor: SupervisorSettings = field(default_factory=SupervisorSettings)
     log: LogSettings = field(default_factory=LogSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
+    approvals: ApprovalSettings = field(default_factory=ApprovalSettings)
 
     @property
     def flag_store_path(self) -> Path:
@@ -261,6 +270,8 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "supervisor.stable_after_s": (0, 86_400),
     "audit.checkpoint_rows": (1, 1_000_000),
     "audit.checkpoint_s": (1, 30 * 86_400),
+    "approvals.required": (1, 5),
+    "approvals.expires_s": (1, 30 * 86_400),
 }
 _ENVIRONMENT = "environment variable"  # an origin of values, followed by its name
 _CHOICES: Mapping[str, tuple[str, ...]] = {

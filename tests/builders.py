@@ -178,7 +178,13 @@ def regressor(
 
 
 def write_package(
-    root: Path, linear: Linear, *, reference_rows: int = 0, golden: bool = False, missing_allowed: bool = False
+    root: Path,
+    linear: Linear,
+    *,
+    reference_rows: int = 0,
+    golden: bool = False,
+    missing_allowed: bool = False,
+    card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``<root>/<model>/<version>/`` as a converter would, and return it.
 
@@ -199,7 +205,7 @@ def write_package(
     if golden:
         (building / GOLDEN_FILE).write_text(json.dumps(_golden(linear)))
     files = {path.name: sha256_of(path) for path in sorted(building.iterdir())}
-    manifest = Manifest(linear.model, linear.version, files, signature, reference=reference)
+    manifest = Manifest(linear.model, linear.version, files, signature, reference=reference, card=card or {})
     (building / MANIFEST_FILE).write_bytes(manifest.to_json())
     building.rename(target)
     return target

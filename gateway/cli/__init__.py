@@ -31,6 +31,7 @@ _VERBS = {
     "shadow": "shadow",
     "drift": "drift",
     "samples": "samples",
+    "changes": "changes",
     "audit": "audit",
     "token": "tokens",
     "webhooks": "webhooks",

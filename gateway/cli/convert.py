@@ -37,6 +37,9 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--target", metavar="COL", help="the column with the true labels or values; it is no feature")
     add("--held-out", action="store_true", help="the model was not trained on these rows; the manifest will say so")
     add("--quantize", choices=("auto", "off"), default="auto", help="int8 where it is good and faster (default: auto)")
+    add(
+        "--card", metavar="FILE", type=Path, help="TOML or JSON: stakes (low or high), intended_use, limitations, owner"
+    )
     add("--out", required=True, metavar="DIR", type=Path, help="the models directory; DIR/<name>/<version> is written")
     add("--trust", action="store_true", help="loading MODEL runs whatever code is stored in it: needed to go on")
     add("--json", action="store_true", help="print the report as JSON")
@@ -58,6 +61,7 @@ def _run(options: argparse.Namespace) -> int:
         held_out=options.held_out,
         quantize=options.quantize,
         trust=options.trust,
+        card=options.card,
         git_commit=_git_commit(options.model.absolute().parent),
     )
     try:

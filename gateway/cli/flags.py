@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from gateway.cli import remote
+from gateway.cli.changes import print_waiting
 from gateway.cli.dry_run import print_dry_run
 from gateway.errors import InvalidInput
 from gateway.flags import edit
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.cli import Subparsers
 
 _FLAGS = "/admin/v1/flags"
+_ACCEPTED = 202  # written down, and waiting for approval
 # Variant of an options flag whose value the command line writes.
 _SET = "set"
 
@@ -70,10 +72,17 @@ def add_parser(subparsers: Subparsers) -> None:
     importing.add_argument("file", metavar="FILE", help="flagd JSON; - reads stdin")
     importing.add_argument("--dry-run", action="store_true", help="show what would change, change nothing")
     importing.add_argument("--reason", default="", help="why; recorded in the audit (needed unless --dry-run)")
+    _add_break_glass(setting)
     kill = verb("kill", "send all traffic of a model to the default variant, at once", _kill, key="MODEL")
     kill.add_argument("--reason", default="kill switch", help="why; recorded in the audit")
     enable = verb("enable", "undo a kill: the rules of the route apply again", _enable, key="MODEL")
     enable.add_argument("--reason", required=True, help="why; recorded in the audit")
+    _add_break_glass(enable)
+
+
+def _add_break_glass(parser: argparse.ArgumentParser) -> None:
+    text = "do not wait for approvals; sets off an alarm and asks for a review"
+    parser.add_argument("--break-glass", action="store_true", help=text)
 
 
 # -- looking ----------------------------------------------------------------------------------------
@@ -190,11 +199,16 @@ def _write(
     headers = {"if-match": etag} if etag else {"if-none-match": "*"}
     if options.reason:
         headers["x-change-reason"] = options.reason
+    if getattr(options, "break_glass", False):
+        headers["x-break-glass"] = "true"
     query = {"dryRun": "true"} if dry_run else {}
     reply = control.call("PUT", _path(key), body=after, headers=headers, query=query)
     document = reply.json()
     if options.json:
         remote.print_json(document)
+    elif reply.status_code == _ACCEPTED:
+        print_waiting(document)
+        return 0
     elif dry_run:
         print_dry_run(key, document)
     elif reply.headers["etag"] == etag:

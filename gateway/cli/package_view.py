@@ -127,6 +127,11 @@ def print_manifest(out: Console, manifest: Manifest) -> None:
     out.print(features)
     if signature.classes is not None:
         say(out, f"classes: {', '.join(map(str, signature.classes))}")
+    if manifest.card:
+        card = _table("Card", "", "")
+        for key, value in manifest.card.items():
+            card.add_row(key, "\n".join(map(str, value)) if isinstance(value, list) else str(value))
+        out.print(card)
     print_report(out, manifest)
     origin = {"created": manifest.created, **manifest.lineage, **manifest.libraries}
     lineage = _table("Lineage", "", "")

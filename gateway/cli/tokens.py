@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _TOKENS = "/admin/v1/tokens"
 # The control room's own list; it is not imported here, since that would start a web framework for a help text.
-SCOPES = ("metrics", "viewer", "operator", "admin")
+SCOPES = ("metrics", "viewer", "operator", "approver", "admin")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -29,7 +29,10 @@ def add_parser(subparsers: Subparsers) -> None:
     create = verbs.add_parser("create", help="make a token; prints its secret, which is never shown again")
     create.add_argument("name", metavar="NAME", help="whose it is; the audit shows this name")
     create.add_argument(
-        "--scope", required=True, choices=SCOPES, help="what it may do: scrape metrics, look, change flags, make tokens"
+        "--scope",
+        required=True,
+        choices=SCOPES,
+        help="what it may do: scrape metrics, look, change flags, approve changes of others, make tokens",
     )
     listing = verbs.add_parser("list", help="list all tokens, without their secrets")
     revoke = verbs.add_parser("revoke", help="end a token for good")

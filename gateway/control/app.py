@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -18,14 +19,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from gateway import metrics
+from gateway.control.approvals import Approvals
 from gateway.control.audit_doors import AuditEndpoints
 from gateway.control.auth import TokenStore
+from gateway.control.change_endpoints import ChangeEndpoints
 from gateway.control.changes import Desk
 from gateway.control.checkpoints import CHECKPOINT_FILE, KEY_FILE, PUBLIC_KEY_FILE
 from gateway.control.controller import Controller
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
 from gateway.control.events import source_of
 from gateway.control.flagfile import FileFollower
+from gateway.control.gate import Gate, NeverBack
 from gateway.control.imports import ImportEndpoint
 from gateway.control.lookups import LookupLoop
 from gateway.control.notary import Notary, Poster
@@ -34,9 +38,11 @@ from gateway.control.ofrep import OfrepEndpoints
 from gateway.control.problems import on_gateway_error, on_http_error, on_unexpected
 from gateway.control.purge import PurgeEndpoint
 from gateway.control.reads import ReadLog
+from gateway.control.review import Review
 from gateway.control.rollout_endpoints import RolloutEndpoints
 from gateway.control.rollouts import Rollouts
 from gateway.control.seed import Seeder
+from gateway.control.stakes import stakes_are_high
 from gateway.control.status import WorkerStatus, read_workers
 from gateway.control.views import Views
 from gateway.control.webhook_endpoints import WebhookEndpoints
@@ -68,6 +74,7 @@ class Control:
     tokens: TokenStore
     desk: Desk
     seeder: Seeder
+    review: Review
     reads: ReadLog
     notary: Notary
     poster: Poster
@@ -102,15 +109,24 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     poster = Poster(settings.audit.checkpoint_webhook, notary.unsent, counts)
     reads = ReadLog(store)
     source = DirectorySource(settings.paths.models)
+    now = NeverBack(clock)
+    approvals = Approvals(
+        functools.partial(stakes_are_high, settings.paths.models),
+        required=settings.approvals.required,
+        lifetime_s=settings.approvals.expires_s,
+    )
+    gate = Gate(store, approvals, clock=now, count_break_glass=counts.break_glass.inc)
     import_file = settings.flags.import_file
     desk = Desk(
         store,
         last_known_good=settings.last_known_good_path,
         source=source,
         workers=workers,
+        gate=gate,
         import_file=import_file,
     )
     follower = FileFollower(Path(import_file).expanduser(), desk, source, clock=clock) if import_file else None
+    review = Review(store, desk, approvals, clock=now)
     rollouts = Rollouts(store, desk, clock=clock)
     controller = Controller(rollouts, workers, metrics=metrics.RolloutMetrics(metrics.process_registry()))
     views = Views(
@@ -135,6 +151,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             *PurgeEndpoint(desk, tokens).routes(),
             *OfrepEndpoints(desk, tokens).routes(),
             *AuditEndpoints(store, tokens, reads, settings.paths.state, checkpoint_file).routes(),
+            *ChangeEndpoints(review, tokens).routes(),
             *TokenEndpoints(tokens, store).routes(),
             *RolloutEndpoints(rollouts, tokens).routes(),
             *WebhookEndpoints(webhooks, notifier, store, tokens).routes(),
@@ -146,10 +163,10 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         },
     )
     seeder = Seeder(source, desk, clock=clock)
-    running: tuple[Running, ...] = (seeder, controller, notary, poster, reads, notifier)
+    running: tuple[Running, ...] = (seeder, controller, review, notary, poster, reads, notifier)
     if follower is not None:
         running = (*running, follower)
-    return Control(store, tokens, desk, seeder, reads, notary, poster, follower, running, app)
+    return Control(store, tokens, desk, seeder, review, reads, notary, poster, follower, running, app)
 
 
 def run_control(

@@ -24,8 +24,8 @@ from gateway.flags.lastgood import replace_file
 
 _log = logging.getLogger(__name__)
 
-METRICS, VIEWER, OPERATOR, ADMIN = "metrics", "viewer", "operator", "admin"
-SCOPES = (METRICS, VIEWER, OPERATOR, ADMIN)  # each may do what those before it may
+METRICS, VIEWER, OPERATOR, APPROVER, ADMIN = "metrics", "viewer", "operator", "approver", "admin"
+SCOPES = (METRICS, VIEWER, OPERATOR, APPROVER, ADMIN)  # each may do what those before it may
 FIRST_NAME = "admin"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gateway.control.following import by_hand, still_killed
+from gateway.control.gate import Gate, Passage
 from gateway.control.status import WorkerStatus, not_warm
 from gateway.errors import (
     ChangeRefused,
@@ -37,7 +38,17 @@ from gateway.flags.document import (
 from gateway.flags.exposure import raised
 from gateway.flags.lastgood import read_last_known_good, write_last_known_good
 from gateway.flags.shadowing import check_shadow
-from gateway.flags.store import FlagStore, Note, RecordWrite, check_revision, put, replace, restore
+from gateway.flags.store import (
+    Edit,
+    FlagStore,
+    Note,
+    RecordWrite,
+    check_revision,
+    edit_of_document,
+    edit_of_flag,
+    put,
+    restore,
+)
 from gateway.models.source import ModelSource
 
 _log = logging.getLogger(__name__)
@@ -63,7 +74,8 @@ class Outcome:
     """What a change did, or would do.
 
     base, document: all flags before and after it. before, after: what was changed, as flagd JSON; None where there is
-    nothing. blocked: of a dry run, why the change would be refused now.
+    nothing. blocked, approvals: of a dry run, why the change would be refused now, and by route, how many people would
+    have to approve it first.
     """
 
     base: FlagDocument
@@ -71,6 +83,7 @@ class Outcome:
     before: Json | None
     after: Json | None
     blocked: tuple[Blocked, ...] = ()
+    approvals: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
@@ -83,8 +96,9 @@ class Desk:
     Methods block on the disk; call them off the event loop, from any thread. Changes are taken one at a time. All raise
     StoreUnavailable.
 
-    workers: reads the status documents. After each change the last-known-good file follows the store. import_file: if
-    the flags follow a file, hands may only pull kill switches and purge caches.
+    workers: reads the status documents. gate: what changes of flags have to pass; None lets all pass. After each change
+    the last-known-good file follows the store. import_file: if the flags follow a file, hands may only pull kill
+    switches and purge caches.
     """
 
     def __init__(
@@ -94,9 +108,11 @@ class Desk:
         last_known_good: Path,
         source: ModelSource,
         workers: Callable[[], list[WorkerStatus]],
+        gate: Gate | None = None,
         import_file: str = "",
     ) -> None:
         self._store = store
+        self._gate = gate
         self._import_file = import_file
         self._last_known_good = last_known_good
         self._source = source
@@ -122,11 +138,13 @@ class Desk:
         verb: str,
         reason: str,
         dry_run: bool = False,
+        break_glass: bool = False,
     ) -> Outcome:
         """Change one flag. edit: from its flagd JSON (None: there is none) to what it shall be (None: nothing).
 
-        expected_revision: 0 if the flag must not exist, None for any. Raises RevisionConflict, InvalidFlag,
-        UnknownFlag, ChangeRefused, VersionNotWarm; a dry run tells the last two as what blocks it.
+        expected_revision: 0 if the flag must not exist, None for any. break_glass: do not wait for approvals. Raises
+        RevisionConflict, InvalidFlag, UnknownFlag, ChangeRefused, VersionNotWarm, of which a dry run tells the last two
+        as what blocks it; ApprovalPending if the change was proposed instead.
         """
         with self._lock:
             document = self.document()
@@ -145,12 +163,13 @@ class Desk:
             if not dry_run and draft is not document:
                 # also under "any": nobody else may have changed what was just checked
                 based_on = before.revision if before is not None else 0
-                draft = put(
-                    self._store, key, after, expected_revision=based_on, author=author, verb=verb, reason=reason
-                )
-                self._committed(draft, verb, key, author, reason)
+                passage = self._admit(document, draft, author, verb, reason, break_glass=break_glass)
+                wanted = edit_of_flag(key, after, based_on)
+                draft = self._write(wanted, passage, key, author, reason)
             written = draft.flags.get(key)
-            return Outcome(document, draft, plain_before, None if written is None else dump_flag(written), blocked)
+            needed = self._needed(document, draft) if dry_run else {}
+            done = None if written is None else dump_flag(written)
+            return Outcome(document, draft, plain_before, done, blocked, needed)
 
     def change_document(
         self,
@@ -162,6 +181,7 @@ class Desk:
         reason: str,
         dry_run: bool = False,
         is_followed: bool = False,
+        break_glass: bool = False,
     ) -> Outcome:
         """Change the whole document as one revision. edit: from flagd JSON to flagd JSON. Raises as `change_flag`.
 
@@ -180,11 +200,13 @@ class Desk:
             )
             blocked = self._check(document, draft, dry_run, is_allowed=is_followed or not self._import_file)
             if not dry_run and draft is not document:
-                draft = replace(
-                    self._store, wanted, expected_revision=document.revision, author=author, verb=verb, reason=reason
-                )
-                self._committed(draft, verb, "all flags", author, reason)
-            return Outcome(document, draft, dump(document), dump(draft), blocked)
+                passage = Passage(verb)  # where the flags follow a file, who may change that is the file's business
+                if not is_followed:
+                    passage = self._admit(document, draft, author, verb, reason, break_glass=break_glass, is_whole=True)
+                edit_all = edit_of_document(wanted, document.revision)
+                draft = self._write(edit_all, passage, "all flags", author, reason)
+            needed = self._needed(document, draft) if dry_run else {}
+            return Outcome(document, draft, dump(document), dump(draft), blocked, needed)
 
     def apply(
         self,
@@ -282,6 +304,37 @@ class Desk:
                 document = restore(self._store, kept, author=SYSTEM, reason=reason)
                 self._committed(document, "flags.restore", "all flags", SYSTEM, reason)
             return document
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def _admit(
+        self,
+        before: FlagDocument,
+        after: FlagDocument,
+        author: Author,
+        verb: str,
+        reason: str,
+        *,
+        break_glass: bool,
+        is_whole: bool = False,
+    ) -> Passage:
+        if self._gate is None:
+            return Passage(verb)
+        return self._gate.admit(
+            before, after, author=author, verb=verb, reason=reason, break_glass=break_glass, is_whole=is_whole
+        )
+
+    def _needed(self, before: FlagDocument, after: FlagDocument) -> Mapping[str, int]:
+        return {} if self._gate is None else self._gate.needed(before, after)
+
+    def _write(self, edit: Edit, passage: Passage, what: str, author: Author, reason: str) -> FlagDocument:
+        after = self._store.commit(
+            edit, author=author, verb=passage.verb, reason=reason, records=passage.records, notes=passage.notes
+        )
+        if self._gate is not None:
+            self._gate.tell(passage)
+        self._committed(after, passage.verb, what, author, reason)
+        return after
 
     # -- checks -------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ def tried(outcome: Outcome, key: str | None) -> dict[str, Any]:
             if not difference["path"].endswith(_REVISION_PATH)
         ],
         "blocked": [_told(blocked) for blocked in outcome.blocked],
+        "approvals": dict(outcome.approvals),
     }
     if key is None:
         moved = {name: _moved(outcome, name) for name in sorted(outcome.base.flags)}

@@ -65,7 +65,7 @@ class FlagEndpoints:
         return reply(dump_flag(flag), revision=flag.revision)
 
     async def write(self, request: Request) -> Response:
-        """Put, patch or delete one flag."""
+        """Put, patch or delete one flag; 202 with the proposal if it needs approval first."""
         token = await requests.sender(request, self.tokens, OPERATOR)
         key = request.path_params["key"]
         based_on = requests.precondition(request)
@@ -87,6 +87,7 @@ class FlagEndpoints:
             verb=f"flag.{request.method.lower()}",
             reason=reason,
             dry_run=dry_run,
+            break_glass=requests.break_glass(request),
         )
         if dry_run:
             return reply(await run_in_threadpool(tried, outcome, key))
@@ -111,6 +112,7 @@ class FlagEndpoints:
             verb=f"flags.{request.method.lower()}",
             reason=reason,
             dry_run=dry_run,
+            break_glass=requests.break_glass(request),
         )
         if dry_run:
             return reply(await run_in_threadpool(tried, outcome, None))

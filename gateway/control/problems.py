@@ -16,6 +16,7 @@ CONTENT_TYPE = "application/problem+json"
 
 # Looked up along the class's bases, so that a kind of error stands for its special cases.
 STATUS: dict[type[errors.GatewayError], int] = {
+    errors.ApprovalPending: 202,
     errors.InvalidInput: 400,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
@@ -25,6 +26,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.UnknownToken: 404,
     errors.UnknownVersion: 404,
     errors.UnknownWebhook: 404,
+    errors.UnknownChange: 404,
     errors.ChangeRefused: 409,
     errors.RevisionConflict: 412,
     errors.BodyTooLarge: 413,
@@ -38,6 +40,8 @@ STATUS: dict[type[errors.GatewayError], int] = {
 async def on_gateway_error(_request: Request, error: Exception) -> Response:
     """Any error of ours."""
     assert isinstance(error, errors.GatewayError)
+    if isinstance(error, errors.ApprovalPending):
+        return _accepted(error)
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     headers: dict[str, str] = {}
     more: dict[str, Any] = {}
@@ -66,6 +70,12 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 async def on_unexpected(_request: Request, error: Exception) -> Response:
     """A defect of ours; the server logs it after this answer."""
     return problem(500, errors.GatewayError.code, "Internal error", f"unexpected {type(error).__name__}", {}, {})
+
+
+def _accepted(error: errors.ApprovalPending) -> Response:
+    """No problem, but not done either: the proposal, and where to follow it."""
+    headers = {"cache-control": "no-store", "location": f"/admin/v1/changes/{error.change_id}"}
+    return Response(orjson.dumps(error.change), STATUS[type(error)], headers, "application/json")
 
 
 def problem(status: int, code: str, title: str, detail: str, more: dict[str, Any], headers: dict[str, str]) -> Response:

@@ -21,6 +21,7 @@ MAX_BODY_BYTES = 1024 * 1024
 MAX_BODY_DEPTH = 100
 MAX_REASON_CHARACTERS = 1000
 REASON_HEADER = "x-change-reason"
+BREAK_GLASS_HEADER = "x-break-glass"
 
 _ETAG = re.compile(r'"(\d{1,18})"')
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -86,6 +87,14 @@ def reason(request: Request) -> str:
             "header X-Change-Reason", came, f"why you make this change, 1 to {MAX_REASON_CHARACTERS} characters"
         )
     return given
+
+
+def break_glass(request: Request) -> bool:
+    """Whether a change shall go past the approvals, from X-Break-Glass. Raises InvalidInput."""
+    given = request.headers.get(BREAK_GLASS_HEADER, "false")
+    if given not in ("true", "false"):
+        raise InvalidInput("header X-Break-Glass", repr(given)[:80], "true or false")
+    return given == "true"
 
 
 def text_header(request: Request, name: str) -> str:

@@ -153,6 +153,12 @@ def replace(
 
     expected_revision: the document's. The revisions inside *document* are not read. Raises RevisionConflict.
     """
+    edit = edit_of_document(document, expected_revision)
+    return store.commit(edit, author=author, verb=verb, reason=reason)
+
+
+def edit_of_document(document: FlagDocument, expected_revision: int | None) -> Edit:
+    """The edit that `replace` makes."""
 
     def edit(before: FlagDocument) -> FlagDocument:
         check_revision("the flag document", before.revision, expected_revision)
@@ -164,7 +170,7 @@ def replace(
             evaluators=document.evaluators,
         )
 
-    return store.commit(edit, author=author, verb=verb, reason=reason)
+    return edit
 
 
 def restore(store: FlagStore, document: FlagDocument, *, author: Author, reason: str) -> FlagDocument:

@@ -130,3 +130,22 @@ def test_a_mixed_pipeline_is_converted_from_a_csv(tmp_path: Path, capsys: pytest
     made = order(tmp_path, mixed_pipeline().fit(rows.features, rows.truth), rows, file="rows.csv")
     assert main(arguments(made, tmp_path / "models", "--target", TARGET, "--trust")) == 0
     assert "texts never seen: allowed for 2 of 2 features" in capsys.readouterr().out
+
+
+def test_the_card_gets_into_the_package_and_is_shown(
+    ordered: Order, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card, out = tmp_path / "card.toml", tmp_path / "models"
+    card.write_text('stakes = "high"\nowner = "risk-ml"\nlimitations = ["no minors"]\n')
+    assert main(arguments(ordered, out, "--trust", "--card", str(card))) == 0
+    manifest = json.loads((out / "cancer" / "1" / "manifest.json").read_text())
+    assert manifest["card"] == {"stakes": "high", "owner": "risk-ml", "limitations": ["no minors"]}
+    capsys.readouterr()
+    assert main(["models", "show", str(out / "cancer" / "1")]) == 0
+    shown = capsys.readouterr().out
+    for word in ("stakes", "high", "risk-ml", "no minors"):
+        assert word in shown
+    card.write_text('owner = "risk-ml"\n')
+    assert main(arguments(ordered, tmp_path / "other", "--trust", "--card", str(card))) == 1
+    assert "card.stakes" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

@@ -19,12 +19,13 @@ SLUICEGATE = (sys.executable, "-m", "gateway")
 HEAVY = (
     *("numpy", "onnxruntime", "onnx", "prometheus_client", "httpx", "rich", "starlette", "uvicorn", "uvloop"),
     *("asyncio", "pandas", "pyarrow", "scipy", "sklearn", "skl2onnx", "joblib", "duckdb", "locust", "gevent"),
+    "cryptography",
 )
 
 
 VERBS = (
-    *("serve", "demo", "convert", "models", "flags", "rollout", "cache", "shadow", "drift", "samples", "audit"),
-    *("token", "webhooks", "loadtest"),
+    *("serve", "demo", "convert", "models", "flags", "rollout", "cache", "shadow", "drift", "samples", "changes"),
+    *("audit", "token", "webhooks", "loadtest"),
 )
 
 

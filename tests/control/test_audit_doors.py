@@ -92,8 +92,9 @@ def test_kill_9_around_checkpoints_leaves_a_file_and_a_trail_that_hold(models: P
             with path.open("ab") as file:  # and what a kill in the middle of a line leaves
                 file.write(b'{"schema": 1, "seq')
             control.start()
+        control.put("after.route", route())
         newest = audit(control)[-1]["seq"]
-        eventually(lambda: read_checkpoints(path)[-1].seq >= newest, "the rows from before the kill are signed")
+        eventually(lambda: read_checkpoints(path)[-1].seq >= newest, "what was before the kill and after it is signed")
         store = SqliteStore(state / "flags.sqlite", read_only=True)
         verified, _ = check_store(store, read_checkpoints(path), public_keys_in(state))
         store.close()

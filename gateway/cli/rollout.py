@@ -51,6 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--promote", choices=("auto", "manual"), help="at the end of the last step (default: auto for a canary)")
     add("--plan", metavar="FILE", help="the whole plan as JSON; - reads stdin")
     add("--dry-run", action="store_true", help="show each stage, and which regressions the plan can see")
+    add("--break-glass", action="store_true", help="do not wait for approvals; raises an alarm and is reviewed later")
     add("--reason", default="", help="why; recorded in the audit (needed unless --dry-run)")
 
     status = verb("status", "show where rollouts stand, what comes next and why", _status, needs_id=False)
@@ -59,6 +60,8 @@ def add_parser(subparsers: Subparsers) -> None:
     promote = verb("promote", "go to the next step now; after the last one, give the candidate all traffic", _promote)
     promote.add_argument("--full", action="store_true", help="give the candidate all traffic now")
     promote.add_argument("--reason", default="promoted by hand", help="why; recorded in the audit")
+    approve = verb("approve", "agree to a rollout that waits for it (scope approver, not its author)", _approve)
+    approve.add_argument("--reason", default="approved", help="why; recorded in the audit")
     for name, (text, reason) in _VERBS.items():
         found = verb(name, text, _steer)
         found.add_argument("--reason", default=reason, help="why; recorded in the audit")
@@ -74,6 +77,8 @@ def _start(options: argparse.Namespace) -> int:
     plan = _plan(options)
     path = f"/admin/v1/models/{quote(options.model, safe='')}/rollouts"
     headers = {"x-change-reason": options.reason} if options.reason else {}
+    if options.break_glass:
+        headers["x-break-glass"] = "true"
     query = {"dryRun": "true"} if options.dry_run else {}
     with remote.connect(options) as control:
         found = control.call("POST", path, body=plan, headers=headers, query=query).json()
@@ -84,6 +89,8 @@ def _start(options: argparse.Namespace) -> int:
     else:
         print(f"rollout {found['id']}: version {found['version']} as {found['variant']}, {found['why']}")
         print(f"next: {found['next']}; see `sluicegate rollout status {found['id']}`")
+        if found["change_id"]:
+            print(f"its stakes are high: somebody else runs `sluicegate rollout approve {found['id']}`")
     return 0
 
 
@@ -136,6 +143,8 @@ def _print_forecast(model: str, found: Mapping[str, Any]) -> None:
     for stage in found["stages"]:
         changes = "; ".join(_difference(each) for each in stage["diff"]) or "the route as it is"
         print(f"  {stage['stage']:>10}: {changes}")
+    if found["approvals"]:
+        print(f"its stakes are high: it waits for approval by {found['approvals']} before it gets traffic")
     for line in found["foresight"]:
         print(line)
 
@@ -210,6 +219,21 @@ def _report(options: argparse.Namespace) -> int:
 def _promote(options: argparse.Namespace) -> int:
     options.verb = "promoteFull" if options.full else "promote"
     return _steer(options)
+
+
+def _approve(options: argparse.Namespace) -> int:
+    with remote.connect(options) as control:
+        found = control.get(_path(_resolved(control, options.id)))
+        if not found["change_id"]:
+            raise remote.RemoteFailed(f"rollout {found['id']} needs no approval")
+        path = f"/admin/v1/changes/{quote(found['change_id'], safe='')}:approve"
+        change = control.call("POST", path, headers={"x-change-reason": options.reason}).json()
+    if options.json:
+        remote.print_json(change)
+    else:
+        people = ", ".join(each["actor"] for each in change["approvals"])
+        print(f"{found['id']}: {change['state']}, approved by {people} ({change['required']} needed)")
+    return 0
 
 
 def _steer(options: argparse.Namespace) -> int:

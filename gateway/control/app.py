@@ -25,6 +25,7 @@ from gateway.control.auth import TokenStore
 from gateway.control.change_endpoints import ChangeEndpoints
 from gateway.control.changes import Desk
 from gateway.control.checkpoints import CHECKPOINT_FILE, KEY_FILE, PUBLIC_KEY_FILE
+from gateway.control.consent import Consent
 from gateway.control.controller import Controller
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
 from gateway.control.events import source_of
@@ -127,7 +128,8 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     )
     follower = FileFollower(Path(import_file).expanduser(), desk, source, clock=clock) if import_file else None
     review = Review(store, desk, approvals, clock=now)
-    rollouts = Rollouts(store, desk, clock=clock)
+    consent = Consent(store, approvals, clock=now, count_break_glass=counts.break_glass.inc)
+    rollouts = Rollouts(store, desk, consent, clock=clock)
     controller = Controller(rollouts, workers, metrics=metrics.RolloutMetrics(metrics.process_registry()))
     views = Views(
         desk,

@@ -134,16 +134,18 @@ class Controller:
             f"worker {each['worker']}: {each['state']}" + (f" ({each['reason']})" if each["reason"] else "")
             for each in not_warm(workers, model, [plan.version])
         ]
+        approvals, refused = self._rollouts.consent_of(going) if going.state.step < 0 else (0, "")
         return Seen(
             elapsed_s=elapsed_s,
             route=route,
             route_revision=revision,
             not_warm=missing if workers else ["no live worker"],
-            broken=_broken(workers, model, plan.version),
+            broken=refused or _broken(workers, model, plan.version),
             adopted=all(_adopted(worker, model) >= revision for worker in workers),
             new_requests=requests,
             found=[*observation.findings(going), *_breakers(workers, going)],
             promotion=observation.promotion(going),
+            approvals_missing=approvals,
             pairs=pairs,
         )
 

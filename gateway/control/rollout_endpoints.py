@@ -49,9 +49,19 @@ class RolloutEndpoints:
         reason = "" if dry_run else requests.reason(request)
         plan = await requests.json_object(request)
         author = requests.author(request, token)
-        begun = await run_in_threadpool(self.rollouts.start, model, plan, author=author, reason=reason, dry_run=dry_run)
+        begun = await run_in_threadpool(
+            self.rollouts.start,
+            model,
+            plan,
+            author=author,
+            reason=reason,
+            dry_run=dry_run,
+            break_glass=requests.break_glass(request),
+        )
         if dry_run:
-            return reply({"dryRun": True, "plan": begun.plan.to_json(), **_forecast(begun)})
+            approvals = await run_in_threadpool(self.rollouts.approvals_needed, begun)
+            told = {"dryRun": True, "plan": begun.plan.to_json(), "approvals": approvals}
+            return reply({**told, **_forecast(begun)})
         return reply(await self._look(lambda: _told(begun)), status=201, revision=begun.revision)
 
     async def list(self, request: Request) -> Response:

@@ -12,6 +12,8 @@ from typing import Any
 from gateway.control import plan as plans
 from gateway.control import rollout, steering
 from gateway.control.changes import Blocked, Desk
+from gateway.control.consent import Consent
+from gateway.control.gate import Passage
 from gateway.control.judge import Judge
 from gateway.control.plan import ROLLBACK, Plan
 from gateway.control.rollout import Move, State
@@ -46,6 +48,7 @@ class Rollout:
     cursor: Cursor = field(default_factory=Cursor)
     judge: Judge = field(default_factory=Judge)
     shadow: Json = None  # the last report of a shadow
+    change_id: str = ""  # of the proposal that others have to approve
     revision: int = 0
 
     @property
@@ -77,6 +80,7 @@ class Rollout:
             "strategy": self.plan.strategy,
             "version": self.plan.version,
             **steering.describe(self.plan, self.base, self.state),
+            "change_id": self.change_id,
             "author": self.author,
             "reason_given": self.reason,
             "started_s": self.started_s,
@@ -99,12 +103,15 @@ def from_record(record: Record) -> Rollout:
 class Rollouts:
     """Starts rollouts, does what operators ask of them, and writes every move. Methods block; any thread may call them.
 
-    All raise StoreUnavailable.
+    All raise StoreUnavailable. consent: what models of high stakes need; None lets all pass.
     """
 
-    def __init__(self, store: FlagStore, desk: Desk, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: FlagStore, desk: Desk, consent: Consent | None = None, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._store = store
         self._desk = desk
+        self._consent = consent
         self._clock = clock
         self.lock = threading.RLock()
         self._live: dict[str, Rollout] = {}
@@ -159,14 +166,24 @@ class Rollouts:
 
     # -- what operators ask for -----------------------------------------------------------------
 
-    def start(self, model: str, plain_plan: Json, *, author: Author, reason: str, dry_run: bool = False) -> Rollout:
+    def start(
+        self,
+        model: str,
+        plain_plan: Json,
+        *,
+        author: Author,
+        reason: str,
+        dry_run: bool = False,
+        break_glass: bool = False,
+    ) -> Rollout:
         """A new rollout: its candidate is declared at weight 0 and loaded from now on.
 
-        Raises InvalidInput, UnknownModel, ChangeRefused.
+        break_glass: it does not wait for approvals. Raises InvalidInput, UnknownModel, ChangeRefused.
         """
         plan = plans.parse(plain_plan)
         with self.lock:
-            flag = self._desk.document().flags.get(route_key(model))
+            document = self._desk.document()
+            flag = document.flags.get(route_key(model))
             if flag is None:
                 raise UnknownModel(f"no route for model {model!r}: is there a package of it in the models directory?")
             base = dump_flag(flag)
@@ -188,9 +205,28 @@ class Rollouts:
                 started_s=self._clock(),
                 judge=Judge(plan.judge),
             )
-            if not dry_run:
-                self.commit(begun, move, author=author, reason=reason)
+            if dry_run:
+                return begun
+            passage = Passage(move.verb)
+            if self._consent is not None:
+                begun.change_id, passage = self._consent.propose(
+                    document, begun.id, model, plan, base, author=author, reason=reason, break_glass=break_glass
+                )
+            move = dataclasses.replace(move, verb=passage.verb)
+            self.commit(begun, move, author=author, reason=reason, passage=passage)
+            if self._consent is not None:
+                self._consent.tell(passage)
             return begun
+
+    def approvals_needed(self, begun: Rollout) -> int:
+        """How many people would have to approve a rollout."""
+        if self._consent is None:
+            return 0
+        return self._consent.needed(self._desk.document(), begun.model, begun.plan, begun.base)
+
+    def consent_of(self, found: Rollout) -> tuple[int, str]:
+        """How many people still have to agree to a rollout, and why they will not, "" while they may."""
+        return (0, "") if self._consent is None or not found.change_id else self._consent.stands(found.change_id)
 
     def command(self, rollout_id: str, verb: str, *, author: Author, reason: str) -> Rollout:
         """What a verb of `steering.VERBS` asks for. Raises UnknownRollout, ChangeRefused."""
@@ -224,8 +260,12 @@ class Rollouts:
 
     # -- writing --------------------------------------------------------------------------------
 
-    def commit(self, found: Rollout, move: Move, *, author: Author, reason: str) -> None:
+    def commit(
+        self, found: Rollout, move: Move, *, author: Author, reason: str, passage: Passage | None = None
+    ) -> None:
         """Write a move: flags, state and audit rows in one transaction; *found* then stands where the move leads.
+
+        passage: what else goes into it.
 
         Raises RevisionConflict if the record or the route is not what the move was made of, VersionNotWarm.
         """
@@ -257,18 +297,27 @@ class Rollouts:
         records = [RecordWrite(now, found.id, body, found.revision if was == now else 0)]
         if was != now and found.revision:
             records.append(RecordWrite(was, found.id, None, found.revision))
+        if passage is None:
+            passage = self._settled(found, after)
         self._desk.apply(
             wanted,
             based_on={name: _revision(document, name) for name in wanted},
             author=author,
             verb=move.verb,
             reason=reason,
-            records=records,
-            notes=[self._note(found, after, move)],
+            records=[*records, *passage.records],
+            notes=[self._note(found, after, move), *passage.notes],
             lowers=move.state.phase == rollout.ABORTING,
         )
         found.state, found.ended_s, found.shares, found.judge = after.state, after.ended_s, after.shares, after.judge
         found.revision = found.revision + 1 if was == now else 1
+
+    def _settled(self, found: Rollout, after: Rollout) -> Passage:
+        """The end of a proposal, if this move brings it."""
+        is_first = found.state.step < 0 <= after.state.step
+        if self._consent is None or not (is_first or after.state.phase == rollout.ABORTING):
+            return Passage("")
+        return self._consent.settle(found.change_id, applied=is_first)
 
     def _note(self, before: Rollout, after: Rollout, move: Move) -> Note:
         told = after.describe()

@@ -85,8 +85,11 @@ class Books:
             self.store, last_known_good=self.root / "state" / "flags.lkg.json", source=source, workers=self.statuses
         )
         self.desk.recover()
-        self.rollouts = Rollouts(self.store, self.desk, clock=lambda: self.wall_s)
+        self.rollouts = self.make_rollouts()
         self.controller = Controller(self.rollouts, self.statuses, clock=self.clock)
+
+    def make_rollouts(self) -> Rollouts:
+        return Rollouts(self.store, self.desk, clock=lambda: self.wall_s)
 
     def statuses(self) -> list[WorkerStatus]:
         return [worker.status() for worker in self.workers]

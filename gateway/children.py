@@ -41,7 +41,8 @@ class ChildSpec:
 
     socket_fd: its bound socket, None for the monitor. report_fd: write end of the pipe on which it says "ready" and
     "beat". lifeline_fd: read end of a pipe on which nothing is ever written; end of file means that the supervisor
-    died.
+    died. marks_fd: where a worker notes what it runs, None for others. suspects: model and version of all that was in
+    flight when a worker died lately.
     """
 
     role: ChildRole
@@ -52,6 +53,8 @@ class ChildSpec:
     socket_fd: int | None
     report_fd: int
     lifeline_fd: int
+    marks_fd: int | None = None
+    suspects: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def name(self) -> str:
@@ -61,6 +64,7 @@ class ChildSpec:
     def to_json(self) -> bytes:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain |= {"run_dir": str(self.run_dir), "settings": settings.to_plain(self.settings)}
+        plain |= {"suspects": sorted(self.suspects)}
         return json.dumps(plain).encode()
 
 
@@ -70,6 +74,7 @@ def parse(raw: bytes) -> ChildSpec:
     if plain["role"] not in get_args(ChildRole):
         raise ValueError(f"unknown role {plain['role']!r}")
     plain |= {"run_dir": Path(plain["run_dir"]), "settings": settings.from_plain(plain["settings"])}
+    plain |= {"suspects": frozenset((model, version) for model, version in plain["suspects"])}
     return ChildSpec(**plain)
 
 
@@ -132,6 +137,8 @@ def _run_room(spec: ChildSpec, report: Callable[[str], None]) -> None:
             listener=listener,
             report=report,
             lifeline_fd=spec.lifeline_fd,
+            marks_fd=spec.marks_fd,
+            suspects=spec.suspects,
         )
 
 

@@ -158,6 +158,22 @@ class ConversionRefused(GatewayError):
         self.report = report  # what was compared, if it came that far
 
 
+class VersionQuarantined(GatewayError):
+    """Workers died of this package, so it is not loaded."""
+
+    code = "version_quarantined"
+
+    def __init__(self, message: str, *, digest: str) -> None:
+        super().__init__(message)
+        self.digest = digest
+
+
+class QuarantineUnavailable(Refused):
+    """The list of quarantined versions cannot be read or written now."""
+
+    code = "quarantine_unavailable"
+
+
 # -- flags and the control plane ------------------------------------------------------------------
 
 

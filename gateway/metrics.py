@@ -178,6 +178,12 @@ class ServingMetrics:
             multiprocess_mode="livesum",
             registry=r,
         )
+        self.quarantined_versions = Gauge(
+            "sluicegate_quarantined_versions",
+            "Versions on the quarantine list, as the live workers have read it.",
+            multiprocess_mode="livemax",
+            registry=r,
+        )
         self.load_failures = Counter(
             "sluicegate_version_load_failures", "Versions that could not be loaded or warmed.", _VERSION, registry=r
         )

@@ -212,6 +212,11 @@ class Settings:
         return self.paths.state / "monitor"
 
     @property
+    def quarantine_path(self) -> Path:
+        """The list of versions that no worker may load."""
+        return self.paths.state / "quarantine.json"
+
+    @property
     def admin_token_path(self) -> Path:
         return self.paths.state / "admin.token"
 

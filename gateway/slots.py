@@ -12,9 +12,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gateway import marks
 from gateway.boot import Boot
 from gateway.children import ChildRole, ChildSpec, child_name
+from gateway.marks import InFlight
 from gateway.settings import Settings, SupervisorSettings
+
+_ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +58,8 @@ class Backoff:
 class Death:
     """How a process ended. returncode: as subprocess says it, negative for a signal. pause_s: before the next one.
 
-    report_fd: what start() gave, now closed.
+    report_fd: what start() gave, now closed. in_flight: the versions that it was busy with. was_hung: it was killed
+    since nothing was heard of it.
     """
 
     pid: int
@@ -62,6 +67,13 @@ class Death:
     returncode: int
     lived_s: float
     pause_s: float
+    in_flight: tuple[InFlight, ...] = ()
+    was_hung: bool = False
+
+    @property
+    def is_crash(self) -> bool:
+        """Whether it was ended by a signal that does not ask it to end: by itself, by the kernel, by SIGKILL."""
+        return self.returncode < 0 and -self.returncode not in _ASKING
 
     def __str__(self) -> str:
         if self.returncode < 0:
@@ -91,6 +103,8 @@ class Slot:
         self._started_s = 0.0
         self._silent_at_s = math.inf
         self._report_fd = -1
+        self._marks_fd: int | None = None
+        self._was_hung = False
         self._unread = b""
 
     @property
@@ -107,12 +121,17 @@ class Slot:
         """When the process counts as hung if nothing is heard of it; infinity until its first "ready"."""
         return self._silent_at_s
 
-    def start(self, around: Surroundings, now_s: float) -> int:
-        """Fill the slot. Returns the descriptor on which the process reports; the slot closes it. Raises OSError."""
+    def start(self, around: Surroundings, now_s: float, *, suspects: frozenset[tuple[str, str]] = frozenset()) -> int:
+        """Fill the slot. Returns the descriptor on which the process reports; the slot closes it. Raises OSError.
+
+        suspects: for a worker, what was in flight when one died lately.
+        """
         self._report_fd, report_write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._report_fd, False)
         spec_fd = os.memfd_create(f"sluicegate-{self.name}")
         try:
+            if self.role == "worker":
+                self._marks_fd = marks.create(f"sluicegate-{self.name}-marks")
             socket_fd = None if self.listener is None else self.listener.fileno()
             spec = ChildSpec(
                 role=self.role,
@@ -123,11 +142,13 @@ class Slot:
                 socket_fd=socket_fd,
                 report_fd=report_write,
                 lifeline_fd=around.lifeline_fd,
+                marks_fd=self._marks_fd,
+                suspects=suspects,
             )
             os.write(spec_fd, spec.to_json())
             os.lseek(spec_fd, 0, os.SEEK_SET)
             inherited = [spec_fd, report_write, around.lifeline_fd, around.boot.alive_fd]
-            inherited += [] if socket_fd is None else [socket_fd]
+            inherited += [fd for fd in (socket_fd, self._marks_fd) if fd is not None]
             self._process = subprocess.Popen(  # noqa: S603 - our own module, under our own interpreter
                 # -P: a file in the current directory must not pass for a module.
                 [sys.executable, "-P", "-m", "gateway.children", str(spec_fd)],
@@ -138,6 +159,7 @@ class Slot:
             )
         except OSError:
             os.close(self._report_fd)
+            self._close_marks()
             raise
         finally:
             os.close(report_write)
@@ -166,6 +188,11 @@ class Slot:
         if number == signal.SIGKILL:
             self._silent_at_s = math.inf
 
+    def kill_hung(self) -> None:
+        """End a process that has gone silent."""
+        self._was_hung = True
+        self.signal(signal.SIGKILL)
+
     def reap(self, now_s: float) -> Death | None:
         """Empty the slot if its process has ended, and set the time of the next start."""
         if self._process is None or self._process.poll() is None:
@@ -177,7 +204,16 @@ class Slot:
         self._unread = b""
         os.close(self._report_fd)
         lived_s = now_s - self._started_s
-        return Death(pid, self._report_fd, returncode, lived_s, self.postpone(now_s, lived_s))
+        in_flight = () if self._marks_fd is None else marks.read(self._marks_fd)
+        self._close_marks()
+        was_hung, self._was_hung = self._was_hung, False
+        pause_s = self.postpone(now_s, lived_s)
+        return Death(pid, self._report_fd, returncode, lived_s, pause_s, in_flight, was_hung)
+
+    def _close_marks(self) -> None:
+        if self._marks_fd is not None:
+            os.close(self._marks_fd)
+            self._marks_fd = None
 
     def postpone(self, now_s: float, lived_s: float) -> float:
         """Set the time of the next start after a death at the age of *lived_s*; returns the pause in seconds."""

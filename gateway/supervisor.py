@@ -12,15 +12,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from gateway import __version__, boot, sockets, threads
+from gateway import __version__, boot, quarantine, sockets, threads
 from gateway.children import FLUSH_GRACE_S
-from gateway.errors import CannotStart
+from gateway.errors import CannotStart, QuarantineUnavailable
+from gateway.marks import ON_LOOP
+from gateway.quarantine import Quarantined
 from gateway.settings import Settings
-from gateway.slots import Slot, Surroundings
+from gateway.slots import Death, Slot, Surroundings
+from gateway.suspects import WINDOW_S, Suspects, Verdict
 
 if TYPE_CHECKING:
     from gateway.metrics import SupervisorMetrics
@@ -88,7 +92,7 @@ def _slots(settings: Settings, parts: tuple[str, ...], stack: contextlib.ExitSta
 
 
 class Supervisor:
-    """The loop over the slots of one boot. One thread; nothing in it blocks for longer than a read of small files."""
+    """The loop over the slots of one boot. One thread; nothing in it blocks for longer than small files take."""
 
     def __init__(
         self, slots: list[Slot], around: Surroundings, *, ready_file: Path | None, clock: Callable[[], float]
@@ -98,6 +102,7 @@ class Supervisor:
         self._settings = around.settings
         self._ready_file = ready_file
         self._clock = clock
+        self._suspects = Suspects()
         self._selector = selectors.DefaultSelector()
         self._metrics: SupervisorMetrics
         self._processors = len(os.sched_getaffinity(0))
@@ -132,7 +137,7 @@ class Supervisor:
             self._reap(slot, now_s)
             if slot.silent_at_s <= now_s:
                 _log.error("%s is silent and is killed", slot.name, extra={"pid": slot.pid})
-                slot.signal(signal.SIGKILL)
+                slot.kill_hung()
             elif slot.pid is None and slot.start_at_s <= now_s and not self._stop_signals:
                 self._start(slot, now_s)
         if self._stop_signals:
@@ -150,7 +155,7 @@ class Supervisor:
 
     def _start(self, slot: Slot, now_s: float) -> None:
         try:
-            report_fd = slot.start(self._around, now_s)
+            report_fd = slot.start(self._around, now_s, suspects=self._suspects.names(now_s))
         except OSError as error:  # no memory or no process to be had: that may pass
             pause_s = slot.postpone(now_s, 0.0)
             _log.error("%s cannot be started: %s; tried again in %.1f s", slot.name, error, pause_s)
@@ -187,6 +192,7 @@ class Supervisor:
             death.pause_s,
             extra={"pid": death.pid, "lived_s": round(death.lived_s, 1), "deaths_in_a_row": slot.deaths_in_a_row},
         )
+        self._find_guilty(death, now_s)
         if slot.listener is not None and slot.deaths_in_a_row >= _PARK_AFTER_DEATHS:
             sockets.park(slot.listener)
         self._tell_ready()
@@ -201,6 +207,43 @@ class Supervisor:
             _log.warning("metrics of the dead %s: %s", slot.name, error, extra={"pid": pid})
         if slot.role == "worker":
             (self._around.boot.status_dir / f"{slot.name}.json").unlink(missing_ok=True)
+
+    def _find_guilty(self, death: Death, now_s: float) -> None:
+        """Quarantine what killed a worker for the second time, before its replacement is started."""
+        if not death.is_crash:
+            return
+        if death.was_hung:  # a run in a thread cannot hold up the signs of life
+            silent_s = self._settings.supervisor.heartbeat_timeout_s
+            found = [one for one in death.in_flight if one.doing == ON_LOOP]
+        else:
+            silent_s, found = 0.0, list(death.in_flight)
+        was_killed = death.returncode == -signal.SIGKILL
+        for verdict in self._suspects.note(found, now_s, silent_s=silent_s, was_killed=was_killed):
+            self._carry_out(verdict, death)
+
+    def _carry_out(self, verdict: Verdict, death: Death) -> None:
+        model, version, digest = verdict.key
+        seen = f"in flight at {verdict.deaths} deaths of workers within {WINDOW_S:g} s, the last one {death}"
+        if verdict.is_spared:
+            _log.error(
+                "%s/%s was %s; it is kept, since its route gives it by default: release another version",
+                *verdict.key[:2],
+                seen,
+            )
+            return
+        ts = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        try:
+            quarantine.add(self._settings.quarantine_path, [Quarantined(model, version, digest, seen, ts)])
+        except QuarantineUnavailable as error:  # tried again at the next death
+            _log.error("%s/%s was %s and cannot be quarantined: %s", model, version, seen, error)
+            return
+        self._suspects.forget(verdict.key)
+        _log.error(
+            "%s/%s is quarantined: %s. Its share goes to the default variant. Put another package in its place, or "
+            "lift it: sluicegate models quarantine lift %s %s --reason ...",
+            *(model, version, seen, model, version),
+            extra={"model": model, "version": version, "digest": digest},
+        )
 
     # -- the end -------------------------------------------------------------------------------------
 

@@ -22,7 +22,13 @@ SPEC = ChildSpec(
 )
 
 
-@pytest.mark.parametrize("spec", [SPEC, dataclasses.replace(SPEC, role="monitor", slot=0, socket_fd=None)])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        dataclasses.replace(SPEC, marks_fd=10, suspects=frozenset({("iris", "1"), ("wine", "2.0")})),
+        dataclasses.replace(SPEC, role="monitor", slot=0, socket_fd=None),
+    ],
+)
 def test_orders_are_read_as_they_were_written(spec: ChildSpec) -> None:
     assert children.parse(spec.to_json()) == spec
 

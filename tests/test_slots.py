@@ -36,6 +36,11 @@ def test_every_pause_is_within_its_bounds(
         assert min_s <= backoff.after(lived_s) <= max(min_s, max_s)
 
 
+def test_who_was_asked_to_end_or_ended_by_itself_has_not_crashed() -> None:
+    crashes = {code: Death(1, 2, code, 4.0, 0.1).is_crash for code in (0, 1, -15, -2, -1, -6, -8, -9, -11)}
+    assert [code for code, is_crash in crashes.items() if is_crash] == [-6, -8, -9, -11]
+
+
 def test_a_death_says_how() -> None:
     assert str(Death(1, 2, 3, 4.0, 0.1)) == "exit code 3"
     assert str(Death(1, 2, -9, 4.0, 0.1)) == "killed by SIGKILL"

@@ -84,7 +84,7 @@ class Answers:
         self._ttl_s = ttl_s
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
-        self._lanes: dict[tuple[str, str, str, int, str], Lane] = {}
+        self._lanes: dict[tuple[str, str, str, int, str, bool], Lane] = {}
 
     def complete_plain(self, calls: list[Call], starts: Sequence[int], outputs: Tensors, run: Run) -> None:
         """Answer one-row calls of one protocol and version, and keep the answers for equal bodies.
@@ -231,18 +231,20 @@ class Answers:
         """What all calls share that got the same decision, revision and kind of cache result; made once for them."""
         decision, route = call.decision, call.route
         assert decision is not None
-        key = (call.model, decision.version, decision.variant, route.revision, call.cache)
+        is_fallback = call.diverted_from is not None
+        key = (call.model, decision.version, decision.variant, route.revision, call.cache, is_fallback)
         found = self._lanes.get(key)
         if found is None:
             if len(self._lanes) >= _MAX_LANES:
                 self._lanes.clear()
-            model, version, variant, revision, cache = key
+            model, version, variant, revision, cache, _ = key
             headers = block(
                 (
                     (b"x-model-version", version.encode()),
                     (b"x-model-variant", variant.encode()),
                     (b"x-flag-revision", str(revision).encode()),
                     (b"x-cache", cache.encode()),
+                    *(((b"x-model-fallback", variant.encode()),) if is_fallback else ()),
                 )
             )
             found = self._lanes[key] = Lane(headers, self._counts.latencies(model, version, variant, cache))

@@ -8,7 +8,7 @@ import gc
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -23,6 +23,7 @@ from gateway import tls
 from gateway.codecs.native import NativeCodec
 from gateway.codecs.oip_json import OipCodec
 from gateway.errors import GatewayError
+from gateway.marks import Marks
 from gateway.metrics import ServingMetrics, process_registry
 from gateway.models.source import DirectorySource
 from gateway.serving.admission import Admission
@@ -67,7 +68,14 @@ class Worker:
     app: Starlette
 
 
-def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Worker:
+def build(
+    settings: Settings,
+    *,
+    boot: str,
+    report: Callable[[str], None],
+    marks: Marks | None = None,
+    suspects: Set[tuple[str, str]] = frozenset(),
+) -> Worker:
     """Make the parts of a worker and wire them; nothing is started."""
     metrics = ServingMetrics(process_registry())
     metrics.run_threads.set(settings.batching.threads)
@@ -85,6 +93,8 @@ def build(settings: Settings, *, boot: str, report: Callable[[str], None]) -> Wo
         metrics,
         on_change=lambda: watch.on_change(),
         on_drop=lambda live: watch.on_drop(live),
+        marks=marks,
+        suspects=suspects,
     )
     router = Router(registry)
     shadow = Shadow(registry, pool, settings.shadow, settings.batching, metrics, in_flight=lambda: admission.in_flight)
@@ -225,9 +235,11 @@ async def _serve(
     listener: socket.socket,
     report: Callable[[str], None],
     lifeline_fd: int,
+    marks: Marks,
+    suspects: Set[tuple[str, str]],
 ) -> None:
     loop = asyncio.get_running_loop()
-    worker = build(settings, boot=boot, report=report)
+    worker = build(settings, boot=boot, report=report, marks=marks, suspects=suspects)
     server = _server(settings.server, worker.app)
     stopped = asyncio.Event()
 
@@ -281,10 +293,13 @@ def run_worker(
     listener: socket.socket,
     report: Callable[[str], None],
     lifeline_fd: int,
+    marks_fd: int | None = None,
+    suspects: Set[tuple[str, str]] = frozenset(),
 ) -> None:
     """Serve predictions on *listener* until SIGTERM, SIGINT or the end of the lifeline; then finish and return.
 
-    Runs in the main thread of the worker process. report("ready") is called once every model answers.
+    Runs in the main thread of the worker process. report("ready") is called once every model answers. marks_fd: a
+    memory file of `marks`. suspects: see Registry.
     """
     import uvloop  # here and not above: importing it starts nothing, but only workers need it
 
@@ -294,7 +309,15 @@ def run_worker(
     started_s = time.monotonic()
     uvloop.run(
         _serve(
-            settings, slot=slot, boot=boot, run_dir=run_dir, listener=listener, report=report, lifeline_fd=lifeline_fd
+            settings,
+            slot=slot,
+            boot=boot,
+            run_dir=run_dir,
+            listener=listener,
+            report=report,
+            lifeline_fd=lifeline_fd,
+            marks=Marks(marks_fd),
+            suspects=suspects,
         )
     )
     log.info("stopped", extra={"served_s": round(time.monotonic() - started_s)})

@@ -25,6 +25,7 @@ from gateway.errors import (
     InvalidInput,
     QueueFull,
 )
+from gateway.marks import IDLE, IN_THREAD, ON_LOOP, UNMARKED, Mark
 from gateway.models.runtime import Runtime
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, DrainRate, Reason, RunCost, finish_s
 from gateway.serving.entry import Batch, Entry, Run, all_in_one
@@ -55,6 +56,7 @@ class Batcher:
         *,
         on_run: Callable[[Run], None],
         best: BestSize | None = None,
+        mark: Mark = UNMARKED,
         clock: Callable[[], float] = time.monotonic,
         cost_clock: Callable[[], float] = time.thread_time,
     ) -> None:
@@ -64,6 +66,8 @@ class Batcher:
         self._drain = DrainRate()
         self._settings = settings
         self._pool = pool
+        # Not behind a method: this is written before and after each run.
+        self._doing, self._place = mark.doing, mark.place
         self._on_run = on_run
         self._clock = clock
         # What a run in the pool costs is told by the processor time of its thread: on the wall clock it also waits for
@@ -201,7 +205,10 @@ class Batcher:
 
     def _run_here(self, batch: Batch, oldest_wait_s: float) -> None:
         run = Run(batch.rows, len(batch.entries), batch.reason, oldest_wait_s)
-        self._finish(batch, run, self._execution.run(batch, run, self._clock, self._clock))
+        self._doing[self._place] = ON_LOOP
+        results = self._execution.run(batch, run, self._clock, self._clock)
+        self._doing[self._place] = IDLE
+        self._finish(batch, run, results)
 
     def _use_thread(self) -> None:
         """A thread is reserved: form the batch now, so that it takes all that has come meanwhile."""
@@ -221,7 +228,9 @@ class Batcher:
 
     def _run_away(self, loop: asyncio.AbstractEventLoop, batch: Batch, run: Run) -> None:
         """In a thread of the pool."""
+        self._doing[self._place] = IN_THREAD
         results = self._execution.run(batch, run, self._clock, self._cost_clock)
+        self._doing[self._place] = IDLE
         # RuntimeError: the loop was closed while the model ran; the worker is gone and nobody waits.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self._finish_away, batch, run, results)

@@ -36,6 +36,7 @@ class Call(Entry):
     decision: Decision | None = None
     live: LiveVersion
     is_held: bool = False  # the version is kept for this call
+    diverted_from: Decision | None = None  # what the route gave, if that version may not run and another one answers
     # Set by the pipeline:
     cache: str = "bypass"
     is_cached: bool = False  # looks into the cache and is kept there

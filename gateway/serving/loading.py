@@ -47,13 +47,16 @@ def load(
     max_batch_rows: int = 32,
     inline_budget_s: float = 0.0,
     on_runtime: Callable[[OnnxRuntime], None],
+    on_package: Callable[[Package], None] = lambda _package: None,
 ) -> Loaded:
     """Bring a version up. Blocks for as long as it takes: call it in a thread of its own.
 
+    on_package: gets the package when it is read and checked; what it raises ends the load.
     on_runtime: gets the runtime before its first run, so that another thread can abort a run that does not end.
     Raises PackageInvalid if the package is not what it says, InferenceFailed if the model fails on its own rows.
     """
     package = source.open(model, version)
+    on_package(package)
     runtime = OnnxRuntime(package.model_bytes, intra_op_threads=intra_op_threads)
     on_runtime(runtime)
     if package.manifest is None:

@@ -1,4 +1,4 @@
-"""The versions that this worker holds: loading, warm, failed, or kept only until their last request is answered."""
+"""The versions that this worker holds: loading, warm, failed, quarantined, or kept only for their last requests."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from functools import partial
 from logging import getLogger
 from typing import Literal
 
 from gateway.codecs.codec import BoundCodec, Codec
-from gateway.errors import Draining, GatewayError
+from gateway.errors import Draining, GatewayError, VersionQuarantined
+from gateway.marks import IDLE, LOADING, Mark, Marks
 from gateway.metrics import ServingMetrics
 from gateway.models.runtime import OnnxRuntime
-from gateway.models.source import ModelSource
+from gateway.models.source import ModelSource, Package
+from gateway.quarantine import Key
 from gateway.serving.batcher import Batcher
 from gateway.serving.cache_policy import CachePolicy
 from gateway.serving.call import Call
@@ -25,9 +29,13 @@ from gateway.settings import BatchSettings
 
 log = getLogger(__name__)
 
-State = Literal["loading", "warm", "failed"]
+State = Literal["loading", "warm", "failed", "quarantined"]
 # How often a failed version looks whether its package has changed.
 _RETRY_S = 1.0
+# How often a load that may only run alone looks whether the others are done.
+_ALONE_RETRY_S = 0.02
+# How long it waits for them, and again for those of its own kind: one that hangs must not keep the others out.
+_ALONE_WAIT_S = 2.5
 # Niceness, in the sense of nice(1), of the threads that load.
 _LOAD_NICENESS = 10
 
@@ -69,13 +77,15 @@ class LiveVersion:
 
 
 class _Slot:
-    """One declared version, from its declaration to its dismissal."""
+    """One declared version, from its declaration to its dismissal. digest: of a package that is quarantined."""
 
-    __slots__ = ("dismissed", "live", "reason", "runtime", "state")
+    __slots__ = ("digest", "dismissed", "live", "mark", "reason", "runtime", "state")
 
-    def __init__(self) -> None:
+    def __init__(self, mark: Mark) -> None:
+        self.mark = mark
         self.state: State = "loading"
         self.reason = ""
+        self.digest = ""
         self.live: LiveVersion | None = None
         self.runtime: OnnxRuntime | None = None  # while it loads
         self.dismissed = threading.Event()
@@ -109,7 +119,11 @@ class Registry:
         *,
         on_change: Callable[[], None],
         on_drop: Callable[[LiveVersion], None],
+        marks: Marks | None = None,
+        suspects: Set[tuple[str, str]] = frozenset(),
     ) -> None:
+        """suspects: versions that were in flight when a worker died. They are loaded last and one by one: if this
+        worker dies too, it is plain of which."""
         self._source = source
         self._codecs = codecs
         self._settings = settings
@@ -121,16 +135,53 @@ class Registry:
         self._slots: dict[tuple[str, str], _Slot] = {}
         self.warm: dict[tuple[str, str], LiveVersion] = {}  # by model and version; for looking up, not for changing
         self._draining: set[LiveVersion] = set()
+        self._marks = marks if marks is not None else Marks(None)
+        self._suspects = suspects
+        self._alone = threading.Lock()
+        self._quarantined: Mapping[Key, str] = {}  # with the reasons; replaced as a whole, read by the loads
         self._loop = asyncio.get_running_loop()
 
-    def reconcile(self, wanted: set[tuple[str, str]]) -> None:
-        """Start loading what is wanted and not held; let go of what is held and not wanted."""
+    def reconcile(self, wanted: set[tuple[str, str]], defaults: Set[tuple[str, str]] = frozenset()) -> None:
+        """Start loading what is wanted and not held; let go of what is held and not wanted.
+
+        defaults: those that a route gives by default.
+        """
         for key in [key for key in self._slots if key not in wanted]:
             self._dismiss(key)
-        for key in sorted(wanted - self._slots.keys()):
-            slot = self._slots[key] = _Slot()
-            threading.Thread(target=self._load, args=(*key, slot), name=f"load-{key[0]}-{key[1]}", daemon=True).start()
-            self._loop.call_later(self._settings.load_timeout_s, self._overdue, *key, slot)
+        new = sorted(wanted - self._slots.keys())
+        for key in new:
+            self._slots[key] = _Slot(self._marks.take())
+        for key, slot in self._slots.items():
+            slot.mark.set_default(key in defaults)
+        for key in new:
+            self._start_load(*key, self._slots[key])
+
+    def _start_load(self, model: str, version: str, slot: _Slot) -> None:
+        arguments = (model, version, slot, slot.mark)
+        threading.Thread(target=self._load, args=arguments, name=f"load-{model}-{version}", daemon=True).start()
+        self._loop.call_later(self._settings.load_timeout_s, self._overdue, model, version, slot)
+
+    def keep_out(self, quarantined: Mapping[Key, str]) -> list[LiveVersion]:
+        """Load none of these packages from now on, and let go of those that are warm; returns them.
+
+        quarantined: the whole list, with the reasons. What is not on it any more is loaded again.
+        """
+        self._quarantined = quarantined
+        gone = []
+        for (model, version), slot in self._slots.copy().items():  # who is told may declare and dismiss
+            live = slot.live
+            if live is not None and (model, version, live.digest) in quarantined:
+                self._let_go_quarantined(model, version, slot, live)
+                gone.append(live)
+        return gone
+
+    def _let_go_quarantined(self, model: str, version: str, slot: _Slot, live: LiveVersion) -> None:
+        del self.warm[(model, version)]
+        slot.live = slot.runtime = None
+        slot.mark = self._marks.take()  # the old one belongs to the runs that are still going on
+        self._seclude(model, version, slot, live.digest)
+        self._let_go(live)
+        self._start_load(model, version, slot)  # it waits until the package is another, or may be loaded again
 
     def find(self, model: str, version: str) -> LiveVersion | None:
         """The version, if it is warm."""
@@ -161,7 +212,7 @@ class Registry:
         }
         for (name, version), slot in self._slots.items():
             if name == model:
-                digest = slot.live.digest if slot.live is not None else ""
+                digest = slot.live.digest if slot.live is not None else slot.digest
                 told[version] = {"state": slot.state, "reason": slot.reason, "digest": digest}
         return told
 
@@ -188,50 +239,96 @@ class Registry:
         self.warm.pop(key, None)
         slot.dismissed.set()
         slot.abort()
-        if slot.live is None:
-            return
-        if slot.live.holders:
-            self._draining.add(slot.live)
+        if slot.live is not None:
+            self._let_go(slot.live)
+
+    def _let_go(self, live: LiveVersion) -> None:
+        if live.holders:
+            self._draining.add(live)
         else:
-            self._drop(slot.live)
+            self._drop(live)
 
     def _drop(self, live: LiveVersion) -> None:
         log.info("dropped", extra={"model": live.model, "version": live.version})
         self._on_drop(live)
         self._on_change()
 
-    def _load(self, model: str, version: str, slot: _Slot) -> None:
+    def _load(self, model: str, version: str, slot: _Slot, mark: Mark) -> None:
         """In the load's own thread: load; after a failure, or if the package changed meanwhile, once more."""
         # Lower than the threads that answer: a load or a first run that takes all it can get must not slow them.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOAD_NICENESS)
         while not slot.dismissed.is_set():
             stamp = self._source.stamp(model, version)
+            secluded = ""
             try:
-                loaded = load(
-                    self._source,
-                    model,
-                    version,
-                    intra_op_threads=self._settings.intra_op_threads,
-                    max_batch_rows=self._settings.max_batch_rows,
-                    inline_budget_s=self._settings.inline_budget_s,
-                    on_runtime=slot.took,
-                )
+                with self._alone_if_suspect(model, version, slot):
+                    loaded = self._load_once(model, version, slot, mark)
+            except VersionQuarantined as error:
+                secluded = error.digest
+                self._tell(self._seclude, model, version, slot, secluded)
             except Exception as error:  # a package may break anything on its way; it must only fail itself
                 reason = str(error) if isinstance(error, GatewayError) else f"unexpected: {error!r}"
                 self._tell(self._failed, model, version, slot, reason)
             else:
                 if self._source.stamp(model, version) == stamp:
-                    self._tell(self._loaded, model, version, slot, loaded)
+                    self._tell(self._loaded, model, version, slot, loaded, mark)
                     return
-            self._await_settled(model, version, slot, stamp)
+            self._await_settled(model, version, slot, stamp, secluded)
+            if secluded:
+                self._tell(self._load_again, model, version, slot)
 
-    def _await_settled(self, model: str, version: str, slot: _Slot, stamp: object) -> None:
+    def _load_once(self, model: str, version: str, slot: _Slot, mark: Mark) -> Loaded:
+        try:
+            return load(
+                self._source,
+                model,
+                version,
+                intra_op_threads=self._settings.intra_op_threads,
+                max_batch_rows=self._settings.max_batch_rows,
+                inline_budget_s=self._settings.inline_budget_s,
+                on_package=partial(self._begin_load, mark),
+                on_runtime=slot.took,
+            )
+        finally:
+            mark.doing[mark.place] = IDLE
+
+    def _begin_load(self, mark: Mark, package: Package) -> None:
+        """In the load's thread: from here on, a crash of the process is this package's."""
+        if (package.model, package.version, package.digest) in self._quarantined:
+            raise VersionQuarantined(f"{package.model}/{package.version} is quarantined", digest=package.digest)
+        mark.name(package.model, package.version, package.digest)
+        mark.doing[mark.place] = LOADING
+
+    @contextlib.contextmanager
+    def _alone_if_suspect(self, model: str, version: str, slot: _Slot) -> Iterator[None]:
+        """In the load's thread: a suspect waits until all others are loaded, and then for its turn; not for ever."""
+        if (model, version) not in self._suspects:
+            yield
+            return
+        until_s = time.monotonic() + _ALONE_WAIT_S
+        while self._others_load() and time.monotonic() < until_s and not slot.dismissed.wait(_ALONE_RETRY_S):
+            pass
+        is_alone = self._alone.acquire(timeout=_ALONE_WAIT_S)
+        try:
+            yield
+        finally:
+            if is_alone:
+                self._alone.release()
+
+    def _others_load(self) -> bool:
+        slots = self._slots.copy().items()
+        return any(slot.state == "loading" and key not in self._suspects for key, slot in slots)
+
+    def _await_settled(self, model: str, version: str, slot: _Slot, stamp: object, secluded: str) -> None:
         """Wait until the package is another than at *stamp*, and the same at two looks: it may be on its way in.
 
-        Whoever took model.onnx before its manifest has come would serve it as a bare package for good.
+        Whoever took model.onnx before its manifest has come would serve it as a bare package for good. secluded: the
+        digest for which it was not loaded; if that is lifted, the wait is over.
         """
         before = stamp
         while not slot.dismissed.wait(_RETRY_S):
+            if secluded and (model, version, secluded) not in self._quarantined:
+                return
             now = self._source.stamp(model, version)
             if now == before and now != stamp:
                 return
@@ -255,7 +352,22 @@ class Registry:
         log.error("cannot serve this version", extra={"model": model, "version": version, "reason": reason})
         self._on_change()
 
-    def _loaded(self, model: str, version: str, slot: _Slot, loaded: Loaded) -> None:
+    def _seclude(self, model: str, version: str, slot: _Slot, digest: str) -> None:
+        if slot.dismissed.is_set():
+            return
+        reason = self._quarantined.get((model, version, digest), "quarantined")
+        if (slot.state, slot.digest) != ("quarantined", digest):
+            log.error("not loaded: quarantined", extra={"model": model, "version": version, "reason": reason})
+        slot.state, slot.reason, slot.digest = "quarantined", reason, digest
+        self._on_change()
+
+    def _load_again(self, model: str, version: str, slot: _Slot) -> None:
+        if not slot.dismissed.is_set():
+            slot.state, slot.reason, slot.digest = "loading", "", ""
+            self._loop.call_later(self._settings.load_timeout_s, self._overdue, model, version, slot)
+            self._on_change()
+
+    def _loaded(self, model: str, version: str, slot: _Slot, loaded: Loaded, mark: Mark) -> None:
         if slot.dismissed.is_set():
             return
         batcher = Batcher(
@@ -265,9 +377,13 @@ class Registry:
             self._settings,
             self._pool,
             best=loaded.best,
+            mark=mark,
             on_run=self._counts.ran(model, version),
         )
-        slot.live = self.warm[(model, version)] = LiveVersion(model, version, loaded, batcher, self._codecs)
+        live = slot.live = self.warm[(model, version)] = LiveVersion(model, version, loaded, batcher, self._codecs)
         slot.state, slot.reason = "warm", ""
+        if (model, version, loaded.digest) in self._quarantined:  # since the load began
+            self._let_go_quarantined(model, version, slot, live)
+            return
         log.info("warm", extra={"model": model, "version": version, "digest": loaded.digest[:12]})
         self._on_change()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion
-from gateway.flags.compile import PINNED, Decision, ModelOptions, Route
+from gateway.flags.compile import DEFAULT, PINNED, Decision, ModelOptions, Route
 from gateway.serving.call import Call
 from gateway.serving.registry import LiveVersion, Registry
 
@@ -23,7 +23,8 @@ class Adopted:
     """A model's route in force in this worker, and the options that its other flags give.
 
     sampling_limit: ids whose hash is below it are sampled. decisions: by targeting key, for a route that looks at
-    nothing else. lives: the versions that it has given, which stay warm for as long as the route names them.
+    nothing else. lives: the versions that it has given, which stay warm for as long as the route names them. diverted:
+    the decisions that stand in for those whose version is quarantined.
     """
 
     route: Route
@@ -31,6 +32,7 @@ class Adopted:
     sampling_limit: float
     decisions: dict[str, Decision] = field(default_factory=dict)
     lives: dict[str, LiveVersion] = field(default_factory=dict)
+    diverted: dict[Decision, Decision] = field(default_factory=dict)
 
 
 class Router:
@@ -60,7 +62,7 @@ class Router:
             decision = Decision(PINNED_VARIANT, call.pinned, PINNED)
             live = None
         if live is None:
-            live = self._find(adopted, call, decision)
+            decision, live = self._find(adopted, call, decision)
         live.holders += 1
         call.route = route
         call.options = adopted.options
@@ -70,13 +72,25 @@ class Router:
         call.is_held = True
         return live
 
-    def _find(self, adopted: Adopted, call: Call, decision: Decision) -> LiveVersion:
+    def _find(self, adopted: Adopted, call: Call, decision: Decision) -> tuple[Decision, LiveVersion]:
         live = self._registry.find(call.model, decision.version)
         if live is None:
-            raise self._not_loaded(call, decision)
+            return self._divert(adopted, call, decision)
         if call.pinned is None:
             adopted.lives[decision.version] = live
-        return live
+        return decision, live
+
+    def _divert(self, adopted: Adopted, call: Call, decision: Decision) -> tuple[Decision, LiveVersion]:
+        """What the default variant has, for a call whose version is quarantined, or was and is not warm again."""
+        route = adopted.route
+        live = self._registry.find(call.model, route.default_version)
+        if call.pinned is not None or live is None:
+            raise self._not_loaded(call, decision)
+        call.diverted_from = decision
+        instead = adopted.diverted.get(decision)
+        if instead is None:
+            instead = adopted.diverted[decision] = Decision(route.default.variant, route.default_version, DEFAULT)
+        return instead, live
 
     def _decide(self, adopted: Adopted, key: str | None, call: Call) -> Decision:
         route, came = adopted.route, key
@@ -118,7 +132,9 @@ class Router:
     def _not_loaded(self, call: Call, decision: Decision) -> UnknownVersion | ModelNotReady:
         if call.pinned is not None:
             return self._unknown_version(call.model, call.pinned)
-        return ModelNotReady(f"version {decision.version!r} of model {call.model!r} is not warm here")
+        is_out = self._registry.state(call.model, decision.version) == "quarantined"
+        stands = "quarantined" if is_out else "not warm"
+        return ModelNotReady(f"version {decision.version!r} of model {call.model!r} is {stands} here")
 
 
 def _as_utf8(key: str) -> str:

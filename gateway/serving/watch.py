@@ -17,12 +17,13 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from gateway.errors import InvalidFlag, StoreUnavailable
+from gateway.errors import InvalidFlag, QuarantineUnavailable, StoreUnavailable
 from gateway.flags.compile import ModelOptions, Route, compile_options, compile_route
 from gateway.flags.document import FlagDocument
 from gateway.flags.lastgood import read_last_known_good
 from gateway.flags.sqlite import SqliteStore
 from gateway.metrics import ServingMetrics
+from gateway.quarantine import Follower
 from gateway.samples.record import sampling_limit
 from gateway.serving.cache import PredictionCache
 from gateway.serving.counts import Counts
@@ -59,6 +60,7 @@ class Watch:
         self._metrics = metrics
         self._on_ready = on_ready
         self._store = SqliteStore(settings.flag_store_path, read_only=True)
+        self._quarantine = Follower(settings.quarantine_path)
         self._document: FlagDocument | None = None
         self._pending: dict[str, Route] = {}
         self._refused: dict[str, str] = {}  # models whose newest flags this worker cannot read, with the reason
@@ -68,14 +70,31 @@ class Watch:
 
     async def follow(self) -> None:
         """Poll the store for ever; the poll costs some microseconds."""
+        self._poll_quarantine()  # before anything is loaded
         self._poll()
         if self._document is None:
             self._read_last_known_good()
         if self._document is None:
             log.warning("no flags yet: this worker is not ready until control has written some")
         while True:
+            self._poll_quarantine()
             self._poll()
             await asyncio.sleep(self._settings.flags.poll_s)
+
+    def _poll_quarantine(self) -> None:
+        try:
+            listed = self._quarantine.news()
+        except QuarantineUnavailable as error:
+            log.error("the quarantine list cannot be read; going on with the one at hand", extra={"why": str(error)})
+            return
+        if listed is None:
+            return
+        for live in self._registry.keep_out({entry.key: entry.reason for entry in listed}):
+            adopted = self._router.adopted.get(live.model)
+            if adopted is not None:
+                adopted.lives.pop(live.version, None)
+        self._metrics.quarantined_versions.set(len(listed))
+        self._settle()
 
     def _poll(self) -> None:
         try:
@@ -147,18 +166,25 @@ class Watch:
 
     def _settle(self) -> None:
         """Load what is named, adopt what is warm."""
-        self._registry.reconcile(self._wanted())
+        self._registry.reconcile(self._wanted(), self._defaults())
         for model, route in list(self._pending.items()):
-            if all(self._registry.find(model, version) is not None for version in route.reachable):
+            if self._can_adopt(model, route):
                 assert self._document is not None
                 del self._pending[model]
                 self._adopt(model, route, compile_options(self._document, model))
-        self._registry.reconcile(self._wanted())
+        self._registry.reconcile(self._wanted(), self._defaults())
         self._set_batching()
         if not self.ready.is_set() and self._is_ready():
             self.ready.set()
             self._on_ready()
         self.changed.set()
+
+    def _can_adopt(self, model: str, route: Route) -> bool:
+        """Whether all that the route can give is warm. Nothing waits for what is quarantined, and a route by whose
+        default version nobody would be answered replaces no other."""
+        if model in self._router.adopted and self._registry.find(model, route.default_version) is None:
+            return False
+        return all(self._registry.state(model, version) in ("warm", "quarantined") for version in route.reachable)
 
     def _wanted(self) -> set[tuple[str, str]]:
         """All versions that the routes in force or waiting name."""
@@ -167,6 +193,11 @@ class Watch:
         }
         # While a route waits, the versions that only the old one names stay: they are answering.
         return wanted | {(model, version) for model, route in self._pending.items() for version in route.named}
+
+    def _defaults(self) -> set[tuple[str, str]]:
+        """The versions that the routes in force or waiting give by default."""
+        adopted = {(model, adopted.route.default_version) for model, adopted in self._router.adopted.items()}
+        return adopted | {(model, route.default_version) for model, route in self._pending.items()}
 
     def _adopt(self, model: str, route: Route, options: ModelOptions) -> None:
         before = self._router.adopted.get(model)
@@ -196,7 +227,7 @@ class Watch:
             return False
         for model, route in self._pending.items():
             states = [self._registry.state(model, version) for version in route.reachable]
-            if "failed" not in states and model not in self._refused:
+            if not {"failed", "quarantined"} & set(states) and model not in self._refused:
                 return False
         return True
 

@@ -1,4 +1,4 @@
-"""``sluicegate models``: list, show and verify the packages of a models directory."""
+"""``sluicegate models``: list, show and verify the packages of a models directory, and what is quarantined."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gateway.cli import quarantine
 from gateway.errors import GatewayError, PackageInvalid
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("models", help="list, show or verify model packages")
+    parser = subparsers.add_parser("models", help="list, show or verify model packages; what is quarantined")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, run, text in (
         ("list", _list, "list the packages: estimator, quantization, quality"),
@@ -29,6 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
         verb.add_argument("directory", metavar="DIR", type=Path, help="a models directory, a model's or one package's")
         verb.add_argument("--json", action="store_true", help="print as JSON")
         verb.set_defaults(run=run)
+    quarantine.add_parser(verbs)
 
 
 def _list(options: argparse.Namespace) -> int:

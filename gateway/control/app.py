@@ -32,6 +32,7 @@ from gateway.control.events import source_of
 from gateway.control.flagfile import FileFollower
 from gateway.control.gate import Gate, NeverBack
 from gateway.control.imports import ImportEndpoint
+from gateway.control.isolation import QuarantineEndpoints
 from gateway.control.lookups import LookupLoop
 from gateway.control.notary import Notary, Poster
 from gateway.control.notify import Notifier
@@ -141,6 +142,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         drift_dir=settings.drift_path,
         metrics_dir=run_dir / "metrics",
         follower=follower,
+        quarantine_path=settings.quarantine_path,
     )
     webhooks = WebhookList(store, WebhookKey(settings.webhook_key_path), clock=clock)
     named = source_of(settings.control.name or socket.gethostname())
@@ -157,6 +159,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             *TokenEndpoints(tokens, store).routes(),
             *RolloutEndpoints(rollouts, tokens).routes(),
             *WebhookEndpoints(webhooks, notifier, store, tokens).routes(),
+            *QuarantineEndpoints(settings.quarantine_path, store, tokens).routes(),
         ],
         exception_handlers={
             GatewayError: on_gateway_error,

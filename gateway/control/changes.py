@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.control.following import by_hand, still_killed
 from gateway.control.gate import Gate, Passage
-from gateway.control.status import WorkerStatus, not_warm
+from gateway.control.status import QUARANTINED, WorkerStatus, not_warm
 from gateway.errors import (
     ChangeRefused,
     FlagsFollowFile,
@@ -425,9 +425,13 @@ def _of_cold_versions(key: str, workers: list[WorkerStatus], before: Route | Non
         first = blocking[0]
         more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
         because = f": {first['reason']}" if first["reason"] else ""
+        todo = "declare it at weight 0 and wait until every worker reports it warm"
+        if first["state"] == QUARANTINED:
+            lift = f"sluicegate models quarantine lift {after.model} {first['version']}"
+            todo = f"put another package in its place, or lift it with `{lift}`"
         message = (
             f"version {first['version']} of {after.model!r} is {first['state']} on worker {first['worker']}{because}"
-            f"{more}; declare it at weight 0 and wait until every worker reports it warm"
+            f"{more}; {todo}"
         )
         yield Blocked(key, VersionNotWarm(message, blocking=blocking))
 

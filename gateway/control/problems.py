@@ -33,6 +33,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.InvalidFlag: 422,
     errors.PreconditionMissing: 428,
     errors.GatewayError: 500,
+    errors.QuarantineUnavailable: 503,
     errors.StoreUnavailable: 503,
 }
 

@@ -11,6 +11,7 @@ import orjson
 
 LIVE_WITHIN_S = 3.0  # workers write at least every second
 WARM = "warm"
+QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)

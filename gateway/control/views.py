@@ -12,14 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import metrics
+from gateway import metrics, quarantine
 from gateway.control import requests, shadow_report
 from gateway.control.auth import METRICS, VIEWER, TokenStore
 from gateway.control.changes import Desk
 from gateway.control.endpoints import reply
 from gateway.control.flagfile import FileFollower
 from gateway.control.status import WARM, WorkerStatus
-from gateway.errors import InvalidFlag, PackageInvalid, UnknownModel
+from gateway.errors import InvalidFlag, PackageInvalid, QuarantineUnavailable, UnknownModel
 from gateway.flags.compile import Route as CompiledRoute
 from gateway.flags.compile import compile_route
 from gateway.flags.document import MODEL_PATTERN, FlagDocument
@@ -40,6 +40,7 @@ class Views:
     drift_dir: Path
     metrics_dir: Path
     follower: FileFollower | None
+    quarantine_path: Path
 
     def routes(self) -> list[Route]:
         return [
@@ -68,12 +69,24 @@ class Views:
         return Response(page, headers={"content-type": metrics.CONTENT_TYPE})
 
     async def status(self, request: Request) -> Response:
-        """What every worker says of itself, and what has become of the flags file if one is followed."""
+        """What every worker says of itself, what no worker may load, and what became of a flags file that is followed."""
         await requests.sender(request, self.tokens, VIEWER)
         document = await run_in_threadpool(self.desk.document)
         workers = await run_in_threadpool(self.workers)
-        found = {"boot": self.boot, "revision": document.revision, "workers": [worker.to_json() for worker in workers]}
+        found = {
+            "boot": self.boot,
+            "revision": document.revision,
+            "workers": [worker.to_json() for worker in workers],
+            "quarantine": await run_in_threadpool(self._quarantined),
+        }
         return reply(found if self.follower is None else {**found, "import": self.follower.describe()})
+
+    def _quarantined(self) -> list[dict[str, str]] | None:
+        """None if the list cannot be read: /admin/v1/quarantine says why."""
+        try:
+            return [entry.to_json() for entry in quarantine.read(self.quarantine_path)]
+        except QuarantineUnavailable:
+            return None
 
     async def models(self, request: Request) -> Response:
         """The packages on disk and the versions that routes name, with their state in the workers."""

@@ -1,4 +1,4 @@
-"""The verbs that talk to control: flags, token, audit, against a real control process."""
+"""The verbs that talk to control: flags, token, audit, quarantine, against a real control process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from gateway import quarantine
 from gateway.cli import main
 from gateway.cli.tokens import SCOPES
 from gateway.control import auth
+from gateway.quarantine import Quarantined
 from tests.control.process import ControlProcess, route, split
 
 
@@ -360,3 +362,20 @@ def test_verify_finds_a_tail_that_was_cut_off_and_a_chain_made_anew(
         for i in range(len(out.read_text().splitlines())):
             other.put(f"m{i}.route", route())
         assert "made anew" in terminal.fails("audit", "verify", "--file", str(out))
+
+
+# -- quarantine -------------------------------------------------------------------------------------
+
+
+def test_what_is_quarantined_is_listed_and_lifted(control: ControlProcess, terminal: Terminal) -> None:
+    assert terminal.ok("models", "quarantine", "list") == "nothing is quarantined\n"
+    kept_out = Quarantined("iris", "2", "d" * 64, "in flight at 2 deaths", "2026-01-01T00:00:00.000Z")
+    quarantine.add(control.state / "quarantine.json", [kept_out])
+    listed = terminal.ok("models", "quarantine", "list")
+    for word in ("iris", "2", "d" * 12, "in flight at 2 deaths"):
+        assert word in listed
+    assert terminal.json("models", "quarantine", "list")["versions"] == [kept_out.to_json()]
+    terminal.usage("models", "quarantine", "lift", "iris", "2")
+    lift = ("models", "quarantine", "lift", "iris", "2", "--reason", "tested")
+    assert terminal.ok(*lift) == "iris 2 is lifted: the workers load it again\n"
+    assert "is not quarantined" in terminal.fails(*lift)

@@ -117,6 +117,7 @@ class ShadowSettings:
     max_queue_copies: int = 1000  # per model and worker; more are dropped and counted
     max_queue_bytes: int = 16 * 1024 * 1024  # and what their tensors may hold in memory
     max_in_flight: int = 16  # a worker with more requests in flight runs no copies
+    max_wait_s: float = 2.0  # a copy that finds no room to run in this time is dropped: the worker is busy
     run_timeout_s: float = 5.0  # a shadow run that takes longer is called off
 
 
@@ -263,6 +264,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "shadow.max_queue_copies": (1, 10_000_000),
     "shadow.max_queue_bytes": (1, 2**40),
     "shadow.max_in_flight": (0, 1_000_000),
+    "shadow.max_wait_s": (0.1, 3600),
     "shadow.run_timeout_s": (0.001, 3600),
     "monitor.poll_s": (0.01, 3600),
     "monitor.window_rows": (10, 10_000_000),

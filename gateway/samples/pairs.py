@@ -58,7 +58,7 @@ class ChangeSketch:
 
         A change below SMALLEST is told as 0, one above LARGEST as about that.
         """
-        rank = math.ceil(q * self.count - 1e-9) - self.none  # 0.07 * 100 is above 7
+        rank = max(1, math.ceil(q * self.count - 1e-9)) - self.none  # 0.07 * 100 is above 7
         if not self.count:
             return None
         if rank <= 0:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from gateway.codecs.codec import Request
 from gateway.errors import GatewayError
 from gateway.models.runtime import Runtime
 from gateway.samples.pairs import Kind, PairSums, comparable, compare, inputs_differ
@@ -20,11 +19,12 @@ from gateway.serving.registry import LiveVersion
 from gateway.tensors import Tensors
 
 # A round of copies ends with so many rows, or before its runs would take so long: a client may come any time.
-_ROUND_ROWS = 256
+_ROUND_ROWS = 64
 _ROUND_S = 0.02
 # Versions that have answered while one shadowed them; the oldest comparison goes when there is one more.
 _MAX_COMPARISONS = 8
-_NO_TENSORS: Tensors = {}
+# Outputs of a run that are no larger are held for one row of them; of larger ones the row is copied.
+_MAX_SHARED_BYTES = 4096
 
 
 class Comparison:
@@ -52,21 +52,45 @@ class Comparison:
 
 
 class Copy(Entry):
-    """One answered request to be run once more. outputs: what was answered; run: what that took part in."""
+    """One answered request to be run once more. outputs: what was answered, from row *start* on; None: all of it.
+
+    run: what the answer came out of. size_bytes: what it keeps in memory, at the most.
+    """
 
     def __init__(
-        self, request: Request, outputs: Tensors, run: Run, comparison: Comparison, size_bytes: int, offered_s: float
+        self, asked: Entry, outputs: Tensors, start: int | None, run: Run, comparison: Comparison, offered_s: float
     ) -> None:
-        self._request = request
-        self.rows = request.rows
-        self.flat = request.flat
+        self._request = asked._request
+        self.rows = asked.rows
+        self.flat = asked.flat
+        self.spec = asked.spec
         self.run_by_s = math.inf
+        size_bytes = _size(outputs)
+        if start is None:
+            # Rows of a larger array would hold all of that.
+            outputs = {name: array if array.base is None else array.copy() for name, array in outputs.items()}
+        elif size_bytes > _MAX_SHARED_BYTES:
+            outputs = {name: array[start : start + self.rows].copy() for name, array in outputs.items()}
+            size_bytes, start = _size(outputs), None
         self.outputs = outputs
+        self.start = start
+        self.size_bytes = size_bytes + (_size(self.request.inputs) if self.flat is None else len(self.flat))
         self.base_run_rows = run.rows
         self.base_run_s = run.cost_s
         self.comparison = comparison
-        self.size_bytes = size_bytes
         self.offered_s = offered_s
+
+    @property
+    def answered(self) -> Tensors:
+        """The outputs of this request alone."""
+        start = self.start
+        if start is None:
+            return self.outputs
+        return {name: array[start : start + self.rows] for name, array in self.outputs.items()}
+
+
+# What has run together: the copies, and the outputs, uncut; of one copy, just its outputs.
+Ran = tuple[list[Copy], Tensors]
 
 
 class Runner:
@@ -95,14 +119,14 @@ class Shadowed:
         self.rests_until_s = 0.0
         self.latest_round_s = 0.0
 
-    def comparison(self, base: LiveVersion, shadow: LiveVersion, now_s: float) -> Comparison:
-        """That of *base* and *shadow*; a new one, if either is another package than before. now_s: Unix time."""
+    def comparison(self, base: LiveVersion, shadow: LiveVersion, wall_clock: Callable[[], float]) -> Comparison:
+        """That of *base* and *shadow*; a new one, if either is another package than before."""
         found = self.comparisons.get(base.version)
         if found is None or found.base_digest != base.digest or found.digest != shadow.digest:
             self.comparisons.pop(base.version, None)
             if len(self.comparisons) >= _MAX_COMPARISONS:
                 del self.comparisons[next(iter(self.comparisons))]
-            found = self.comparisons[base.version] = Comparison(base, shadow, now_s)
+            found = self.comparisons[base.version] = Comparison(base, shadow, wall_clock())
         return found
 
     def put(self, copy: Copy) -> None:
@@ -164,7 +188,7 @@ class Round:
     ) -> None:
         self.shadowed = shadowed
         self.runner = runner
-        self.done: list[tuple[Copy, Tensors]] = []
+        self.batches: list[Ran] = []
         self.failed: list[Copy] = []
         self.is_overdue = False
         self.progress_s = clock()
@@ -175,75 +199,81 @@ class Round:
             copy.owner = self
 
     @property
+    def done(self) -> list[Copy]:
+        """The copies that have run."""
+        return [copy for copies, _ in self.batches for copy in copies]
+
+    @property
     def is_running(self) -> bool:
         """Whether some copies have not yet run."""
         return self._open > 0
 
     def finish_batch(self, entries: list[Copy], outputs: Tensors, run: Run) -> None:
         """See entry.Owner."""
-        start = 0
-        for copy in entries:
-            stop = start + copy.rows
-            alone = len(entries) == 1
-            self.finish(copy, outputs if alone else {name: a[start:stop] for name, a in outputs.items()}, run)
-            start = stop
+        self.batches.append((entries, outputs))
+        self._ended(len(entries))
 
     def finish(self, entry: Copy, result: Tensors | GatewayError, run: Run | None) -> None:
         """See entry.Owner."""
-        self.progress_s = self._clock()
         if isinstance(result, GatewayError):
             self.failed.append(entry)
         else:
-            self.done.append((entry, result))
-        self._open -= 1
+            self.batches.append(([entry], result))
+        self._ended(1)
+
+    def _ended(self, count: int) -> None:
+        self.progress_s = self._clock()
+        self._open -= count
         if not self._open:
             self._on_done(self)
 
 
-def size_of(request: Request, outputs: Tensors) -> int:
-    """Bytes that a copy keeps in memory."""
-    size = 0 if request.flat is None else len(request.flat)
-    for tensors in (_NO_TENSORS if request.flat is not None else request.inputs, outputs):
-        for array in tensors.values():
-            size += array.nbytes
-            if array.dtype == object:  # its nbytes are those of the references; the texts come on top
-                size += sum(map(len, array.ravel().tolist()))
+def _size(tensors: Tensors) -> int:
+    """Bytes of tensors in memory."""
+    size = 0
+    for array in tensors.values():
+        size += array.nbytes
+        if array.dtype == object:  # its nbytes are those of the references; the texts come on top
+            size += sum(map(len, array.ravel().tolist()))
     return size
 
 
-def own_outputs(outputs: Tensors) -> Tensors:
-    """Outputs that hold no larger array in memory: those of one request are often a few rows of a whole run's."""
-    return {name: array if array.base is None else array.copy() for name, array in outputs.items()}
+# -- comparing, in the thread ------------------------------------------------------------------------
 
 
-def compare_all(done: list[tuple[Copy, Tensors]]) -> list[tuple[Comparison, PairSums]]:
-    """What the pairs of a round add to their comparisons. Pure; those of equal shape are compared together."""
-    groups: dict[Any, list[tuple[Copy, Tensors]]] = {}
-    for copy, outputs in done:
-        kinds = copy.comparison.kinds
-        shapes = tuple((_row_shape(copy.outputs.get(name)), _row_shape(outputs.get(name))) for name in kinds)
-        groups.setdefault((id(copy.comparison), shapes), []).append((copy, outputs))
+def compare_all(batches: list[Ran]) -> list[tuple[Comparison, PairSums]]:
+    """What the runs of a round add to their comparisons. Pure."""
     found = []
-    for group in groups.values():
-        comparison = group[0][0].comparison
-        # Arrays without rows, as those of a model that takes no batches, are not put together.
-        parts = [group] if all(_has_rows(copy, outputs) for copy, outputs in group) else [[one] for one in group]
-        for part in parts:
-            base = _together([copy.outputs for copy, _ in part])
-            shadow = _together([outputs for _, outputs in part])
-            found.append((comparison, compare(base, shadow, [copy.rows for copy, _ in part], comparison.kinds)))
+    for copies, outputs in batches:
+        comparison = copies[0].comparison
+        starts = [copy.start for copy in copies if copy.rows == 1 and copy.comparison is comparison]
+        if len(copies) > 1 and len(starts) == len(copies) and None not in starts:
+            found.append((comparison, _compare_rows(copies, outputs)))
+            continue
+        start = 0
+        for copy in copies:
+            stop = start + copy.rows
+            own = outputs if len(copies) == 1 else {name: array[start:stop] for name, array in outputs.items()}
+            found.append((copy.comparison, compare(copy.answered, own, [copy.rows], copy.comparison.kinds)))
+            start = stop
     return found
 
 
-def _row_shape(array: Any) -> tuple[int, ...] | None:
-    return None if array is None else array.shape[1:]
-
-
-def _has_rows(copy: Copy, outputs: Tensors) -> bool:
-    return all(array.shape[:1] == (copy.rows,) for tensors in (copy.outputs, outputs) for array in tensors.values())
-
-
-def _together(parts: list[Tensors]) -> Tensors:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts if name in part]) for name in parts[0]}
+def _compare_rows(copies: list[Copy], outputs: Tensors) -> PairSums:
+    """Compare one row of each copy; outputs: of the copies in their order. Those of one run are taken together."""
+    kinds = copies[0].comparison.kinds
+    runs: dict[int, tuple[Tensors, list[int], list[int]]] = {}  # by the run that answered: its rows, and whose they are
+    for place, copy in enumerate(copies):
+        _, rows, places = runs.setdefault(id(copy.outputs), (copy.outputs, [], []))
+        rows.append(copy.start or 0)
+        places.append(place)
+    by_shape: dict[Any, list[tuple[Tensors, list[int]]]] = {}
+    for answered, rows, places in runs.values():
+        base = {name: answered[name][rows] for name in kinds if name in answered}
+        by_shape.setdefault(tuple(array.shape[1:] for array in base.values()), []).append((base, places))
+    sums = PairSums()
+    for parts in by_shape.values():
+        order = [place for _, places in parts for place in places]
+        base = {name: np.concatenate([answered[name] for answered, _ in parts]) for name in parts[0][0]}
+        sums.merge(compare(base, {name: array[order] for name, array in outputs.items()}, [1] * len(order), kinds))
+    return sums

@@ -19,17 +19,17 @@ from dataclasses import replace
 from logging import getLogger
 from typing import Any
 
-from gateway.codecs.codec import Request
 from gateway.errors import Draining
 from gateway.metrics import ServingMetrics
 from gateway.samples.pairs import PairSums
 from gateway.samples.record import sampling_limit
 from gateway.serving.batch_policy import MIN_RUNS
 from gateway.serving.batcher import Batcher
-from gateway.serving.copies import Comparison, Copy, Round, Runner, Shadowed, compare_all, own_outputs, size_of
-from gateway.serving.entry import Run
+from gateway.serving.copies import Comparison, Copy, Round, Runner, Shadowed, compare_all
+from gateway.serving.entry import Entry, Run
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.runpool import RunPool
+from gateway.serving.thread_time import busy_s
 from gateway.settings import BatchSettings, ShadowSettings
 from gateway.tensors import Tensors
 
@@ -37,16 +37,14 @@ log = getLogger(__name__)
 
 # How often the queues are looked at. Between two looks copies gather, so that many share a hop to the thread.
 TICK_S = 0.05
-# A copy that has found no room to run in this time is dropped: the worker is busy.
-_MAX_WAIT_S = 2.0
-# An event loop that was on a processor for more than this share of the time since the last look has no time for copies.
+# An event loop that was at work for more than this share of the time since the last look has no time for copies.
 _MAX_LOOP_SHARE = 0.7
 # After a run that took too long, the version rests for this many times as long as that run was given.
 _REST = 10.0
 # Niceness, in the sense of nice(1), of the thread that runs copies; that of loads. At the lowest priority it could be
 # kept off the processor by others while it holds the interpreter, for which the event loop would have to wait.
 _NICENESS = 10
-_MAX_BATCH_ROWS = 256
+_MAX_BATCH_ROWS = 64
 _NO_BOUND_ROWS = 2**40  # the queue of copies has bounds of its own
 
 
@@ -67,7 +65,7 @@ class Shadow:
         *,
         in_flight: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
-        loop_clock: Callable[[], float] = time.thread_time,
+        loop_clock: Callable[[], float] = busy_s,
         cost_clock: Callable[[], float] = time.thread_time,
         wall_clock: Callable[[], float] = time.time,
         executor: Executor | None = None,
@@ -132,38 +130,41 @@ class Shadow:
 
     # -- the way in ---------------------------------------------------------------------------------
 
-    def offer(self, base: LiveVersion, request: Request, outputs: Tensors, run: Run) -> None:
-        """Take references to what *base* was asked and has answered in *run*; never blocks, never raises."""
+    def offer(self, base: LiveVersion, asked: Entry, outputs: Tensors, start: int | None, run: Run) -> None:
+        """Take references to what *base* was asked and has answered in *run*; never blocks, never raises.
+
+        outputs: of *asked* alone, or from row *start* on.
+        """
         try:
-            self._offer(base, request, outputs, run)
+            self._offer(base, asked, outputs, start, run)
         except Exception:  # the answer is out, and those beside it must get out too
             log.exception("a copy could not be taken", extra={"model": base.model})
             self._dropped[(base.model, "error")] += 1
 
-    def _offer(self, base: LiveVersion, request: Request, outputs: Tensors, run: Run) -> None:
+    def _offer(self, base: LiveVersion, asked: Entry, outputs: Tensors, start: int | None, run: Run) -> None:
         shadowed = self._shadowed.get(base.model)
-        if shadowed is None or not shadowed.rate or shadowed.version == base.version or not request.rows:
+        if shadowed is None or not shadowed.rate or shadowed.version == base.version or not asked.rows:
+            return
+        if len(shadowed.queue) >= self._settings.max_queue_copies:  # under load the usual case: it must cost little
+            self._drop(shadowed, shadowed.comparisons.get(base.version), "queue_full")
             return
         live = self._registry.find(base.model, shadowed.version)
         if live is None:
             self._drop(shadowed, None, "not_warm")
             return
-        now_s = self._clock()
-        comparison = shadowed.comparison(base, live, self._wall_clock())
+        comparison = shadowed.comparison(base, live, self._wall_clock)
         if comparison.refusal:
             self._drop(shadowed, comparison, "inputs_differ")
             return
+        now_s = self._clock()
         if now_s < shadowed.rests_until_s:
             self._drop(shadowed, comparison, "resting")
             return
-        size_bytes = size_of(request, outputs)
-        if (
-            len(shadowed.queue) >= self._settings.max_queue_copies
-            or shadowed.queued_bytes + size_bytes > self._settings.max_queue_bytes
-        ):
+        taken = Copy(asked, outputs, start, run, comparison, now_s)
+        if shadowed.queued_bytes + taken.size_bytes > self._settings.max_queue_bytes:
             self._drop(shadowed, comparison, "queue_full")
             return
-        shadowed.put(Copy(request, own_outputs(outputs), run, comparison, size_bytes, now_s))
+        shadowed.put(taken)
 
     def _drop(self, shadowed: Shadowed, comparison: Comparison | None, reason: str) -> None:
         self._dropped[(shadowed.model, reason)] += 1
@@ -191,7 +192,7 @@ class Shadow:
             current.is_overdue = True
             current.runner.runtime.abort()
         for shadowed in self._shadowed.values():
-            for old in shadowed.take_old(now_s - _MAX_WAIT_S):
+            for old in shadowed.take_old(now_s - self._settings.max_wait_s):
                 self._drop(shadowed, old.comparison, "busy")
         self._start_round()
         self._flush()
@@ -215,7 +216,10 @@ class Shadow:
         )
 
     def _start_round(self) -> None:
-        """Let the copies of one model run, if there is room; models take turns."""
+        """Let the copies of one model run, if there is room; models take turns.
+
+        One round between two looks at the most: that bounds what all copies together may cost the worker.
+        """
         waiting = [shadowed for shadowed in self._shadowed.values() if shadowed.queue]
         if self._round is not None or not waiting or self._closed or self._is_busy():
             return
@@ -268,7 +272,7 @@ class Shadow:
             )
             shadowed.runner = None  # its session refuses all further runs
             shadowed.rests_until_s = self._clock() + _REST * self._settings.run_timeout_s
-        if current.done and not self._closed:
+        if current.batches and not self._closed:
             loop = asyncio.get_running_loop()
             self._executor.submit(self._compare, loop, current)
         else:
@@ -278,7 +282,7 @@ class Shadow:
         """In the thread."""
         found: list[tuple[Comparison, PairSums]] | Exception
         try:
-            found = compare_all(current.done)
+            found = compare_all(current.batches)
         except Exception as error:  # outputs that no signature has foreseen
             found = error
         # RuntimeError: the loop was closed meanwhile; the worker is gone.
@@ -290,7 +294,7 @@ class Shadow:
         key = (shadowed.model, shadowed.version)
         if isinstance(found, Exception):
             log.error("pairs of answers cannot be compared", extra={"model": shadowed.model}, exc_info=found)
-            for failed, _ in current.done:
+            for failed in current.done:
                 self._count_failed(shadowed, failed.comparison, "error", 1)
         else:
             for comparison, sums in found:
@@ -301,7 +305,6 @@ class Shadow:
             self._add_times(current)
         self._registry.release(current.runner.live)
         self._round = None
-        self._start_round()
 
     def _add_times(self, current: Round) -> None:
         """What the runs that answered cost, and what as many rows would cost the shadow at once.
@@ -311,7 +314,7 @@ class Shadow:
         cost = current.runner.cost
         if cost.runs < MIN_RUNS:
             return
-        for done, _ in current.done:
+        for done in current.done:
             # A request that was split does not tell the cost of one run.
             if done.base_run_s > 0 and done.rows <= done.base_run_rows:
                 sums = done.comparison.sums

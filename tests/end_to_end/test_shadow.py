@@ -105,7 +105,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
     flowers("1", 1.0)
     for model in (HOUSE, STEADY):
         write_package(root / "models", model)
-    settings: dict[str, dict[str, float]] = {"shadow": {"run_timeout_s": 0.5}, "cache": {"max_bytes": 0}}
+    # Other processes may keep the thread of copies, which lets all go first, from its processor for long.
+    shadow: dict[str, float] = {"run_timeout_s": 3, "max_wait_s": 60, "max_in_flight": 1000}
+    settings: dict[str, dict[str, float]] = {"shadow": shadow, "cache": {"max_bytes": 0}}
     with LiveGateway(root / "models", root / "state", workers=2, settings=settings) as live:
         flowers("2", 0.003)
         write_package(root / "models", replace(HOUSE, version="2", bias=HOUSE.bias + np.float32(OFFSET)))

@@ -16,7 +16,7 @@ from gateway.samples.pairs import RELATIVE_ERROR, ChangeSketch, Kind, PairSums, 
 from gateway.tensors import Array, Signature, Tensors, TensorSpec
 
 CHANGES = st.lists(st.just(0.0) | st.floats(1e-12, 1e12), min_size=1, max_size=60)
-QUANTILES = (0.01, 0.07, 0.25, 0.5, 0.9, 0.99, 1.0)
+QUANTILES = (1e-9, 0.01, 0.07, 0.25, 0.5, 0.9, 0.99, 1.0)
 KINDS: dict[str, Kind] = {"label": "label", "probabilities": "probabilities", "value": "score"}
 
 

@@ -221,7 +221,9 @@ class Rig:
     async def run_copies(self) -> None:
         """Let all copies run for which there is room now."""
         self.shadow.tick()
-        await self._run_all(self.copies)
+        while self.copies.is_busy:
+            await self._run_all(self.copies)
+            self.shadow.tick()
 
     def check_nothing_is_held(self) -> None:
         for caller in self.callers:  # as the ASGI door does at the end: nothing, if it has its answer

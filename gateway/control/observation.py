@@ -10,6 +10,7 @@ from gateway.control.foresight import ExpectedStep, smallest_regression
 from gateway.control.plan import ROLLBACK, SHADOW, Plan
 from gateway.control.rollout import Found
 from gateway.control.rollouts import Rollout
+from gateway.control.shadow_report import SURE, flips_evidence
 from gateway.control.shadow_report import merged as merged_pairs
 from gateway.control.signals import Counts, Epoch, merged
 from gateway.control.status import WorkerStatus
@@ -70,10 +71,11 @@ def _pair_findings(going: Rollout) -> list[Found]:
         Found(
             f"flips of {name}",
             ROLLBACK,
-            f"{name}: at least {output['flip_rate_low']:.2%} of the rows get another label, the plan allows {most:.2%}",
+            f"{name}: {output['flips']} of {output['rows']} rows get another label, surely more than the {most:.2%} of "
+            f"the plan",
         )
         for name, output in ((going.shadow or {}).get("outputs") or {}).items()
-        if (output.get("flip_rate_low") or 0.0) > most
+        if flips_evidence(output.get("flips", 0), output["rows"], most) >= SURE
     ]
 
 

@@ -13,6 +13,7 @@ from gateway.flags.compile import compile_options, compile_route
 from gateway.flags.document import SHADOW, FlagDocument, route_key
 from gateway.samples.pairs import RELATIVE_ERROR, OutputSums, PairSums, sums_from_json
 
+SURE = 20.0  # an e-value from which on a finding is wrong in at most one of so many cases
 _Z_95 = 1.959963984540054  # of the normal distribution: 95 % lie within so many standard deviations
 
 
@@ -142,6 +143,25 @@ def wilson(hits: int, trials: int) -> tuple[float, float]:
     half = _Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
     low = 0.0 if hits == 0 else max(0.0, middle - half)
     return low, 1.0 if hits == trials else min(1.0, middle + half)
+
+
+def flips_evidence(flips: int, rows: int, limit: float) -> float:
+    """The e-value of *flips* in *rows* against a share of flips of at most *limit* (0 to 1); 1 says nothing.
+
+    It may be looked at after every row: under that share it ever reaches SURE with a chance of 1/SURE at most (Ville).
+    The interval of `wilson` promises its 95 % for one look only. A mean of likelihood ratios over twelve shares above the
+    limit (Wald 1945, Robbins 1970); rows are taken for independent.
+    """
+    if limit >= 1 or not rows:
+        return 1.0
+    if limit <= 0:
+        return math.inf if flips else 1.0
+    logs = []
+    for halvings in range(1, 13):
+        share = limit + (1 - limit) / 2**halvings
+        logs.append(flips * math.log(share / limit) + (rows - flips) * math.log((1 - share) / (1 - limit)))
+    largest = max(logs)
+    return math.exp(min(700.0, largest + math.log(sum(math.exp(log - largest) for log in logs) / len(logs))))
 
 
 def _output(sums: OutputSums) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.control.shadow_report import merged, report, sentence, wilson
+from gateway.control.shadow_report import SURE, flips_evidence, merged, report, sentence, wilson
 from gateway.control.status import WorkerStatus
 from gateway.flags.document import parse
 from gateway.samples.pairs import PairSums, compare
@@ -55,6 +55,30 @@ def test_the_interval_holds_the_true_share_about_as_often_as_it_says(trials: int
 def test_known_intervals() -> None:
     assert wilson(10, 100) == pytest.approx((0.05523, 0.17437), abs=1e-5)  # Newcombe (1998), as many packages give it
     assert wilson(0, 1000) == pytest.approx((0.0, 0.003827), abs=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.005, 0.02, 0.2])
+def test_evidence_of_too_many_flips_keeps_its_word_at_every_look(limit: float) -> None:
+    draw, runs, rows = np.random.default_rng(3), 200, 2000
+    looks = range(20, rows + 1, 20)
+
+    def ever(share: float) -> float:
+        """The share of runs in which one who looks every twenty rows is ever told that there are too many."""
+        counts = (draw.random((runs, rows)) < share).cumsum(axis=1)
+        told = [any(flips_evidence(int(run[n - 1]), n, limit) >= SURE for n in looks) for run in counts]
+        return sum(told) / runs
+
+    assert ever(limit) <= 1 / SURE
+    assert ever(4 * limit) > 0.8
+
+
+def test_evidence_at_the_ends() -> None:
+    assert flips_evidence(0, 0, 0.1) == 1.0
+    assert flips_evidence(5, 5, 1.0) == 1.0
+    assert flips_evidence(0, 10**9, 0.0) == 1.0
+    assert flips_evidence(1, 10**9, 0.0) == math.inf
+    assert flips_evidence(0, 10**6, 0.5) < 1e-6
+    assert math.isfinite(flips_evidence(10**9, 10**9, 0.001))
 
 
 @given(st.lists(st.lists(st.floats(0, 1e6), max_size=30), min_size=1, max_size=4))

@@ -16,7 +16,7 @@ from gateway.control.auth import OPERATOR, VIEWER, TokenStore
 from gateway.control.endpoints import reply
 from gateway.errors import UnknownVersion
 from gateway.flags.audit import Author
-from gateway.flags.store import SqliteStore
+from gateway.flags.store import FlagStore, Note, note
 from gateway.quarantine import Quarantined
 
 
@@ -25,7 +25,7 @@ class QuarantineEndpoints:
     """``/admin/v1/quarantine``."""
 
     path: Path
-    store: SqliteStore
+    store: FlagStore
     tokens: TokenStore
 
     def routes(self) -> list[Route]:
@@ -54,12 +54,7 @@ class QuarantineEndpoints:
     def _lift(self, model: str, version: str, author: Author, reason: str) -> list[Quarantined]:
         def announce(lifted: list[Quarantined]) -> None:
             for entry in lifted:
-                self.store.record(
-                    author=author,
-                    verb="quarantine.lift",
-                    target=f"quarantine:{model}",
-                    after={"lifted": entry.to_json()},
-                    reason=reason,
-                )
+                told = Note("quarantine.lift", f"quarantine:{model}", after={"lifted": entry.to_json()})
+                note(self.store, told, author=author, reason=reason)
 
         return quarantine.lift(self.path, model, version, announce=announce)

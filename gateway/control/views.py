@@ -69,7 +69,7 @@ class Views:
         return Response(page, headers={"content-type": metrics.CONTENT_TYPE})
 
     async def status(self, request: Request) -> Response:
-        """What every worker says of itself, what no worker may load, and what became of a flags file that is followed."""
+        """What every worker says of itself, what no worker may load, and how a flags file is that is followed."""
         await requests.sender(request, self.tokens, VIEWER)
         document = await run_in_threadpool(self.desk.document)
         workers = await run_in_threadpool(self.workers)

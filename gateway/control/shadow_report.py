@@ -149,8 +149,8 @@ def flips_evidence(flips: int, rows: int, limit: float) -> float:
     """The e-value of *flips* in *rows* against a share of flips of at most *limit* (0 to 1); 1 says nothing.
 
     It may be looked at after every row: under that share it ever reaches SURE with a chance of 1/SURE at most (Ville).
-    The interval of `wilson` promises its 95 % for one look only. A mean of likelihood ratios over twelve shares above the
-    limit (Wald 1945, Robbins 1970); rows are taken for independent.
+    The interval of `wilson` promises its 95 % for one look only. A mean of likelihood ratios over twelve shares above
+    the limit (Wald 1945, Robbins 1970); rows are taken for independent.
     """
     if limit >= 1 or not rows:
         return 1.0

@@ -252,7 +252,7 @@ def test_the_last_approval_applies_the_change_and_all_of_it_is_one_commit(board:
     assert board.targeting() is None
     assert board.review.approve(change_id, BOB, reason="looks right").state == OPEN
     before = board.store.history(newest_first=True, limit=1)[0].seq
-    assert board.review.approve(change_id, CY).state == "applied"
+    assert board.review.approve(change_id, CY).state == board.review.find(change_id).state == "applied"
     assert board.targeting() == split(10)
     rows = board.store.history(after=before)
     assert [row.verb for row in rows] == ["flag.put.approved", "change.approve", "change.apply"]

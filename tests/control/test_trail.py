@@ -160,6 +160,7 @@ def test_a_torn_line_at_the_end_is_cut_off_and_never_one_in_the_middle(tmp_path:
         assert read_checkpoints(path) == SIGNED[:1]
         append(path, SIGNED[1])
         assert read_checkpoints(path) == SIGNED[:2]
+        assert len(path.read_bytes().splitlines()) == 2
     path.write_bytes(whole[: len(whole) // 2])
     assert read_checkpoints(path) == []
     append(path, SIGNED[1])

@@ -11,6 +11,7 @@ from gateway.flags.bucket import FLAGD_V3
 from gateway.flags.document import (
     BATCHING,
     CACHE,
+    FALLBACK,
     MISSING_KEY,
     RANDOM_KEY,
     ROUTE,
@@ -39,6 +40,7 @@ DEFAULT = "DEFAULT"  # the rules left it to the default variant
 DISABLED = "DISABLED"  # the kill switch
 PINNED = "PINNED"  # the request named a version itself
 ERROR = "ERROR"  # a rule computed something that is no variant; the default variant answers
+FELL_BACK = "FALLBACK"  # the variant that was chosen failed, or is known to fail; the default variant answers
 
 
 class Decision(NamedTuple):
@@ -58,8 +60,9 @@ class Route:
 
     named: every version that a variant names; these are declared, that is loaded and kept warm. reachable: the versions
     that some request could be given now; given: the variants. shares: per version, its share at each place of the rule
-    that can give it (1.0 where a rule names it outright), in the order of the rule. header_names: what `decide` reads
-    of *headers*.
+    that can give it (1.0 where a rule names it outright), in the order of the rule. variants: all, with their versions.
+    split: the variants that a split could give now, with their versions. falls_back: the default variant answers where
+    another one fails. header_names: what `decide` reads of *headers*.
     """
 
     model: str
@@ -70,6 +73,9 @@ class Route:
     given: frozenset[str]
     header_names: tuple[str, ...]
     shares: Mapping[str, tuple[float, ...]]
+    variants: Mapping[str, str]
+    split: Mapping[str, str]
+    falls_back: bool
     default: Decision
     shadow_version: str | None  # what runs copies of answered requests: named "shadow", and given to no client
     is_sticky: bool  # with a targeting key, the decision depends on nothing but the key
@@ -109,6 +115,9 @@ def compile_route(model: str, flag: Flag, bucketing: str = FLAGD_V3) -> Route:
         given=frozenset(given),
         header_names=tuple(sorted(compiler.headers)) if flag.enabled else (),
         shares={version: tuple(shares) for version, shares in compiler.shares.items()} if flag.enabled else {},
+        variants={name: str(version) for name, version in flag.variants.items()},
+        split=compiler.split if flag.enabled else {},
+        falls_back=bool(flag.metadata.get(FALLBACK, True)),
         default=Decision(flag.default_variant, default_version, reason if flag.enabled else DISABLED),
         shadow_version=_shadow_version(flag, given),
         is_sticky=flag.enabled and _is_split_by_key(flag.targeting),
@@ -146,6 +155,7 @@ class _RouteCompiler(RuleCompiler):
         )
         self.shares: dict[str, list[float]] = {}
         self.given: set[str] = set()  # variants that some request could be given
+        self.split: dict[str, str] = {}
         self._variants = flag.variants
         default = str(flag.default_variant)
         self._wrong = Decision(default, str(flag.variants[default]), ERROR)
@@ -184,6 +194,8 @@ class _RouteCompiler(RuleCompiler):
         self.shares.setdefault(version, []).append(share)
         if share:
             self.given.add(variant)
+        if reason == SPLIT and share:
+            self.split[variant] = version
         return Decision(variant, version, reason)
 
     def _split(self, args: Json, where: str, share: float) -> _Result:

@@ -33,6 +33,9 @@ MISSING_KEY = "missingKey"  # metadata of a route: what a split does with a requ
 RANDOM_KEY, DEFAULT_KEY, REJECT_KEY = "random", "default", "reject"
 FALLBACK = "fallback"  # metadata of a route: whether the default variant answers where another one fails
 MISSING_KEY_POLICIES = (RANDOM_KEY, DEFAULT_KEY, REJECT_KEY)
+FALLBACK = (
+    "fallback"  # metadata of a route: whether the default variant answers where another one fails; true if absent
+)
 
 # Metadata of a cache flag: the revision at which cached answers were last forgotten, of all versions or of one.
 PURGED = "purged"
@@ -262,6 +265,9 @@ def _check_route(flag: Flag, where: str) -> None:
         raise InvalidFlag(
             f"{where}.metadata.{MISSING_KEY}", _shown(policy), f"one of {', '.join(MISSING_KEY_POLICIES)}"
         )
+    fallback = flag.metadata.get(FALLBACK, True)
+    if not isinstance(fallback, bool):
+        raise InvalidFlag(f"{where}.metadata.{FALLBACK}", _shown(fallback), "true or false")
 
 
 def _check_purges(flag: Flag, where: str) -> None:

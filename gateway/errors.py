@@ -121,6 +121,12 @@ class ModelNotReady(Refused):
     code = "model_not_ready"
 
 
+class VersionShut(Refused):
+    """This version has failed too often, or hangs, and the default version cannot answer in its place now."""
+
+    code = "version_shut"
+
+
 class DeadlineExceeded(GatewayError):
     """The answer would come too late for this request's deadline."""
 
@@ -137,6 +143,12 @@ class InferenceFailed(GatewayError):
     """The model raised on inputs that its signature allows."""
 
     code = "inference_failed"
+
+
+class InvalidOutput(InferenceFailed):
+    """The model answered with numbers that are not finite, or with another shape or type than its signature says."""
+
+    code = "invalid_output"
 
 
 # -- model packages -------------------------------------------------------------------------------

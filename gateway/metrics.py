@@ -187,6 +187,19 @@ class ServingMetrics:
         self.load_failures = Counter(
             "sluicegate_version_load_failures", "Versions that could not be loaded or warmed.", _VERSION, registry=r
         )
+        self.breaker_state = Gauge(
+            "sluicegate_breaker_state",
+            "Whether a variant other than the default one is asked: 0 closed, 1 half-open, 2 open; the worst worker's.",
+            ("model", "variant"),
+            multiprocess_mode="livemax",
+            registry=r,
+        )
+        self.fallbacks = Counter(
+            "sluicegate_fallbacks",
+            "Predictions taken from a variant to the default one, by why: error, invalid, timeout, breaker, queue.",
+            (*_VARIANT, "reason"),
+            registry=r,
+        )
 
 
 class MonitorMetrics:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from gateway.codecs.codec import JSON_HEADERS, Encoded, Headers, Request
 from gateway.errors import GatewayError
+from gateway.flags.compile import FELL_BACK
 from gateway.samples.record import RANDOM, Sample, sample_hash, sampling_limit
 from gateway.serving.cache import Kept, PredictionCache
 from gateway.serving.call import Call
@@ -231,8 +232,8 @@ class Answers:
         """What all calls share that got the same decision, revision and kind of cache result; made once for them."""
         decision, route = call.decision, call.route
         assert decision is not None
-        is_fallback = call.diverted_from is not None
-        key = (call.model, decision.version, decision.variant, route.revision, call.cache, is_fallback)
+        fell_back = decision.reason is FELL_BACK
+        key = (call.model, decision.version, decision.variant, route.revision, call.cache, fell_back)
         found = self._lanes.get(key)
         if found is None:
             if len(self._lanes) >= _MAX_LANES:
@@ -244,7 +245,7 @@ class Answers:
                     (b"x-model-variant", variant.encode()),
                     (b"x-flag-revision", str(revision).encode()),
                     (b"x-cache", cache.encode()),
-                    *(((b"x-model-fallback", variant.encode()),) if is_fallback else ()),
+                    *(((b"x-model-fallback", variant.encode()),) if fell_back else ()),
                 )
             )
             found = self._lanes[key] = Lane(headers, self._counts.latencies(model, version, variant, cache))

@@ -34,6 +34,7 @@ from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
 from gateway.serving.doorway import Doorway, by_name
 from gateway.serving.endpoints import PredictionEndpoint, Questions, on_gateway_error, on_unknown_path
 from gateway.serving.fastdoor import UVICORN, FastDoor
+from gateway.serving.guard import Guards
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
@@ -50,6 +51,8 @@ log = getLogger(__name__)
 READY_TIMEOUT_S = 5.0
 # Container objects made and not freed before the cycle collector looks at the young ones; Python's own value is 700.
 _COLLECTOR_THRESHOLD = 50_000
+# How often it is looked whether a candidate's run leaves its callers too little time.
+_LATE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class Worker:
     shadow: Shadow
     counts: Counts
     metrics: ServingMetrics
+    guards: Guards
+    pipeline: Pipeline
     watch: Watch
     doors: Doors
     app: Starlette
@@ -96,12 +101,18 @@ def build(
         marks=marks,
         suspects=suspects,
     )
-    router = Router(registry)
+    guards = Guards(
+        registry,
+        counts,
+        on_change=lambda: watch.changed.set(),
+        on_candidate=lambda live: watch.forget_answers(live),
+    )
+    router = Router(registry, guards)
     shadow = Shadow(registry, pool, settings.shadow, settings.batching, metrics, in_flight=lambda: admission.in_flight)
-    watch = Watch(settings, router, registry, cache, shadow, metrics, on_ready=lambda: report("ready"))
+    watch = Watch(settings, router, registry, cache, shadow, metrics, guards, on_ready=lambda: report("ready"))
     sampler = Sampler(settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
     answers = Answers(registry, cache, sampler, shadow, counts, ttl_s=settings.cache.ttl_s)
-    pipeline = Pipeline(admission, router, cache, answers)
+    pipeline = Pipeline(admission, router, cache, answers, guards)
     doorway = Doorway(admission, pipeline, counts, by_name(codecs))
     native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)
     questions = Questions(router, registry, watch.ready.is_set)
@@ -119,7 +130,7 @@ def build(
     )
     doors = Doors(doorway, settings.server, fast=settings.server.door == "fast", clock=time.monotonic)
     app.state.doors = doors
-    return Worker(admission, registry, cache, sampler, shadow, counts, metrics, watch, doors, app)
+    return Worker(admission, registry, cache, sampler, shadow, counts, metrics, guards, pipeline, watch, doors, app)
 
 
 def _questions(questions: Questions) -> list[Route]:
@@ -146,12 +157,14 @@ async def _background(
     worker.sampler.start()
     status = run_dir / "status" / f"worker-{slot}.json"
     status.parent.mkdir(parents=True, exist_ok=True)
+    writing = write_status(
+        status, worker.watch, worker.counts, worker.guards, connections=connections, slot=slot, boot=boot, beat=beat
+    )
     tasks = [
         asyncio.create_task(worker.watch.follow()),
-        asyncio.create_task(
-            write_status(status, worker.watch, worker.counts, connections=connections, slot=slot, boot=boot, beat=beat)
-        ),
+        asyncio.create_task(writing),
         asyncio.create_task(_flush(worker, connections)),
+        asyncio.create_task(_divert_late(worker)),
         asyncio.create_task(worker.doors.watch()),
         asyncio.create_task(worker.shadow.run()),
     ]
@@ -164,6 +177,7 @@ async def _background(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         worker.shadow.close()
+        worker.guards.close()
         worker.registry.close()
         worker.counts.flush()
         worker.watch.close()
@@ -184,12 +198,20 @@ async def _flush(worker: Worker, connections: Callable[[], int]) -> None:
     while True:
         await asyncio.sleep(FLUSH_INTERVAL_S)
         worker.counts.flush()
+        worker.guards.signals.flush()
         worker.metrics.in_flight.set(worker.admission.in_flight)
         worker.metrics.open_connections.set(connections())
         worker.metrics.cache_bytes.set(worker.cache.size_bytes)
         turn += 1
         if turn % turns_per_sweep == 0:
             worker.cache.sweep()
+
+
+async def _divert_late(worker: Worker) -> None:
+    """Take calls from candidates that keep them waiting too long, for ever."""
+    while True:
+        await asyncio.sleep(_LATE_S if worker.guards.has_candidates else FLUSH_INTERVAL_S)
+        worker.pipeline.divert_late()
 
 
 def _protocol() -> Any:

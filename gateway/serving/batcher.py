@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from gateway.errors import (
     DeadlineUnreachable,
     GatewayError,
     InvalidInput,
+    InvalidOutput,
     QueueFull,
 )
 from gateway.marks import IDLE, IN_THREAD, ON_LOOP, UNMARKED, Mark
@@ -30,6 +31,7 @@ from gateway.models.runtime import Runtime
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, DrainRate, Reason, RunCost, finish_s
 from gateway.serving.entry import Batch, Entry, Run, all_in_one
 from gateway.serving.execution import Execution, Results
+from gateway.serving.outputs import OutputCheck
 from gateway.serving.runpool import RunPool
 from gateway.settings import BatchSettings
 from gateway.tensors import Signature, Tensors
@@ -38,6 +40,27 @@ _FAR_S = float("inf")
 # All of the first runs teach what a run costs; later one in some is enough, and learning costs as much as queueing.
 _LEARN_ALL_RUNS = 256
 _LEARN_ONE_IN = 4
+
+
+class RunGuard(Protocol):
+    """Who looks after the runs of a candidate; on the event loop."""
+
+    @property
+    def patience(self) -> int:
+        """Failures in a row that it still bears."""
+        ...
+
+    def ran(self, batch: Batch, run: Run) -> None:
+        """A run has ended; its entries do not have their answers yet."""
+        ...
+
+
+class Away(NamedTuple):
+    """A batch that is running in the pool, since when."""
+
+    batch: Batch
+    run: Run
+    begun_s: float
 
 
 class Batcher:
@@ -87,13 +110,21 @@ class Batcher:
         self._mixes = self._shares and not self._variable
         self._max_batch_rows = settings.max_batch_rows
         self._runs = 0
+        self._guard: RunGuard | None = None
         self.queued_rows = 0
+        self.away: Away | None = None
+        self.blocks_since_s = 0.0  # a run of a candidate holds the event loop since then; 0: none does
 
     def set_limits(self, *, enabled: bool, max_batch_rows: int) -> None:
         """Follow the flag <model>.batching: whether requests may share a run, and how many rows a run may have."""
         self._enabled = enabled
         self._mixes = enabled and self._shares and not self._variable
         self._max_batch_rows = max_batch_rows
+
+    def watch(self, check: OutputCheck | None, guard: RunGuard | None) -> None:
+        """Check the outputs of each run from now on. guard: of a candidate, told of each run."""
+        self._execution.check = check
+        self._guard = guard
 
     # -- the way in ---------------------------------------------------------------------------------
 
@@ -206,7 +237,12 @@ class Batcher:
     def _run_here(self, batch: Batch, oldest_wait_s: float) -> None:
         run = Run(batch.rows, len(batch.entries), batch.reason, oldest_wait_s)
         self._doing[self._place] = ON_LOOP
-        results = self._execution.run(batch, run, self._clock, self._clock)
+        if self._guard is None:
+            results = self._execution.run(batch, run, self._clock, self._clock)
+        else:
+            self.blocks_since_s = self._clock()
+            results = self._execution.run(batch, run, self._clock, self._clock, self._guard.patience)
+            self.blocks_since_s = 0.0
         self._doing[self._place] = IDLE
         self._finish(batch, run, results)
 
@@ -222,14 +258,16 @@ class Batcher:
         expected_s = self._cost.expected_s(batch.rows)
         self._running = True
         self._running_until_s = begun_s + expected_s if self._cost.runs else begun_s
+        self.away = Away(batch, run, begun_s)
+        patience = None if self._guard is None else self._guard.patience
         loop = asyncio.get_running_loop()
         # run_in_executor would make a future and a callback chain; one hop back is all that is needed.
-        self._pool.run(partial(self._run_away, loop, batch, run), batch, expected_s)
+        self._pool.run(partial(self._run_away, loop, batch, run, patience), batch, expected_s)
 
-    def _run_away(self, loop: asyncio.AbstractEventLoop, batch: Batch, run: Run) -> None:
+    def _run_away(self, loop: asyncio.AbstractEventLoop, batch: Batch, run: Run, patience: int | None) -> None:
         """In a thread of the pool."""
         self._doing[self._place] = IN_THREAD
-        results = self._execution.run(batch, run, self._clock, self._cost_clock)
+        results = self._execution.run(batch, run, self._clock, self._cost_clock, patience)
         self._doing[self._place] = IDLE
         # RuntimeError: the loop was closed while the model ran; the worker is gone and nobody waits.
         with contextlib.suppress(RuntimeError):
@@ -237,6 +275,7 @@ class Batcher:
 
     def _finish_away(self, batch: Batch, run: Run, results: Results) -> None:
         self._running = False
+        self.away = None
         self._pool.give_back(batch)
         self._finish(batch, run, results)
 
@@ -322,6 +361,10 @@ class Batcher:
                 self._cost.observe(run.rows, run.cost_s)
                 self._best.observe(run.rows, run.cost_s)
         self._on_run(run)
+        if run.bad_rows:
+            _mark_invalid(batch, run)
+        if self._guard is not None:
+            self._guard.ran(batch, run)
         if self._queue:
             self._plan()
         entries = batch.entries
@@ -350,8 +393,7 @@ class Batcher:
             entry.parts = entry.parts or []
             entry.parts.append((run, result))
             if stop == entry.rows:
-                whole = {name: np.concatenate([done[name] for _, done in entry.parts]) for name in result}
-                entry.owner.finish(entry, whole, all_in_one([run for run, _ in entry.parts]))
+                entry.owner.finish(entry, _joined(entry.parts), all_in_one([run for run, _ in entry.parts]))
 
     def _forget_rest(self, entry: Entry) -> None:
         """Take the rows of a failed entry that still wait out of the queue."""
@@ -359,6 +401,44 @@ class Batcher:
             self._queue.popleft()
             self.queued_rows -= entry.rows - entry.taken
         entry.taken = -1
+
+    # -- a candidate that is not well -----------------------------------------------------------------
+
+    def expected_s(self, rows: int) -> float:
+        """What a run of *rows* rows is expected to take; 0 while that is not known."""
+        return self._cost.expected_s(rows) if self._cost.runs else 0.0
+
+    def send_away(self, error: GatewayError, which: Callable[[Any], bool] | None = None) -> None:
+        """Give entries that wait and that another version may answer back to their owners, with *error*."""
+        going: list[Entry] = []
+        for _ in range(len(self._queue)):
+            entry = self._queue.popleft()
+            if entry.falls_back and entry.taken == 0 and (which is None or which(entry)):
+                going.append(entry)
+            else:
+                self._queue.append(entry)
+        for entry in going:
+            self.queued_rows -= entry.rows
+            entry.owner.finish(entry, error, None)
+
+    def replace(self, place: int, stand_in: Entry) -> None:
+        """Put *stand_in* where an entry of the batch that is away was; of the rows that still wait none will run."""
+        assert self.away is not None
+        entries = self.away.batch.entries
+        if stand_in.taken < stand_in.rows and self._queue and self._queue[0] is entries[place]:
+            self._queue.popleft()
+            self.queued_rows -= stand_in.rows - stand_in.taken
+            stand_in.taken = -1
+        entries[place] = stand_in
+
+    def lend_thread(self) -> None:
+        """The run that is away takes too long: let others have a thread in place of the one that it holds."""
+        if self.away is not None:
+            self._pool.lend(self.away.batch)
+
+    def abort(self) -> None:
+        """Call off the run that goes on; the version answers nobody any more."""
+        self._execution.abort()
 
     def close(self, error: GatewayError) -> None:
         """Answer everything that still waits with *error*."""
@@ -368,3 +448,18 @@ class Batcher:
             if entry.taken >= 0:
                 entry.taken = -1
                 entry.owner.finish(entry, error, None)
+
+
+def _joined(parts: list[tuple[Run, Tensors]]) -> Tensors | GatewayError:
+    try:
+        return {name: np.concatenate([outputs[name] for _, outputs in parts]) for name in parts[0][1]}
+    except ValueError as error:
+        return InvalidOutput(f"the parts of a large request got outputs that do not fit together: {error}")
+
+
+def _mark_invalid(batch: Batch, run: Run) -> None:
+    bad, at = frozenset(run.bad_rows), 0
+    for entry, start, stop in batch.parts():
+        rows = range(at, at + stop - start)
+        entry.is_invalid = entry.is_invalid or not bad.isdisjoint(rows)
+        at = rows.stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from gateway.serving.replies import Block
 from gateway.serving.target import Target
 
 if TYPE_CHECKING:  # a call holds the things that the stations behind it hand around
+    from gateway.serving.guard import Arm
     from gateway.serving.registry import LiveVersion
 
 # Called once with the answer: an error or None, the headers that say who answered, those of the body, the body.
@@ -36,7 +38,7 @@ class Call(Entry):
     decision: Decision | None = None
     live: LiveVersion
     is_held: bool = False  # the version is kept for this call
-    diverted_from: Decision | None = None  # what the route gave, if that version may not run and another one answers
+    arm: Arm | None = None  # where it counts and who answers if its version fails; None: nowhere, and nobody
     # Set by the pipeline:
     cache: str = "bypass"
     is_cached: bool = False  # looks into the cache and is kept there
@@ -66,3 +68,28 @@ class Call(Entry):
         self.started_s = started_s
         self.deadline_s = deadline_s
         self.run_by_s = deadline_s
+
+    @property
+    def falls_back(self) -> bool:  # type: ignore[override]  # an entry says once what a call has to look up
+        arm = self.arm
+        return arm is not None and arm.guard is not None
+
+    @property
+    def key_of_arm(self) -> str | None:
+        """By which the split put it into its arm; None: by its prediction id."""
+        return self.headers.get("x-targeting-key") or None
+
+    def stand_in(self) -> Call:
+        """What takes its place in a run that it leaves, and leads those that follow it; nobody waits for itself."""
+        stand_in = copy.copy(self)
+        stand_in.on_reply, stand_in.left, stand_in.is_held, stand_in.arm = None, True, False, None
+        stand_in.gone = not self.followers
+        return stand_in
+
+    def start_again(self, live: LiveVersion, decision: Decision) -> None:
+        """Forget how far it came, and be decided anew."""
+        self.live, self.decision, self.arm, self.is_held = live, decision, None, True
+        self.cache, self.is_cached, self.is_plain, self.is_invalid = "bypass", False, False, False
+        self.raw_key = self.key = self.leader = self.flat = self.spec = self._request = self.parts = None
+        self.followers = ()
+        self.rows, self.taken, self.gone, self.run_by_s = 1, 0, False, self.deadline_s

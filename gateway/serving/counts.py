@@ -21,6 +21,7 @@ class Counts:
         self._latencies: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
         self._runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
         self._refused: dict[str, int] = defaultdict(int)
+        self._fallbacks: dict[tuple[str, str, str, str], int] = defaultdict(int)
         # Children of labelled metrics, bound once: .labels() costs more than the increment.
         self._bound: dict[tuple[Any, ...], Any] = {}
         # Ends of predictions by (model, version, variant): [answered, failed, latency sum], for the status document.
@@ -39,6 +40,14 @@ class Counts:
         """One request was answered with an error before a version was chosen."""
         self._refused[code] += 1
 
+    def fell_back(self, model: str, version: str, variant: str, reason: str) -> None:
+        """One prediction was taken from a variant to the default one."""
+        self._fallbacks[(model, version, variant, reason)] += 1
+
+    def breaker(self, model: str, variant: str, state: int) -> None:
+        """A breaker is now closed (0), half-open (1) or open (2)."""
+        self._child(self._metrics.breaker_state, (model, variant)).set(state)
+
     def ran(self, model: str, version: str) -> Callable[[Run], None]:
         """Takes the runs of one version."""
         return self._runs[(model, version)].append
@@ -54,11 +63,14 @@ class Counts:
             self._child(metrics.requests, labels).inc(count)
         for code, count in self._refused.items():
             self._child(metrics.refused, (code,)).inc(count)
+        for labels, count in self._fallbacks.items():
+            self._child(metrics.fallbacks, labels).inc(count)
         for batch, runs in self._runs.items():
             self._flush_runs(batch, runs)
             runs.clear()
         self._outcomes.clear()
         self._refused.clear()
+        self._fallbacks.clear()
 
     def _flush_answered(self, variant: tuple[str, str, str], cache: str, latencies_s: list[float]) -> None:
         metrics = self._metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from gateway.codecs.codec import Request
@@ -13,10 +14,23 @@ class Run:
     """What one batch did.
 
     oldest_wait_s: of the entry that waited longest. cost_s: what is learned from; in a thread, without the wait for a
-    processor.
+    processor. is_watched: its outputs were checked; bad_rows: those of its rows that were no good. outcomes: how many
+    requests each call of the model answered well, and how many not, if one of them failed. failure: what was wrong.
     """
 
-    __slots__ = ("cost_s", "failed", "oldest_wait_s", "reason", "requests", "rows", "run_s")
+    __slots__ = (
+        "bad_rows",
+        "cost_s",
+        "failed",
+        "failure",
+        "is_watched",
+        "oldest_wait_s",
+        "outcomes",
+        "reason",
+        "requests",
+        "rows",
+        "run_s",
+    )
 
     def __init__(self, rows: int, requests: int, reason: str, oldest_wait_s: float, run_s: float = 0.0) -> None:
         self.rows = rows
@@ -26,12 +40,20 @@ class Run:
         self.run_s = run_s
         self.cost_s = 0.0
         self.failed = False
+        self.failure = ""
+        self.is_watched = False
+        self.bad_rows: Collection[int] = ()
+        self.outcomes: list[tuple[int, int]] = []
 
 
 def all_in_one(runs: list[Run]) -> Run:
     """What the runs of a split entry were to it: the longest wait, all of the time, the largest batch."""
     rows, oldest_wait_s = max(run.rows for run in runs), max(run.oldest_wait_s for run in runs)
-    return Run(rows, 1, runs[0].reason, oldest_wait_s, sum(run.run_s for run in runs))
+    whole = Run(rows, 1, runs[0].reason, oldest_wait_s, sum(run.run_s for run in runs))
+    whole.cost_s = sum(run.cost_s for run in runs)
+    whole.failed = any(run.failed for run in runs)
+    whole.is_watched = any(run.is_watched for run in runs)
+    return whole
 
 
 class Owner(Protocol):
@@ -60,6 +82,8 @@ class Entry:
     taken: int = 0  # rows that are running or done; -1: an error was told
     queued_s: float = 0.0  # when it came
     parts: list[tuple[Run, Tensors]] | None = None  # what ran of it, if it is split
+    is_invalid: bool = False  # some of its rows got an answer that is no good
+    falls_back: bool = False  # another version may answer in its place
     _request: Request | None = None
 
     def __init__(self, request: Request, run_by_s: float, owner: Owner) -> None:

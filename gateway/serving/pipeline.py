@@ -12,12 +12,21 @@ import time
 from collections.abc import Callable, Sequence
 from logging import getLogger
 
-from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed
+from gateway.errors import (
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    GatewayError,
+    InferenceFailed,
+    InvalidOutput,
+    QueueFull,
+    VersionShut,
+)
 from gateway.serving.admission import Admission
 from gateway.serving.answers import Answers, Cut
 from gateway.serving.cache import PredictionCache, raw_key, tensor_key
 from gateway.serving.call import Call, OnReply
 from gateway.serving.entry import Run
+from gateway.serving.guard import BREAKER, ERROR, INVALID, MARGIN_SHARE, QUEUE, TIMEOUT, Guard, Guards
 from gateway.serving.registry import LiveVersion
 from gateway.serving.router import Router
 from gateway.tensors import Tensors
@@ -26,6 +35,14 @@ log = getLogger(__name__)
 
 # A body or inputs larger than this are not looked up: making the key would cost more than most runs.
 _MAX_KEY_BYTES = 32 * 1024
+# Errors of a candidate after which the default version is asked, and how the metric calls them.
+_FALL_BACK = {
+    InferenceFailed: ERROR,
+    InvalidOutput: INVALID,
+    VersionShut: BREAKER,
+    QueueFull: QUEUE,
+    DeadlineUnreachable: QUEUE,
+}
 
 
 class Pipeline:
@@ -37,6 +54,7 @@ class Pipeline:
         router: Router,
         cache: PredictionCache,
         answers: Answers,
+        guards: Guards,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -44,6 +62,7 @@ class Pipeline:
         self._router = router
         self._cache = cache
         self._answers = answers
+        self._guards = guards
         self._clock = clock
         self._waiting: dict[object, Call] = {}  # calls on their way, by the key of their inputs
 
@@ -67,7 +86,7 @@ class Pipeline:
                 asyncio.get_running_loop().call_soon(self._take_in, live)
             arrivals.append(call)
         except Exception as error:  # whatever it is, this call gets its answer and its connection goes on
-            self._refuse(call, error)
+            self._end(call, error)
 
     def _answer_equal_body(self, call: Call, live: LiveVersion) -> bool:
         """Answer with what an equal body got. False: none is kept."""
@@ -109,7 +128,7 @@ class Pipeline:
                     continue
                 entries.append(call)
             except Exception as error:  # as in begin
-                self._refuse(call, error)
+                self._end(call, error)
         try:
             live.batcher.submit(entries)
         except Exception as error:  # as in begin
@@ -161,6 +180,10 @@ class Pipeline:
                 self._fail(call, error)
 
     def _finish_batch(self, entries: list[Call], outputs: Tensors, run: Run) -> None:
+        if run.is_watched:
+            if run.bad_rows:
+                entries = [self._check(call) if call.is_invalid else call for call in entries]
+            self._guards.answered(entries, outputs, run)
         codec = entries[0].codec
         if all([call.is_plain and call.codec is codec for call in entries]):  # noqa: C419  # a list is faster here
             self._complete_plain(entries, range(len(entries)), outputs, run)
@@ -181,15 +204,21 @@ class Pipeline:
     def finish(self, entry: Call, result: Tensors | GatewayError, run: Run | None) -> None:
         """Answer a call that ran in several parts, or that could not be run, and those that follow it."""
         if isinstance(result, GatewayError):
+            if run is not None and isinstance(result, InferenceFailed):
+                self._guards.failed(entry, "invalid" if isinstance(result, InvalidOutput) else "errors")
             self._fail(entry, result)
         else:
+            if run is not None and run.is_watched:
+                if entry.is_invalid:
+                    entry = self._check(entry)
+                self._guards.answered([entry], result, run)
             self._complete(entry, Cut(entry.request, result, None), run)
 
     def _fail(self, entry: Call, error: Exception) -> None:
         """Refuse a call and those that follow it; equal calls that come from now on are on their own."""
         self._forget(entry)
         for call in (entry, *_released(entry)):
-            self._refuse(call, error)
+            self._end(call, error)
 
     def _complete_plain(self, calls: list[Call], starts: Sequence[int], outputs: Tensors, run: Run) -> None:
         if self._waiting:  # else no call has a key
@@ -216,12 +245,86 @@ class Pipeline:
             try:
                 self._answers.complete(call, kept if kept is not None else own, run)
             except Exception as error:  # as in finish_batch
-                self._refuse(call, error)
+                self._end(call, error)
 
     def _forget(self, entry: Call) -> None:
         """Equal calls that come from now on do not find it any more."""
         if entry.key is not None and self._waiting.get(entry.key) is entry:
             del self._waiting[entry.key]
+
+    # -- a candidate that fails ---------------------------------------------------------------------
+
+    def _end(self, call: Call, error: Exception) -> None:
+        """A call gets no answer from its version: it goes to the default version if that can help, or is refused."""
+        why = _FALL_BACK.get(type(error)) if call.arm is not None else None
+        if why is None or not self._fall_back(call, why):
+            self._refuse(call, error)
+
+    def _fall_back(self, call: Call, why: str) -> bool:
+        """Have the default version answer a call that its candidate has failed. False: nothing is changed."""
+        live = self._guards.take_over(call, why)
+        if live is None:
+            return False
+        if not live.arrivals:
+            asyncio.get_running_loop().call_soon(self._take_in, live)
+        live.arrivals.append(call)
+        return True
+
+    def _check(self, entry: Call) -> Call:
+        """An entry whose answer is no good, and those that follow it: who can falls back. Returns who is answered.
+
+        No answer is turned into an error: where nobody else can answer, what the version gave is better than nothing.
+        """
+        self._guards.failed(entry, "invalid")
+        if self._guards.is_candidate(entry.live):
+            entry = self._part(entry, INVALID, lambda _call: True)
+            for call in (entry, *entry.followers):
+                call.raw_key, call.cache_epoch = None, -1  # equal questions shall not get it without being checked
+        return entry
+
+    def _part(self, entry: Call, why: str, is_due: Callable[[Call], bool]) -> Call:
+        """Of an entry in a run and those that follow it, those that are due fall back. Returns who stays in the run."""
+        for call in entry.followers:
+            if is_due(call) and self._fall_back(call, why):
+                entry.followers = tuple([other for other in entry.followers if other is not call])
+        if not entry.falls_back or not is_due(entry):
+            return entry
+        stand_in = entry.stand_in()
+        if not self._fall_back(entry, why):
+            return entry
+        for call in stand_in.followers:
+            call.leader = stand_in
+        if stand_in.key is not None and self._waiting.get(stand_in.key) is entry:
+            self._waiting[stand_in.key] = stand_in
+        return stand_in
+
+    def divert_late(self) -> None:
+        """Called each some milliseconds: who can wait for a candidate's run no longer goes to the default version."""
+        for guard, reserve_s in self._guards.late():
+            self._divert_late(guard, reserve_s)
+
+    def _divert_late(self, guard: Guard, reserve_s: float) -> None:
+        batcher = guard.live.batcher
+        away, now_s = batcher.away, self._clock()
+        if away is None:
+            return
+
+        def is_due(call: Call) -> bool:
+            whole_s = call.deadline_s - call.started_s
+            return call.deadline_s - now_s <= min(reserve_s + MARGIN_SHARE * whole_s, whole_s / 2)
+
+        hangs = False
+        entries: list[Call] = away.batch.entries  # type: ignore[assignment]  # ours are all calls
+        for place, entry in enumerate(entries):
+            stand_in = self._part(entry, TIMEOUT, is_due)
+            if stand_in is not entry:
+                batcher.replace(place, stand_in)
+                hangs = True
+        if hangs:
+            guard.hangs()
+        elif batcher.queued_rows:
+            late = DeadlineUnreachable("the run before it takes too long")
+            batcher.send_away(late, lambda entry: is_due(entry) and self._guards.stands_by(entry) is not None)
 
     # -- ends without an answer ---------------------------------------------------------------------
 
@@ -237,6 +340,8 @@ class Pipeline:
         """The door's clock ran out: answer with DeadlineExceeded and forget the call, unless it has its answer."""
         if call.left or call.on_reply is None:
             return
+        if call.arm is not None and call.taken > 0:
+            self._guards.failed(call, "timeouts")
         self._answers.refuse(call, DeadlineExceeded("the deadline passed before the answer was ready"))
         call.left = True
         self._leave(call)

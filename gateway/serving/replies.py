@@ -19,11 +19,13 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.UnsupportedEncoding: 415,
     errors.CallerLeft: 499,
     errors.InferenceFailed: 500,
+    errors.InvalidOutput: 500,
     errors.QueueFull: 503,
     errors.DeadlineUnreachable: 503,
     errors.TooManyInFlight: 503,
     errors.Draining: 503,
     errors.ModelNotReady: 503,
+    errors.VersionShut: 503,
     errors.DeadlineExceeded: 504,
 }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion
-from gateway.flags.compile import DEFAULT, PINNED, Decision, ModelOptions, Route
+from gateway.flags.compile import PINNED, SPLIT, Decision, ModelOptions, Route
 from gateway.serving.call import Call
+from gateway.serving.guard import NO_ARMS, Arms, Guards
 from gateway.serving.registry import LiveVersion, Registry
 
 # The variant's name of a prediction that asked for its version itself: it counts for no variant's share.
@@ -23,8 +24,8 @@ class Adopted:
     """A model's route in force in this worker, and the options that its other flags give.
 
     sampling_limit: ids whose hash is below it are sampled. decisions: by targeting key, for a route that looks at
-    nothing else. lives: the versions that it has given, which stay warm for as long as the route names them. diverted:
-    the decisions that stand in for those whose version is quarantined.
+    nothing else. lives: the versions that it has given, which stay warm for as long as the route names them. arms:
+    where its requests count, and who stands behind a candidate; empty if all get one version.
     """
 
     route: Route
@@ -32,14 +33,16 @@ class Adopted:
     sampling_limit: float
     decisions: dict[str, Decision] = field(default_factory=dict)
     lives: dict[str, LiveVersion] = field(default_factory=dict)
-    diverted: dict[Decision, Decision] = field(default_factory=dict)
+    arms: Arms = NO_ARMS
+    is_watched: bool = False
 
 
 class Router:
     """Adopted routes by model; `watch` replaces them, each by one assignment. Used on the event loop only."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, guards: Guards) -> None:
         self._registry = registry
+        self._guards = guards
         self.adopted: dict[str, Adopted] = {}
         self.known: set[str] = set()  # models that the flags name, adopted or not
 
@@ -57,20 +60,34 @@ class Router:
             decision = adopted.decisions.get(key)  # type: ignore[arg-type]  # None finds nothing
             if decision is None:
                 decision = self._decide(adopted, key, call)
+            call.options = adopted.options
+            if adopted.is_watched:
+                decision = self._in_its_arm(adopted.arms, decision, call)
             live = adopted.lives.get(decision.version)
         else:
             decision = Decision(PINNED_VARIANT, call.pinned, PINNED)
+            call.options = adopted.options
             live = None
         if live is None:
             decision, live = self._find(adopted, call, decision)
         live.holders += 1
         call.route = route
-        call.options = adopted.options
         call.sampling_limit = adopted.sampling_limit
         call.decision = decision
         call.live = live
         call.is_held = True
         return live
+
+    def _in_its_arm(self, arms: Arms, decision: Decision, call: Call) -> Decision:
+        """Note where a call counts; a candidate that is shut gets it only as a try, and else the default variant."""
+        arm = (arms.split if decision.reason is SPLIT else arms.ruled).get(decision.variant)
+        if arm is None:
+            return decision
+        guard = arm.guard
+        if guard is not None and guard.is_shut:
+            return self._guards.admit(call, arm, guard, decision)
+        call.arm = arm
+        return decision
 
     def _find(self, adopted: Adopted, call: Call, decision: Decision) -> tuple[Decision, LiveVersion]:
         live = self._registry.find(call.model, decision.version)
@@ -82,21 +99,22 @@ class Router:
 
     def _divert(self, adopted: Adopted, call: Call, decision: Decision) -> tuple[Decision, LiveVersion]:
         """What the default variant has, for a call whose version is quarantined, or was and is not warm again."""
-        route = adopted.route
-        live = self._registry.find(call.model, route.default_version)
+        live = self._registry.find(call.model, adopted.route.default_version)
         if call.pinned is not None or live is None:
             raise self._not_loaded(call, decision)
-        call.diverted_from = decision
-        instead = adopted.diverted.get(decision)
-        if instead is None:
-            instead = adopted.diverted[decision] = Decision(route.default.variant, route.default_version, DEFAULT)
-        return instead, live
+        call.arm = None
+        arm = adopted.arms.split.get(decision.variant) if decision.reason is SPLIT else None
+        return self._guards.divert(call, adopted.route, arm, decision), live
 
     def _decide(self, adopted: Adopted, key: str | None, call: Call) -> Decision:
         route, came = adopted.route, key
         if key is not None and not key.isascii():
             key = _as_utf8(key)
         decision = route.decide(key, call.prediction_id, call.headers, call.codec.name)
+        if adopted.is_watched and decision.reason is SPLIT:
+            counts = adopted.arms.split[decision.variant].counts
+            if counts is not None:
+                counts.saw(came or None)
         if key and came is not None and len(came) <= _MAX_KEY_CHARS and route.is_sticky:
             if len(adopted.decisions) >= _MAX_DECISIONS:
                 adopted.decisions.clear()

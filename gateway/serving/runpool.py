@@ -11,6 +11,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 # meanwhile it gathers company, and runs at the same time would only take the processor from each other. A much shorter
 # run than the one in the thread does not wait.
 _WORTH_WAITING = 4.0
+# Runs that may hold a thread that is not counted any more: a thread more for each.
+_MAX_LENT = 4
 
 
 class RunPool:
@@ -24,6 +26,9 @@ class RunPool:
         self, threads: int, *, clock: Callable[[], float] = time.monotonic, executor: Executor | None = None
     ) -> None:
         self._executor = executor or ThreadPoolExecutor(threads, thread_name_prefix="run")
+        # Its threads start when they are first needed.
+        self._spare = executor or ThreadPoolExecutor(threads + _MAX_LENT, thread_name_prefix="spare-run")
+        self._lent: set[object] = set()
         self._free = threads
         self._clock = clock
         self._line: deque[Callable[[], None]] = deque()
@@ -52,14 +57,27 @@ class RunPool:
             self.give_back()  # a thread must not be lost with who asked for it
             raise
 
-    def run(self, work: Callable[[], None], token: object, expected_s: float) -> None:
+    def run(self, work: Callable[[], object], token: object, expected_s: float) -> None:
         """Do *work* in the reserved thread. *token* is given back with the thread when the work is done."""
         self._ends_s[token] = self._clock() + expected_s
-        self._executor.submit(work)
+        (self._spare if self._lent else self._executor).submit(work)
 
     def give_back(self, token: object = None) -> None:
         """The thread is free for who stands next in line."""
         self._ends_s.pop(token, None)
+        if token in self._lent:
+            self._lent.discard(token)
+        else:
+            self._pass_on()
+
+    def lend(self, token: object) -> None:
+        """The work of *token* may hold its thread for long: until it gives it back, others have one more."""
+        if token in self._ends_s and len(self._lent) < _MAX_LENT:
+            del self._ends_s[token]
+            self._lent.add(token)
+            self._pass_on()
+
+    def _pass_on(self) -> None:
         if self._line:
             self._use(self._line.popleft())
         else:
@@ -76,3 +94,4 @@ class RunPool:
     def close(self) -> None:
         """Take no more work. Python waits for what runs when the process ends."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._spare.shutdown(wait=False, cancel_futures=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable
 from logging import getLogger
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from gateway.errors import InvalidFlag, QuarantineUnavailable, StoreUnavailable
 from gateway.flags.compile import ModelOptions, Route, compile_options, compile_route
@@ -27,6 +28,7 @@ from gateway.quarantine import Follower
 from gateway.samples.record import sampling_limit
 from gateway.serving.cache import PredictionCache
 from gateway.serving.counts import Counts
+from gateway.serving.guard import Guards
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.router import Adopted, Router
 from gateway.serving.shadow import Shadow
@@ -49,6 +51,7 @@ class Watch:
         cache: PredictionCache,
         shadow: Shadow,
         metrics: ServingMetrics,
+        guards: Guards,
         *,
         on_ready: Callable[[], None],
     ) -> None:
@@ -58,6 +61,7 @@ class Watch:
         self._cache = cache
         self._shadow = shadow
         self._metrics = metrics
+        self._guards = guards
         self._on_ready = on_ready
         self._store = SqliteStore(settings.flag_store_path, read_only=True)
         self._quarantine = Follower(settings.quarantine_path)
@@ -127,6 +131,7 @@ class Watch:
         for model in self._router.known - routes.keys():
             self._router.adopted.pop(model, None)
             self._shadow.forget(model)
+            self._guards.forget(model)
             self._pending.pop(model, None)
             self._refused.pop(model, None)
         self._router.known = set(routes)
@@ -158,9 +163,10 @@ class Watch:
 
     def on_drop(self, live: LiveVersion) -> None:
         """A version is gone: forget its answers."""
-        self._forget_answers(live)
+        self.forget_answers(live)
 
-    def _forget_answers(self, live: LiveVersion) -> None:
+    def forget_answers(self, live: LiveVersion) -> None:
+        """What is kept of a version's answers is not given any more."""
         live.cache_epoch += 1  # what is on its way is not kept either
         self._cache.purge(live.digest)
 
@@ -172,6 +178,9 @@ class Watch:
                 assert self._document is not None
                 del self._pending[model]
                 self._adopt(model, route, compile_options(self._document, model))
+        for model, adopted in list(self._router.adopted.items()):
+            if self._guards.lacks_one(adopted.route):  # a version that was quarantined is warm after all
+                self._adopt(model, adopted.route, adopted.options)
         self._registry.reconcile(self._wanted(), self._defaults())
         self._set_batching()
         if not self.ready.is_set() and self._is_ready():
@@ -202,12 +211,14 @@ class Watch:
     def _adopt(self, model: str, route: Route, options: ModelOptions) -> None:
         before = self._router.adopted.get(model)
         rate = self._settings.sampling.rate if options.sampling_rate is None else options.sampling_rate
-        self._router.adopted[model] = Adopted(route, options, sampling_limit(rate))
+        arms = self._guards.watch(route)
+        is_watched = bool(arms.split or arms.ruled)
+        self._router.adopted[model] = Adopted(route, options, sampling_limit(rate), arms=arms, is_watched=is_watched)
         self._shadow.follow(model, route.shadow_version, options.shadow_rate)
         if before is not None:
             for live in self._registry.versions(model):
                 if _is_cache_begun_anew(before.options, options, live.version):
-                    self._forget_answers(live)
+                    self.forget_answers(live)
         if before is None or before.route.revision != route.revision:
             log.info("adopted", extra={"model": model, "revision": route.revision})
 
@@ -264,6 +275,7 @@ async def write_status(
     path: Path,
     watch: Watch,
     counts: Counts,
+    guards: Guards,
     *,
     connections: Callable[[], int],
     slot: int,
@@ -288,10 +300,11 @@ async def write_status(
                 {"model": m, "version": v, "variant": a, "answered": t[0], "failed": t[1], "latency_sum_s": t[2]}
                 for (m, v, a), t in counts.totals.items()
             ],
+            **guards.to_json(),
         }
         beat()
         # In a thread: a slow or full disk must not hold the event loop.
-        await asyncio.to_thread(_replace, path, json.dumps(document).encode())
+        await asyncio.to_thread(_replace, path, orjson.dumps(document))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(watch.changed.wait(), STATUS_INTERVAL_S)
 

@@ -26,6 +26,7 @@ from gateway.serving.batcher import Batcher
 from gateway.serving.cache import PredictionCache
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
+from gateway.serving.guard import Guards
 from gateway.serving.loading import Loaded
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import LiveVersion, Registry
@@ -65,6 +66,10 @@ class HandPool(Executor):
 
     def run_one(self) -> None:
         self._runs.pop(0)()
+
+    def take(self) -> Callable[[], object]:
+        """The latest run, to be done when the caller likes."""
+        return self._runs.pop()
 
 
 class Caller:
@@ -134,7 +139,10 @@ class Rig:
                 clock=self.clock, cost_clock=self.clock,
             )  # fmt: skip
             self.versions[version] = registry.warm[("m", version)] = LiveVersion("m", version, loaded, batcher, CODECS)
-        self.router = Router(registry)
+        self.kept = PredictionCache(CacheSettings(max_bytes=2**20 if cache else 0), clock=self.clock)
+        self.changes = 0
+        self.guards = Guards(registry, counts, on_change=self._changed, on_candidate=self._forget, clock=self.clock)
+        self.router = Router(registry, self.guards)
         self.copies = HandPool()
         self.loop_s = 0.0  # how long the event loop has been on a processor
         self.shadow = Shadow(
@@ -144,14 +152,27 @@ class Rig:
         )  # fmt: skip
         self.adopt()
         self.sampler = Sampler(SamplingSettings(), root / "samples", boot="b", metrics=metrics)
-        kept = PredictionCache(CacheSettings(max_bytes=2**20 if cache else 0), clock=self.clock)
-        answers = Answers(registry, kept, self.sampler, self.shadow, counts, ttl_s=300.0, clock=self.clock)
-        self.pipeline = Pipeline(self.admission, self.router, kept, answers, clock=self.clock)
+        answers = Answers(registry, self.kept, self.sampler, self.shadow, counts, ttl_s=300.0, clock=self.clock)
+        self.pipeline = Pipeline(self.admission, self.router, self.kept, answers, self.guards, clock=self.clock)
         self.callers: list[Caller] = []
 
-    def adopt(self, *, cached: bool = True, sampled: float = 0.0, shadowed: float = 0.0) -> None:
-        route = compile_route("m", parse({"flags": {"m.route": FLAG}}).flags["m.route"])
-        self.router.adopted["m"] = Adopted(route, ModelOptions(cache_enabled=cached), sampling_limit(sampled))
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def _forget(self, live: LiveVersion) -> None:
+        live.cache_epoch += 1
+        self.kept.purge(live.digest)
+
+    def adopt(
+        self, flag: dict[str, Any] = FLAG, *, cached: bool = True, sampled: float = 0.0, shadowed: float = 0.0
+    ) -> None:
+        """Put a route flag in force, as the watch does."""
+        route = compile_route("m", parse({"flags": {"m.route": flag}}).flags["m.route"])
+        arms = self.guards.watch(route)
+        self.router.adopted["m"] = Adopted(
+            route, ModelOptions(cache_enabled=cached), sampling_limit(sampled), arms=arms,
+            is_watched=bool(arms.split or arms.ruled),
+        )  # fmt: skip
         self.router.known.add("m")
         self.shadow.follow("m", "2", shadowed)
 
@@ -161,6 +182,7 @@ class Rig:
         codec: str = "oip",
         pinned: str | None = None,
         variant: str | None = None,
+        key: str | None = None,
         timeout_s: float = 5.0,
         body: bytes | None = None,
     ) -> Caller:
@@ -171,6 +193,7 @@ class Rig:
         elif body is None:
             body = json.dumps({"rows": [{"x": value} for value in values]}).encode()
         headers = {"x-request-timeout-ms": str(timeout_s * 1000)} | ({"x-variant": variant} if variant else {})
+        headers |= {"x-targeting-key": key} if key else {}
         (found,) = [one for one in CODECS if one.name == codec]
         call = self.admission.open(Target(found, "m", pinned), headers, len(body))
         call.body = body
@@ -194,6 +217,7 @@ class Rig:
     def advance(self, seconds: float) -> None:
         """Time passes, and the door tells those whose deadline has passed."""
         self.clock.advance(seconds)
+        self.pipeline.divert_late()
         for caller in self.callers:
             if not caller.answers and not caller.left and caller.call.deadline_s <= self.clock():
                 self.pipeline.expire(caller.call)

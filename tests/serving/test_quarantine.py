@@ -16,7 +16,7 @@ from gateway import marks
 from gateway.codecs.codec import Request
 from gateway.codecs.native import NativeCodec
 from gateway.errors import InferenceFailed, ModelNotReady, UnknownVersion
-from gateway.flags.compile import ModelOptions, compile_route
+from gateway.flags.compile import FELL_BACK, ModelOptions, compile_route
 from gateway.flags.document import parse
 from gateway.marks import IN_THREAD, ON_LOOP, Marks
 from gateway.metrics import ServingMetrics, process_registry
@@ -26,6 +26,7 @@ from gateway.serving.batcher import Batcher
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
 from gateway.serving.entry import Entry, Run
+from gateway.serving.guard import Guards
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.router import Adopted, Router
 from gateway.serving.runpool import RunPool
@@ -131,9 +132,10 @@ class Held:
         self.changed = asyncio.Event()
         self.dropped: list[str] = []
         metrics = ServingMetrics(process_registry())
+        self.counts = Counts(metrics)
         self.source = DirectorySource(root) if fd is None else SeenAtLoad(root, fd)
         self.registry = Registry(
-            self.source, [NativeCodec()], BatchSettings(), pool, Counts(metrics), metrics,
+            self.source, [NativeCodec()], BatchSettings(), pool, self.counts, metrics,
             on_change=self.changed.set, on_drop=lambda live: self.dropped.append(live.version),
             marks=Marks(fd), suspects=frozenset(suspects),
         )  # fmt: skip
@@ -275,7 +277,8 @@ def call(variant: str = "canary", pinned: str | None = None) -> Call:
 def test_the_share_of_a_quarantined_version_goes_to_the_default_variant(models: Path, pool: RunPool) -> None:
     async def scenario() -> None:
         async with held(two_versions(models), pool) as it:
-            router = Router(it.registry)
+            guards = Guards(it.registry, it.counts, on_change=lambda: None, on_candidate=lambda _live: None)
+            router = Router(it.registry, guards)
             route = compile_route("iris", parse({"flags": {"iris.route": FLAG}}).flags["iris.route"])
             router.adopted["iris"] = Adopted(route, ModelOptions(), 0.0)
             it.registry.reconcile(BOTH)
@@ -285,9 +288,9 @@ def test_the_share_of_a_quarantined_version_goes_to_the_default_variant(models: 
             assert router.route(diverted) is router.route(own) is one
             assert diverted.decision is not None
             assert diverted.decision[:2] == ("stable", "1")
-            assert diverted.diverted_from is not None
-            assert diverted.diverted_from[:2] == ("canary", "2")
-            assert own.diverted_from is None
+            assert diverted.decision.reason == FELL_BACK
+            assert own.decision is not None
+            assert own.decision.reason != FELL_BACK
             with pytest.raises(UnknownVersion):
                 router.route(call(pinned="2"))
             (models / "iris" / "2" / "model.onnx").write_bytes(b"mended, but badly")

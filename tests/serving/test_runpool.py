@@ -113,3 +113,27 @@ def test_never_more_than_all_threads_are_taken_and_none_is_lost(threads: int, st
             pool.give_back()
         assert taken == min(asked, threads)
     pool.close()
+
+
+def test_work_that_holds_its_thread_for_long_lends_others_one_until_it_is_done(clock: FakeClock) -> None:
+    pool = RunPool(1, clock=clock)
+    held, done = threading.Event(), threading.Event()
+    got: list[str] = []
+    pool.ask(lambda: pool.run(lambda: held.wait(60), "long", 0.001))
+    pool.ask(lambda: pool.run(done.set, "next", 0.001))
+    try:
+        pool.lend("long")
+        assert done.wait(20)  # in a thread of its own, since the first one is held
+    finally:
+        held.set()
+    pool.lend("long")  # once is enough
+    pool.ask(lambda: got.append("third"))
+    assert got == []
+    pool.give_back("next")
+    assert got == ["third"]
+    pool.give_back("long")  # what was lent does not become a thread more
+    pool.ask(lambda: got.append("fourth"))
+    assert got == ["third"]
+    pool.give_back()
+    assert got == ["third", "fourth"]
+    pool.close()

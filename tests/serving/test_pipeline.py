@@ -81,7 +81,7 @@ def test_everybody_is_told_once_and_nothing_is_held_afterwards(
                 again = rig.ask(value, pinned=pinned)
                 await rig.settle()
                 check_answer(again)
-                assert again.error is None or value == POISON
+                assert again.error is None or value == POISON or str(again.error) == "aborted"
         rig.check_nothing_is_held()
 
     run(scenario)
@@ -106,7 +106,7 @@ def check_answer(caller: Caller) -> None:
     elif isinstance(error, InvalidInput):
         assert call.body in (b"{", b"")
     elif isinstance(error, InferenceFailed):
-        assert POISON in caller.values
+        assert POISON in caller.values or str(error) == "aborted"  # called off, long after its deadline
     else:
         assert isinstance(error, DeadlineExceeded | QueueFull | DeadlineUnreachable), error
 

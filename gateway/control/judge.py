@@ -99,7 +99,7 @@ class Judge:
     def _worth(self, window: Window) -> tuple[float, float]:
         """What a request of the canary, and of stable, is worth as a chance of a bad event, at most 1.
 
-        Bad events count once per key and minute, requests always. So the requests of one heavy key are worth less than
+        Bad events count once per key and epoch, requests always. So the requests of one heavy key are worth less than
         others: its arm looks better than it is. An arm with more than its share of requests, measured by its share
         of keys, has such keys; its requests are taken as so many as its keys would have made. That costs power where
         keys are few and of very different size, and nothing where each request has a key of its own.

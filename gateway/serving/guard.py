@@ -165,7 +165,7 @@ class Guards:
         # Those of versions that are no candidates any more, until their last runs end; and the check that comes then.
         self._retired: dict[Guard, OutputCheck | None] = {}
         self._overrun = Overrun(self._call_off_blocking)
-        self.signals = Signals(clock=clock)
+        self.signals = Signals()
 
     # -- as the flags say -----------------------------------------------------------------------------
 

@@ -6,9 +6,8 @@ All counts rise for as long as the worker lives. An epoch is the time during whi
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from gateway.flags.compile import Route
@@ -20,7 +19,7 @@ BadEnd = Literal["errors", "timeouts", "invalid", "fallbacks"]
 _MAX_EPOCHS = 8  # of one model
 # Keys that are known apart in the epoch in force, over all arms: about 3 MB. When they are reached, no arm counts on.
 MAX_KEYS = 32_768
-# Bad ends that are known apart in one minute, over all arms: about 1.5 MB; then no arm counts on until the next one.
+# Bad ends that are known apart in one epoch, over all arms: about 1.5 MB; then no arm counts on until the next one.
 MAX_BAD_ENDS = 16_384
 _MAX_OUTPUTS = 8
 _RUN_STEP = math.log(1.1)
@@ -73,7 +72,10 @@ class ArmCounts:
             self._runs.append((run_s, requests))
 
     def ended(self, end: BadEnd, key: str | None) -> None:
-        """A request ended badly; at most one such end per key and minute counts, since the errors of a key cluster."""
+        """A request ended badly; at most one such end per key and epoch counts, since the errors of a key cluster.
+
+        A key that always fails would blame its arm again and again, and where it fell is chance.
+        """
         if self._epoch.is_new(end, key):
             self.ends[end] += 1
 
@@ -112,10 +114,8 @@ class ArmCounts:
 class _Epoch:
     """The arms of one revision of a route, and what they must remember together."""
 
-    def __init__(self, route: Route, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, route: Route) -> None:
         self._keys: set[int] | None = set()
-        self._minute = 0
         self._bad: set[tuple[BadEnd, int]] = set()
         self.arms = {variant: ArmCounts(self, route, variant, version) for variant, version in route.split.items()}
 
@@ -134,10 +134,6 @@ class _Epoch:
         arm.keys += 1
 
     def is_new(self, end: BadEnd, key: str | None) -> bool:
-        minute = int(self._clock() // 60)
-        if minute != self._minute:
-            self._minute = minute
-            self._bad.clear()
         if len(self._bad) >= MAX_BAD_ENDS:
             return False
         if key is not None:
@@ -154,8 +150,7 @@ class _Epoch:
 class Signals:
     """The counts of all split models of one worker, of their last epochs. Used on the event loop only."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._epochs: dict[str, dict[int, _Epoch]] = {}
 
     def arms(self, route: Route) -> dict[str, ArmCounts]:
@@ -168,7 +163,7 @@ class Signals:
             return {}
         epochs = self._epochs.setdefault(route.model, {})
         if route.revision not in epochs:
-            epochs[route.revision] = _Epoch(route, self._clock)
+            epochs[route.revision] = _Epoch(route)
             while len(epochs) > _MAX_EPOCHS:
                 del epochs[next(iter(epochs))]
         return epochs[route.revision].arms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gateway.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256_of
 from tests.builders import Linear, write_package
 
-Fault = Literal["nan", "raise", "rows", "hang"]
+Fault = Literal["nan", "raise", "rows", "hang", "memory"]
 # Rows whose first feature is above this are those that "nan" and "hang" go wrong on.
 BAD_ABOVE = 10.0
 _HANG_TURNS = 2_000_000  # some 20 us each
@@ -23,10 +24,21 @@ def write_faulty(root: Path, linear: Linear, fault: Fault) -> Path:
 
     nan: the logarithm of a negative number in rows above BAD_ABOVE. raise: an index out of range, in every row.
     rows: twice as many rows as were asked. hang: a loop of most of a minute if the batch has a row above BAD_ABOVE.
+    memory: a tensor of terabytes if it has.
     """
+    make = {"nan": _nan, "raise": _raise, "rows": _rows, "hang": _hang, "memory": _memory}[fault]
+    return _rewritten(root, linear, make)
+
+
+def write_erring(root: Path, linear: Linear, *, above: float) -> Path:
+    """Write a package of *linear*, a classifier, that raises on rows whose first feature is above a limit."""
+    return _rewritten(root, linear, lambda graph: _raise_above(graph, above))
+
+
+def _rewritten(root: Path, linear: Linear, rewrite: Callable[[Any], None]) -> Path:
     target = write_package(root, linear)
     proto = onnx.load(target / MODEL_FILE)
-    {"nan": _nan, "raise": _raise, "rows": _rows, "hang": _hang}[fault](proto.graph)
+    rewrite(proto.graph)
     onnx.checker.check_model(proto)
     onnx.save(proto, target / MODEL_FILE)
     manifest = Manifest(linear.model, linear.version, {MODEL_FILE: sha256_of(target / MODEL_FILE)}, linear.signature)
@@ -73,6 +85,39 @@ def _raise(graph: Any) -> None:
         "label",
         helper.make_node("Add", ["best", "hundred"], ["beyond"]),
         helper.make_node("Gather", ["classes", "beyond"], ["label"]),
+    )
+
+
+def _raise_above(graph: Any, above: float) -> None:
+    _constant(graph, "limit", np.float32(above))
+    _constant(graph, "hundred", np.int64(100))
+    _constant(graph, "none", np.int64(0))
+    _instead(
+        graph,
+        "label",
+        *_first_feature(graph),
+        helper.make_node("ReduceMax", ["feature"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["largest", "limit"], ["is_bad"]),
+        helper.make_node("Where", ["is_bad", "hundred", "none"], ["offset"]),
+        helper.make_node("Add", ["best", "offset"], ["beyond"]),
+        helper.make_node("Gather", ["classes", "beyond"], ["label"]),
+    )
+
+
+def _memory(graph: Any) -> None:
+    _constant(graph, "limit", np.float32(BAD_ABOVE))
+    _constant(graph, "huge", np.array([2**42], np.int64))
+    _constant(graph, "small", np.array([1], np.int64))
+    _instead(
+        graph,
+        "probabilities",
+        *_first_feature(graph),
+        helper.make_node("ReduceMax", ["feature"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["largest", "limit"], ["is_bad"]),
+        helper.make_node("Where", ["is_bad", "huge", "small"], ["size"]),
+        helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Add", ["good", "zero"], ["probabilities"]),
     )
 
 

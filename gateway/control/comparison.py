@@ -9,7 +9,7 @@ from typing import Any
 from gateway.control.evidence import Signal
 from gateway.control.judge import Judge
 from gateway.control.policy import Policy
-from gateway.control.statistics.matched import MatchedBins
+from gateway.control.statistics.matched import OTHER, MatchedBins
 from gateway.control.window import Window, output_value, run_seconds
 
 ALPHA = 0.05
@@ -112,7 +112,7 @@ def _mean(matched: MatchedBins, value: Any, alpha: float) -> dict[str, Any] | No
 
 def _classes(matched: MatchedBins) -> list[str]:
     """The bins that are classes, the most frequent ones first; none if they are numbers, which have a mean."""
-    names = list(matched.shares())
+    names = [name for name in matched.shares() if name != OTHER]
     numbers = all(output_value(name) is not None for name in names) and any(name[0] in "pm" for name in names)
     return [] if numbers else names[:_MAX_CLASSES]
 

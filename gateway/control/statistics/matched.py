@@ -8,7 +8,7 @@ from typing import Any
 from gateway.control.statistics.intervals import mixture_half_width
 
 OTHER = "other"  # what does not get a bin of its own
-_MAX_BINS = 48
+_MAX_BINS = 96
 
 Bins = Mapping[str, int]
 Interval = tuple[float, float, float]  # difference, low, high

@@ -163,7 +163,9 @@ def compared(gateway: LiveGateway, model: str, ended: int) -> dict[str, Any]:
     """The one comparison of the model, once so many copies have ended in any way."""
 
     def look() -> dict[str, Any] | None:
-        (one,) = report(gateway, model)["comparisons"]
+        comparisons = report(gateway, model)["comparisons"]
+        assert len(comparisons) == 1, "a worker tells what it knows once a second"
+        one = comparisons[0]
         count = one["copies"] + sum(one["failed"].values()) + sum(one["dropped"].values())
         assert count <= ended, one
         found: dict[str, Any] = one

@@ -14,6 +14,8 @@ from gateway.flags.document import SHADOW, FlagDocument, route_key
 from gateway.samples.pairs import RELATIVE_ERROR, OutputSums, PairSums, sums_from_json
 
 SURE = 20.0  # an e-value from which on a finding is wrong in at most one of so many cases
+# A short run's time is mostly chance: batches to be timed before their ratio is told.
+_MIN_TIMED = 10
 _Z_95 = 1.959963984540054  # of the normal distribution: 95 % lie within so many standard deviations
 
 
@@ -34,8 +36,9 @@ class ComparedVersions:
 
     @property
     def run_time_ratio(self) -> float | None:
-        """What a run costs the shadow against the other, in batches of the same sizes; None while it is not known."""
-        return self.sums.shadow_s / self.sums.base_s if self.sums.base_s > 0 else None
+        """What a run costs the shadow against the other, with the same inputs; None while too few were timed."""
+        sums = self.sums
+        return sums.shadow_s / sums.base_s if sums.timed >= _MIN_TIMED and sums.base_s > 0 else None
 
     def to_json(self) -> dict[str, Any]:
         sums = self.sums
@@ -196,7 +199,7 @@ def sentence(found: ComparedVersions) -> str:
     if sums.base_invalid:
         parts.append(f"{sums.base_invalid:,} rows were left out, for which only version {found.base} gave no number")
     if found.run_time_ratio is not None:
-        parts.append(f"a run costs it {found.run_time_ratio:.2f} times as much, in batches of the same sizes")
+        parts.append(f"a run costs it {found.run_time_ratio:.2f} times as much, with the same inputs")
     if sums.dropped:
         parts.append(f"{sum(sums.dropped.values()):,} copies were not run ({_counts(sums.dropped)})")
     rows = f" ({sums.rows:,} rows)" if sums.rows != sums.copies else ""

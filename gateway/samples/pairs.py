@@ -102,8 +102,8 @@ class PairSums:
     """All that is known of the copies that one version ran of what another had answered.
 
     copies: requests run by both whose outputs could be compared, of *rows* rows. base_invalid: rows left out because
-    only the answer that went out was not finite. failed, dropped: requests by reason. timed: copies of which the run
-    time is known; base_s: what the runs that answered cost; shadow_s: what runs of as many rows cost the other version.
+    only the answer that went out was not finite. failed, dropped: requests by reason. timed: batches that both have run
+    one right after the other to compare what they cost: base_s and shadow_s seconds in all.
     """
 
     copies: int = 0

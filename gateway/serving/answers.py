@@ -129,7 +129,7 @@ class Answers:
                 if drawn < call.sampling_limit:
                     self._sample(call, Cut(call.request, outputs, start), run)
                 if drawn < shadow_limit:
-                    self._copy(call, outputs, start, run)
+                    self._copy(call, outputs, start)
         finally:
             self._registry.release(live, answered)
 
@@ -166,7 +166,7 @@ class Answers:
         if drawn < call.sampling_limit:
             self._sample(call, own, run)
         if run is not None and drawn < self._shadow.limits.get(call.model, 0.0):
-            self._copy(call, own.outputs, None, run)
+            self._copy(call, own.outputs, None)
         call.is_held = False
         self._registry.release(live)
 
@@ -223,10 +223,10 @@ class Answers:
             )
         )
 
-    def _copy(self, call: Call, outputs: Tensors, start: int | None, run: Run) -> None:
+    def _copy(self, call: Call, outputs: Tensors, start: int | None) -> None:
         """Hand references to the shadow, which never waits. What was asked before would bring nothing new."""
         if call.pinned is None and call.cache in ("miss", "bypass"):
-            self._shadow.offer(call.live, call, outputs, start, run)
+            self._shadow.offer(call.live, call, outputs, start)
 
     def _lane(self, call: Call) -> Lane:
         """What all calls share that got the same decision, revision and kind of cache result; made once for them."""

@@ -54,11 +54,11 @@ class Comparison:
 class Copy(Entry):
     """One answered request to be run once more. outputs: what was answered, from row *start* on; None: all of it.
 
-    run: what the answer came out of. size_bytes: what it keeps in memory, at the most.
+    size_bytes: what it keeps in memory, at the most.
     """
 
     def __init__(
-        self, asked: Entry, outputs: Tensors, start: int | None, run: Run, comparison: Comparison, offered_s: float
+        self, asked: Entry, outputs: Tensors, start: int | None, comparison: Comparison, offered_s: float
     ) -> None:
         self._request = asked._request
         self.rows = asked.rows
@@ -75,8 +75,6 @@ class Copy(Entry):
         self.outputs = outputs
         self.start = start
         self.size_bytes = size_bytes + (_size(self.request.inputs) if self.flat is None else len(self.flat))
-        self.base_run_rows = run.rows
-        self.base_run_s = run.cost_s
         self.comparison = comparison
         self.offered_s = offered_s
 
@@ -118,6 +116,7 @@ class Shadowed:
         self.runner: Runner | None = None
         self.rests_until_s = 0.0
         self.latest_round_s = 0.0
+        self.rounds = 0
 
     def comparison(self, base: LiveVersion, shadow: LiveVersion, wall_clock: Callable[[], float]) -> Comparison:
         """That of *base* and *shadow*; a new one, if either is another package than before."""
@@ -191,6 +190,7 @@ class Round:
         self.batches: list[Ran] = []
         self.failed: list[Copy] = []
         self.is_overdue = False
+        self.base: LiveVersion | None = None  # held to be timed beside the shadow, if it is this round's turn
         self.progress_s = clock()
         self._open = len(copies)
         self._clock = clock
@@ -202,11 +202,6 @@ class Round:
     def done(self) -> list[Copy]:
         """The copies that have run."""
         return [copy for copies, _ in self.batches for copy in copies]
-
-    @property
-    def is_running(self) -> bool:
-        """Whether some copies have not yet run."""
-        return self._open > 0
 
     def finish_batch(self, entries: list[Copy], outputs: Tensors, run: Run) -> None:
         """See entry.Owner."""
@@ -257,6 +252,26 @@ def compare_all(batches: list[Ran]) -> list[tuple[Comparison, PairSums]]:
             found.append((copy.comparison, compare(copy.answered, own, [copy.rows], copy.comparison.kinds)))
             start = stop
     return found
+
+
+def time_both(
+    copies: list[Copy], base: Runtime, shadow: Runtime, *, base_first: bool, clock: Callable[[], float]
+) -> PairSums:
+    """Run copies of one batch by both versions, one right after the other: the same inputs, thread and company.
+
+    Each twice, so that neither has the place that is better for all of the time. *shadow* has just run them.
+    """
+    inputs = copies[0].request.inputs
+    if len(copies) > 1:
+        inputs = {name: np.concatenate([copy.request.inputs[name] for copy in copies]) for name in inputs}
+    base.run(inputs)
+    first, second = (base, shadow) if base_first else (shadow, base)
+    times_s = {True: 0.0, False: 0.0}
+    for runtime in (first, second, second, first):
+        begun_s = clock()
+        runtime.run(inputs)
+        times_s[runtime is base] += clock() - begun_s
+    return PairSums(timed=1, base_s=times_s[True], shadow_s=times_s[False])
 
 
 def _compare_rows(copies: list[Copy], outputs: Tensors) -> PairSums:

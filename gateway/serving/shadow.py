@@ -23,10 +23,9 @@ from gateway.errors import Draining
 from gateway.metrics import ServingMetrics
 from gateway.samples.pairs import PairSums
 from gateway.samples.record import sampling_limit
-from gateway.serving.batch_policy import MIN_RUNS
 from gateway.serving.batcher import Batcher
-from gateway.serving.copies import Comparison, Copy, Round, Runner, Shadowed, compare_all
-from gateway.serving.entry import Entry, Run
+from gateway.serving.copies import Comparison, Copy, Round, Runner, Shadowed, compare_all, time_both
+from gateway.serving.entry import Entry
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.runpool import RunPool
 from gateway.serving.thread_time import busy_s
@@ -45,6 +44,8 @@ _REST = 10.0
 # kept off the processor by others while it holds the interpreter, for which the event loop would have to wait.
 _NICENESS = 10
 _MAX_BATCH_ROWS = 64
+# In one round of so many, a batch is run once more by both versions to compare what it costs.
+_TIME_ONE_IN = 16
 _NO_BOUND_ROWS = 2**40  # the queue of copies has bounds of its own
 
 
@@ -130,18 +131,18 @@ class Shadow:
 
     # -- the way in ---------------------------------------------------------------------------------
 
-    def offer(self, base: LiveVersion, asked: Entry, outputs: Tensors, start: int | None, run: Run) -> None:
-        """Take references to what *base* was asked and has answered in *run*; never blocks, never raises.
+    def offer(self, base: LiveVersion, asked: Entry, outputs: Tensors, start: int | None) -> None:
+        """Take references to what *base* was asked and has answered; never blocks, never raises.
 
         outputs: of *asked* alone, or from row *start* on.
         """
         try:
-            self._offer(base, asked, outputs, start, run)
+            self._offer(base, asked, outputs, start)
         except Exception:  # the answer is out, and those beside it must get out too
             log.exception("a copy could not be taken", extra={"model": base.model})
             self._dropped[(base.model, "error")] += 1
 
-    def _offer(self, base: LiveVersion, asked: Entry, outputs: Tensors, start: int | None, run: Run) -> None:
+    def _offer(self, base: LiveVersion, asked: Entry, outputs: Tensors, start: int | None) -> None:
         shadowed = self._shadowed.get(base.model)
         if shadowed is None or not shadowed.rate or shadowed.version == base.version or not asked.rows:
             return
@@ -160,7 +161,7 @@ class Shadow:
         if now_s < shadowed.rests_until_s:
             self._drop(shadowed, comparison, "resting")
             return
-        taken = Copy(asked, outputs, start, run, comparison, now_s)
+        taken = Copy(asked, outputs, start, comparison, now_s)
         if shadowed.queued_bytes + taken.size_bytes > self._settings.max_queue_bytes:
             self._drop(shadowed, comparison, "queue_full")
             return
@@ -188,7 +189,7 @@ class Shadow:
         """Call off what takes too long, drop what has waited too long, run what there is room for, flush the counts."""
         now_s = self._look()
         current = self._round
-        if current is not None and current.is_running and now_s - current.progress_s > self._settings.run_timeout_s:
+        if current is not None and now_s - current.progress_s > self._settings.run_timeout_s:
             current.is_overdue = True
             current.runner.runtime.abort()
         for shadowed in self._shadowed.values():
@@ -240,6 +241,11 @@ class Shadow:
         if live is not None and copies:
             live.holders += 1
             self._round = Round(shadowed, runner, copies, self._clock, self._have_run)
+            shadowed.rounds += 1
+            base = self._registry.find(shadowed.model, copies[0].comparison.base)
+            if base is not None and shadowed.rounds % _TIME_ONE_IN == 1:
+                base.holders += 1
+                self._round.base = base
             runner.batcher.submit(copies)
 
     def _runner(self, shadowed: Shadowed, live: LiveVersion) -> Runner:
@@ -260,18 +266,11 @@ class Shadow:
         return shadowed.runner
 
     def _have_run(self, current: Round) -> None:
-        """All copies of a round have run: count those that failed, have the others compared."""
+        """All copies of a round have run: count those that failed, have the others compared in the thread."""
         shadowed = current.shadowed
         reason = "timeout" if current.is_overdue else "error"
         for failed in current.failed:
             self._count_failed(shadowed, failed.comparison, reason, 1)
-        if current.is_overdue:
-            log.warning(
-                "a shadow run was called off",
-                extra={"model": shadowed.model, "version": shadowed.version, "after_s": self._settings.run_timeout_s},
-            )
-            shadowed.runner = None  # its session refuses all further runs
-            shadowed.rests_until_s = self._clock() + _REST * self._settings.run_timeout_s
         if current.batches and not self._closed:
             loop = asyncio.get_running_loop()
             self._executor.submit(self._compare, loop, current)
@@ -283,11 +282,31 @@ class Shadow:
         found: list[tuple[Comparison, PairSums]] | Exception
         try:
             found = compare_all(current.batches)
+            found += self._timed(current)
         except Exception as error:  # outputs that no signature has foreseen
             found = error
         # RuntimeError: the loop was closed meanwhile; the worker is gone.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self._end_round, current, found)
+
+    def _timed(self, current: Round) -> list[tuple[Comparison, PairSums]]:
+        """In the thread: what a batch costs both versions, if it is this round's turn.
+
+        Their own runs cannot be compared: copies gather into larger batches than the requests that they copy.
+        """
+        copies, _ = current.batches[0]
+        comparison, base = copies[0].comparison, current.base
+        if base is None or base.digest != comparison.base_digest or current.is_overdue:
+            return []
+        if sum(one.rows for one in copies) > _MAX_BATCH_ROWS:
+            return []
+        is_even = current.shadowed.rounds // _TIME_ONE_IN % 2 == 0
+        runtime = current.runner.runtime
+        try:
+            times = time_both(copies, base.runtime.apart(), runtime, base_first=is_even, clock=self._cost_clock)
+        except Exception:  # it was called off, or has failed this time: what was compared stands
+            return []
+        return [(comparison, times)]
 
     def _end_round(self, current: Round, found: list[tuple[Comparison, PairSums]] | Exception) -> None:
         shadowed = current.shadowed
@@ -302,25 +321,17 @@ class Shadow:
                 self._pairs[key] += sums.copies
                 for reason, count in sums.failed.items():
                     self._failed[(*key, reason)] += count
-            self._add_times(current)
-        self._registry.release(current.runner.live)
+        if current.is_overdue:
+            log.warning(
+                "a shadow run was called off",
+                extra={"model": shadowed.model, "version": shadowed.version, "after_s": self._settings.run_timeout_s},
+            )
+            shadowed.runner = None  # its session refuses all further runs
+            shadowed.rests_until_s = self._clock() + _REST * self._settings.run_timeout_s
+        for held in (current.runner.live, current.base):
+            if held is not None:
+                self._registry.release(held)
         self._round = None
-
-    def _add_times(self, current: Round) -> None:
-        """What the runs that answered cost, and what as many rows would cost the shadow at once.
-
-        Copies gather into larger batches than the requests that they copy, so their own runs cannot be compared.
-        """
-        cost = current.runner.cost
-        if cost.runs < MIN_RUNS:
-            return
-        for done in current.done:
-            # A request that was split does not tell the cost of one run.
-            if done.base_run_s > 0 and done.rows <= done.base_run_rows:
-                sums = done.comparison.sums
-                sums.timed += 1
-                sums.base_s += done.base_run_s
-                sums.shadow_s += cost.expected_s(done.base_run_rows)
 
     def _count_failed(self, shadowed: Shadowed, comparison: Comparison, reason: str, count: int) -> None:
         self._failed[(shadowed.model, shadowed.version, reason)] += count

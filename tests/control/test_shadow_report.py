@@ -122,10 +122,10 @@ def test_the_sentence_says_what_can_be_concluded() -> None:
     assert words(sums([0.25] * 200, 4, failed={"error": 3, "timeout": 1}, dropped={"busy": 1200}, **timed)) == (
         "Version 2 ran 200 requests that version 1 had answered: 4 of 200 rows got another label in 'label' (2 %; "
         "0.78 % to 5 % with 95 % confidence); 'value' moved by up to 0.25, and by at most 0.25 in 99 % of the rows; it "
-        "failed on 4 of 204 copies (3 error, 1 timeout); a run costs it 1.25 times as much, in batches of the same "
-        "sizes; 1,200 copies were not run (1,200 busy)."
+        "failed on 4 of 204 copies (3 error, 1 timeout); a run costs it 1.25 times as much, with the same "
+        "inputs; 1,200 copies were not run (1,200 busy)."
     )
-    assert words(sums([0.0] * 1000)) == (
+    assert words(sums([0.0] * 1000, timed=9, base_s=1.0, shadow_s=9.0)) == (
         "Version 2 ran 1,000 requests that version 1 had answered: none of 1,000 rows got another label in 'label' "
         "(below 0.38 % with 95 % confidence); 'value' is the same in all rows; it failed on none."
     )

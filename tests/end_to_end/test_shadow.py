@@ -198,7 +198,7 @@ def test_flips_of_a_classifier_are_those_of_the_two_models_themselves(
     for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0)):
         exact = np.quantile(moved, q, method="inverted_cdf")
         assert probabilities["change"][name] == pytest.approx(exact, rel=0.0255)
-    assert 0.1 < one["run_time_ratio"] < 10
+    assert one["timed"] >= 1
     capsys.readouterr()
     assert command(gateway, "shadow", "report", "flowers") == 0
     printed = capsys.readouterr().out

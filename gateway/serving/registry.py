@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from logging import getLogger
 from typing import Literal
 
 from gateway.codecs.codec import BoundCodec, Codec
 from gateway.errors import Draining, GatewayError, VersionQuarantined
-from gateway.marks import IDLE, LOADING, Mark, Marks
+from gateway.marks import IDLE, LOADING, UNMARKED, Mark, Marks
 from gateway.metrics import ServingMetrics
 from gateway.models.runtime import OnnxRuntime
 from gateway.models.source import ModelSource, Package
@@ -25,6 +24,7 @@ from gateway.serving.call import Call
 from gateway.serving.counts import Counts
 from gateway.serving.loading import Loaded, load
 from gateway.serving.runpool import RunPool
+from gateway.serving.turns import Turns
 from gateway.settings import BatchSettings
 
 log = getLogger(__name__)
@@ -41,7 +41,10 @@ _LOAD_NICENESS = 10
 
 
 class LiveVersion:
-    """A warm version. holders counts the calls that still need it. cache_epoch rises when its answers are forgotten."""
+    """A warm version. holders counts the calls that still need it. cache_epoch rises when its answers are forgotten.
+
+    mark_apart: for who runs it beside its batcher, in a run thread.
+    """
 
     __slots__ = (
         "arrivals",
@@ -52,13 +55,23 @@ class LiveVersion:
         "cost",
         "digest",
         "holders",
+        "mark_apart",
         "model",
         "runtime",
         "signature",
         "version",
     )
 
-    def __init__(self, model: str, version: str, loaded: Loaded, batcher: Batcher, codecs: Sequence[Codec]) -> None:
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        loaded: Loaded,
+        batcher: Batcher,
+        codecs: Sequence[Codec],
+        mark_apart: Mark = UNMARKED,
+    ) -> None:
+        self.mark_apart = mark_apart
         self.model = model
         self.version = version
         self.digest = loaded.digest
@@ -122,8 +135,7 @@ class Registry:
         marks: Marks | None = None,
         suspects: Set[tuple[str, str]] = frozenset(),
     ) -> None:
-        """suspects: versions that were in flight when a worker died. They are loaded last and one by one: if this
-        worker dies too, it is plain of which."""
+        """suspects: versions that were in flight when a worker died; see `turns`."""
         self._source = source
         self._codecs = codecs
         self._settings = settings
@@ -136,8 +148,7 @@ class Registry:
         self.warm: dict[tuple[str, str], LiveVersion] = {}  # by model and version; for looking up, not for changing
         self._draining: set[LiveVersion] = set()
         self._marks = marks if marks is not None else Marks(None)
-        self._suspects = suspects
-        self._alone = threading.Lock()
+        self._turns = Turns(suspects, self._others_load)
         self._quarantined: Mapping[Key, str] = {}  # with the reasons; replaced as a whole, read by the loads
         self._loop = asyncio.get_running_loop()
 
@@ -153,6 +164,8 @@ class Registry:
             self._slots[key] = _Slot(self._marks.take())
         for key, slot in self._slots.items():
             slot.mark.set_default(key in defaults)
+            if slot.live is not None:
+                slot.live.mark_apart.set_default(key in defaults)
         for key in new:
             self._start_load(*key, self._slots[key])
 
@@ -261,7 +274,7 @@ class Registry:
             stamp = self._source.stamp(model, version)
             secluded = ""
             try:
-                with self._alone_if_suspect(model, version, slot):
+                with self._turns.turn((model, version), slot.dismissed):
                     loaded = self._load_once(model, version, slot, mark)
             except VersionQuarantined as error:
                 secluded = error.digest
@@ -299,25 +312,9 @@ class Registry:
         mark.name(package.model, package.version, package.digest)
         mark.doing[mark.place] = LOADING
 
-    @contextlib.contextmanager
-    def _alone_if_suspect(self, model: str, version: str, slot: _Slot) -> Iterator[None]:
-        """In the load's thread: a suspect waits until all others are loaded, and then for its turn; not for ever."""
-        if (model, version) not in self._suspects:
-            yield
-            return
-        until_s = time.monotonic() + _ALONE_WAIT_S
-        while self._others_load() and time.monotonic() < until_s and not slot.dismissed.wait(_ALONE_RETRY_S):
-            pass
-        is_alone = self._alone.acquire(timeout=_ALONE_WAIT_S)
-        try:
-            yield
-        finally:
-            if is_alone:
-                self._alone.release()
-
     def _others_load(self) -> bool:
         slots = self._slots.copy().items()
-        return any(slot.state == "loading" and key not in self._suspects for key, slot in slots)
+        return any(slot.state == "loading" and not self._turns.is_suspect(key) for key, slot in slots)
 
     def _await_settled(self, model: str, version: str, slot: _Slot, stamp: object, secluded: str) -> None:
         """Wait until the package is another than at *stamp*, and the same at two looks: it may be on its way in.
@@ -380,7 +377,10 @@ class Registry:
             mark=mark,
             on_run=self._counts.ran(model, version),
         )
-        live = slot.live = self.warm[(model, version)] = LiveVersion(model, version, loaded, batcher, self._codecs)
+        apart = self._marks.take()
+        apart.name(model, version, loaded.digest)
+        live = slot.live = LiveVersion(model, version, loaded, batcher, self._codecs, apart)
+        self.warm[(model, version)] = live
         slot.state, slot.reason = "warm", ""
         if (model, version, loaded.digest) in self._quarantined:  # since the load began
             self._let_go_quarantined(model, version, slot, live)

@@ -259,6 +259,7 @@ class Shadow:
                 self._batching,
                 self._own_pool,
                 on_run=lambda run: runs_s.append(run.run_s),
+                mark=live.mark_apart,
                 clock=self._clock,
                 cost_clock=self._cost_clock,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from gateway.quarantine import Quarantined
 from tests.builders import classifier, write_bare, write_package
 from tests.crashing import DEADLY_SUM, only_where_it_traps, write_crashing, write_runaway
 from tests.end_to_end.flags import change, declare, must_change, split, wait_adopted, wait_warm, workers_status
-from tests.live import LiveGateway, eventually
+from tests.live import LiveGateway, eventually, is_running
 from tests.traffic import Client
 
 QUICK_RESTARTS = {"supervisor": {"backoff_min_s": 0.05, "backoff_max_s": 0.2}}
@@ -64,14 +65,14 @@ def kill_during_a_run(gateway: LiveGateway, path: str, number: signal.Signals = 
             content = body(float(pid))  # no answer of an earlier run fits
             await client.send(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode())
             await client.send(content)
-            await asyncio.to_thread(eventually, lambda: is_running(gateway), "the model runs")
+            await asyncio.to_thread(eventually, lambda: is_busy(gateway), "the model runs")
             os.kill(pid, number)
         await asyncio.to_thread(gateway.wait_replaced, "worker", 0, pid)
 
     asyncio.run(scenario())
 
 
-def is_running(gateway: LiveGateway) -> bool:
+def is_busy(gateway: LiveGateway) -> bool:
     """Whether the workers have one request in them, as they said a tenth of a second ago: its run has begun since."""
     page = gateway.control.get("/metrics").text
     return "\nsluicegate_in_flight_requests 1.0\n" in page
@@ -219,9 +220,33 @@ def test_a_running_worker_lets_go_of_what_comes_on_the_list(models: Path, state:
         for door in ("a key", "another"):  # what was asked before, and what was not
             answer = ask(gateway, door)
             assert (answer.headers["x-model-version"], answer.headers["x-model-fallback"]) == ("1", "stable")
-        # a kill switch does not wait for it, nor does any other change
+        # no change of the route waits for it
         wait_adopted(gateway, "iris", must_change(gateway, "iris.route", {"targeting": split(50)}))
         assert deaths(gateway) == 0
+
+
+@only_where_it_traps
+def test_a_shadow_that_crashes_workers_is_out_too(models: Path, state: Path) -> None:
+    write_package(models, classifier("iris", "1"))
+    with LiveGateway(models, state, settings=QUICK_RESTARTS) as gateway:
+        write_crashing(models, classifier("iris", "2"))
+        declare(gateway, "iris", "shadow", "2")
+        flag = {"state": "ENABLED", "variants": {"all": 1.0}, "defaultVariant": "all"}
+        based_on = {"if-none-match": "*", "x-change-reason": "test"}
+        assert gateway.control.put("/admin/v1/flags/iris.shadow", json=flag, headers=based_on).status_code == 201
+        for turn in (1, 2):
+            wait_warm(gateway, "iris", "2")
+            pid = gateway.child_pids("worker")[0]
+            eventually(partial(is_dead_after_a_deadly_row, gateway, pid, turn), "the shadow kills the worker")
+            gateway.wait_replaced("worker", 0, pid)
+        assert quarantined(gateway) == [("iris", "2")]
+        assert ask(gateway, first=20 * DEADLY_SUM).status_code == 200
+
+
+def is_dead_after_a_deadly_row(gateway: LiveGateway, pid: int, turn: int) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        ask(gateway, first=(10 + turn) * DEADLY_SUM)
+    return not is_running(pid)
 
 
 def audit(gateway: LiveGateway) -> list[dict[str, Any]]:

@@ -238,7 +238,8 @@ class Watch:
             return False
         for model, route in self._pending.items():
             states = [self._registry.state(model, version) for version in route.reachable]
-            if not {"failed", "quarantined"} & set(states) and model not in self._refused:
+            is_stuck = "failed" in states or self._registry.state(model, route.default_version) == "quarantined"
+            if not is_stuck and model not in self._refused:
                 return False
         return True
 

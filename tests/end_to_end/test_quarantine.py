@@ -207,7 +207,7 @@ def test_a_version_in_a_run_when_its_workers_are_killed_is_out_and_a_lift_lets_i
 
 
 def test_a_running_worker_lets_go_of_what_comes_on_the_list(models: Path, state: Path) -> None:
-    write_package(models, classifier("iris", "1"))
+    write_package(models, classifier("iris", "1", iterations=10_000))
     with LiveGateway(models, state) as gateway:
         write_package(models, classifier("iris", "2"))
         declare(gateway, "iris", "canary", "2")
@@ -223,6 +223,8 @@ def test_a_running_worker_lets_go_of_what_comes_on_the_list(models: Path, state:
         # no change of the route waits for it
         wait_adopted(gateway, "iris", must_change(gateway, "iris.route", {"targeting": split(50)}))
         assert deaths(gateway) == 0
+        gateway.kill("worker")  # its replacement takes no request before the default version is loaded
+        assert ask(gateway, "a key", first=4.0).status_code == 200
 
 
 @only_where_it_traps

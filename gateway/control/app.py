@@ -19,14 +19,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from gateway import metrics
+from gateway.control.alarms import Alarms
 from gateway.control.approvals import Approvals
 from gateway.control.audit_doors import AuditEndpoints
 from gateway.control.auth import TokenStore
 from gateway.control.change_endpoints import ChangeEndpoints
 from gateway.control.changes import Desk
 from gateway.control.checkpoints import CHECKPOINT_FILE, KEY_FILE, PUBLIC_KEY_FILE
+from gateway.control.checks import FailedVersions, LastKnownGood, OpenBreakers, TrailCheck
 from gateway.control.consent import Consent
 from gateway.control.controller import Controller
+from gateway.control.drift_alarms import DriftAlarms
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
 from gateway.control.events import source_of
 from gateway.control.flagfile import FileFollower
@@ -147,6 +150,12 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     webhooks = WebhookList(store, WebhookKey(settings.webhook_key_path), clock=clock)
     named = source_of(settings.control.name or socket.gethostname())
     notifier = Notifier(store, webhooks, ControlMetrics(process_registry()), source=named, clock=clock)
+    alarms = Alarms(
+        DriftAlarms(store, settings.drift_path),
+        FailedVersions(store, workers, clock=clock),
+        OpenBreakers(store, workers, clock=clock),
+        LastKnownGood(store, lambda: desk.last_known_good_trouble, clock=clock),
+    )
     app = Starlette(
         routes=[
             *views.routes(),
@@ -168,7 +177,8 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         },
     )
     seeder = Seeder(source, desk, clock=clock)
-    running: tuple[Running, ...] = (seeder, controller, review, notary, poster, reads, notifier)
+    trail_check = TrailCheck(store, clock=clock)
+    running: tuple[Running, ...] = (seeder, controller, review, notary, poster, reads, notifier, alarms, trail_check)
     if follower is not None:
         running = (*running, follower)
     return Control(store, tokens, desk, seeder, review, reads, notary, poster, follower, running, app)

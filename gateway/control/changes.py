@@ -120,6 +120,7 @@ class Desk:
         self.guards: list[Guard] = []
         self._lock = threading.RLock()  # `document` is asked with and without it
         self._recovered = False
+        self.last_known_good_trouble = ""  # why the file is behind the store; empty while it is not
 
     def document(self) -> FlagDocument:
         """The flags in force. A store that has lost them, even while we run, gets them back first; see `recover`."""
@@ -407,7 +408,9 @@ class Desk:
     def _write_last_known_good(self, document: FlagDocument) -> None:
         try:
             write_last_known_good(self._last_known_good, document)
+            self.last_known_good_trouble = ""
         except StoreUnavailable as error:  # the change itself is durable: it must be acknowledged
+            self.last_known_good_trouble = str(error)
             _log.error("the last known good file is behind the flag store", extra={"why": str(error)})
 
 

@@ -276,7 +276,7 @@ class Follower:
             await self._save_if_due()
             unsaved = asdict(self.progress) != self._saved
             if unsaved:
-                await pause(self._news, max(0.01, self._save_at_s - self._clock()))
+                await pause(self._news, min(max(0.01, self._save_at_s - self._clock()), SAVE_S))
             else:
                 await self._news.wait()
 

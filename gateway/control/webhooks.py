@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ class WebhookList:
         self._store = store
         self._key = key
         self._clock = clock
+        self._lock = threading.Lock()
 
     def all(self) -> list[Webhook]:
         """All webhooks, by id."""
@@ -95,6 +97,12 @@ class WebhookList:
         It is told of all that is written from now on, its own making first.
         """
         url, events, description = _checked(body)
+        with self._lock:  # two at a time would each make a key, and be one too many
+            return self._add(url, events, description, author=author, reason=reason)
+
+    def _add(
+        self, url: str, events: tuple[str, ...], description: str, *, author: Author, reason: str
+    ) -> tuple[Webhook, str]:
         if len(self._store.records(KIND)) >= MAX_WEBHOOKS:
             raise ChangeRefused(f"there are {MAX_WEBHOOKS} webhooks already: remove one first")
         webhook_id = secrets.token_hex(4)

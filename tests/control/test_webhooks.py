@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -179,6 +180,14 @@ def test_there_is_a_bound_to_the_number_of_webhooks(control: ControlProcess) -> 
         add(control, "http://127.0.0.1:9/", "nothing.at.all")
     refused = control.client.post(WEBHOOKS, json={"url": "http://127.0.0.1:9/"})
     assert (refused.status_code, refused.json()["code"]) == (409, "change_refused")
+
+
+def test_webhooks_that_are_made_at_once_can_all_be_signed_for(control: ControlProcess, receiver: Receiver) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: add(control, receiver.url, "nothing.at.all"), range(16)))
+    for webhook in made:
+        assert control.client.post(f"{WEBHOOKS}/{webhook['id']}:test").json()["delivered"]
+        receiver.taken[-1].check(webhook["secret"])
 
 
 def test_secrets_and_urls_stay_where_they_belong(control: ControlProcess, receiver: Receiver) -> None:

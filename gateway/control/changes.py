@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gateway.control.following import by_hand, still_killed
 from gateway.control.gate import Gate, Passage
-from gateway.control.status import QUARANTINED, WorkerStatus, not_warm
+from gateway.control.rules import Blocked, Guard, changed_flags, of_cold_routes, of_delete, of_followed_file
+from gateway.control.status import WorkerStatus
 from gateway.errors import (
     ChangeRefused,
-    FlagsFollowFile,
-    InvalidFlag,
     StoreUnavailable,
     UnknownFlag,
-    VersionNotWarm,
 )
-from gateway.flags.audit import SYSTEM, Author, targets_of
-from gateway.flags.compile import Route, check_evaluators, compile_route, validate
+from gateway.flags.audit import SYSTEM, Author
+from gateway.flags.compile import check_evaluators, validate
 from gateway.flags.document import (
     ENABLED,
-    ROUTE,
-    Flag,
     FlagDocument,
     Json,
     change,
@@ -35,7 +31,6 @@ from gateway.flags.document import (
     parse_flag,
     route_key,
 )
-from gateway.flags.exposure import raised
 from gateway.flags.lastgood import read_last_known_good, write_last_known_good
 from gateway.flags.shadowing import check_shadow
 from gateway.flags.store import (
@@ -55,18 +50,6 @@ _log = logging.getLogger(__name__)
 
 # Changes of flags that are no edits of what they say.
 _ALWAYS_BY_HAND = frozenset({"cache.purge"})
-
-
-@dataclass(frozen=True, slots=True)
-class Blocked:
-    """A rule that keeps a well-formed change of one flag from being written."""
-
-    flag: str
-    error: ChangeRefused
-
-
-# Looks at what a change of the flags makes of them, and names what speaks against it. Not asked by `Desk.apply`.
-Guard = Callable[[FlagDocument, FlagDocument], Iterable[Blocked]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +223,9 @@ class Desk:
                 return change(before, put=flags.values(), drop=wanted.keys() - flags.keys())
 
             draft = edit(document)
-            for refused in () if lowers or not self._import_file else self._of_followed_file(document, draft):
+            for refused in () if lowers or not self._import_file else of_followed_file(self._import_file, document, draft):
                 raise refused.error
-            for flag in _changed(document, draft):
+            for flag in changed_flags(document, draft):
                 validate(flag, draft.bucketing)
                 check_shadow(document, draft, flag)
             for refused in () if lowers else self._of_cold_routes(document, draft):
@@ -348,11 +331,11 @@ class Desk:
         """
         if after.evaluators != before.evaluators:
             check_evaluators(after)
-        for flag in _changed(before, after):
+        for flag in changed_flags(before, after):
             validate(flag, after.bucketing)
             check_shadow(before, after, flag)
         blocked = []
-        followed = () if is_allowed else self._of_followed_file(before, after)
+        followed = () if is_allowed else of_followed_file(self._import_file, before, after)
         for refused in (*followed, *self._refusals(before, after)):
             if not dry_run:
                 raise refused.error
@@ -362,35 +345,13 @@ class Desk:
     def _refusals(self, before: FlagDocument, after: FlagDocument) -> Iterator[Blocked]:
         """Every rule that blocks a valid change."""
         for key in sorted(before.flags.keys() - after.flags.keys()):
-            yield from self._of_delete(before.flags[key])
+            yield from of_delete(before.flags[key], self._source)
         for guard in self.guards:
             yield from guard(before, after)
         yield from self._of_cold_routes(before, after)
 
     def _of_cold_routes(self, before: FlagDocument, after: FlagDocument) -> Iterator[Blocked]:
-        routes = [flag for flag in _changed(before, after) if flag.kind == ROUTE]
-        workers = self._workers() if routes else []
-        for flag in routes:
-            old = _route(before.flags.get(flag.key), before.bucketing)
-            yield from _of_cold_versions(flag.key, workers, old, compile_route(flag.model, flag, after.bucketing))
-
-    def _of_followed_file(self, before: FlagDocument, after: FlagDocument) -> Iterator[Blocked]:
-        message = (
-            f"the flags follow the file {self._import_file}: change them there. By hand only the kill switch is pulled "
-            f"(the state of a route to DISABLED, and back) and caches are purged"
-        )
-        old, new = targets_of(before), targets_of(after)
-        for target in sorted(old.keys() | new.keys()):
-            if old.get(target) != new.get(target):
-                yield Blocked(target, FlagsFollowFile(message))
-
-    def _of_delete(self, flag: Flag) -> Iterator[Blocked]:
-        if flag.kind == ROUTE and self._source.versions().get(flag.model):
-            message = (
-                f"{flag.key} cannot be deleted while the models directory has packages of {flag.model!r}: it would be "
-                f"given a new route to its highest version at once. Set it DISABLED, or remove the packages first"
-            )
-            yield Blocked(flag.key, ChangeRefused(message))
+        return of_cold_routes(before, after, self._workers)
 
     def _committed(self, document: FlagDocument, verb: str, what: str, author: Author, reason: str) -> None:
         _log.info(
@@ -412,39 +373,6 @@ class Desk:
         except StoreUnavailable as error:  # the change itself is durable: it must be acknowledged
             self.last_known_good_trouble = str(error)
             _log.error("the last known good file is behind the flag store", extra={"why": str(error)})
-
-
-def _changed(before: FlagDocument, after: FlagDocument) -> Iterator[Flag]:
-    """The flags of *after* that are new or changed."""
-    for key, flag in after.flags.items():
-        old = before.flags.get(key)
-        if old is None or old.revision != flag.revision:
-            yield flag
-
-
-def _of_cold_versions(key: str, workers: list[WorkerStatus], before: Route | None, after: Route) -> Iterator[Blocked]:
-    blocking = not_warm(workers, after.model, raised(before, after))
-    if blocking:
-        first = blocking[0]
-        more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
-        because = f": {first['reason']}" if first["reason"] else ""
-        todo = "declare it at weight 0 and wait until every worker reports it warm"
-        if first["state"] == QUARANTINED:
-            lift = f"sluicegate models quarantine lift {after.model} {first['version']}"
-            todo = f"put another package in its place, or lift it with `{lift}`"
-        message = (
-            f"version {first['version']} of {after.model!r} is {first['state']} on worker {first['worker']}{because}"
-            f"{more}; {todo}"
-        )
-        yield Blocked(key, VersionNotWarm(message, blocking=blocking))
-
-
-def _route(flag: Flag | None, bucketing: str) -> Route | None:
-    """The route before a change; a stored flag that does not compile serves nobody."""
-    try:
-        return None if flag is None else compile_route(flag.model, flag, bucketing)
-    except InvalidFlag:
-        return None
 
 
 def _without_revision(plain: Json | None) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from gateway.control.changes import Blocked, Outcome
+from gateway.control.changes import Outcome
 from gateway.control.merge import differences
+from gateway.control.rules import Blocked
 from gateway.errors import InvalidFlag, TargetingKeyMissing, VersionNotWarm
 from gateway.flags.compile import Decision, Route, compile_route
 from gateway.flags.document import ROUTE, FlagDocument

@@ -11,12 +11,13 @@ from typing import Any
 
 from gateway.control import plan as plans
 from gateway.control import rollout, steering
-from gateway.control.changes import Blocked, Desk
+from gateway.control.changes import Desk
 from gateway.control.consent import Consent
 from gateway.control.gate import Passage
 from gateway.control.judge import Judge
 from gateway.control.plan import ROLLBACK, Plan
 from gateway.control.rollout import Move, State
+from gateway.control.rules import Blocked
 from gateway.control.signals import Cursor
 from gateway.errors import ChangeRefused, GatewayError, UnknownModel, UnknownRollout
 from gateway.flags.audit import Author

@@ -223,7 +223,9 @@ class Desk:
                 return change(before, put=flags.values(), drop=wanted.keys() - flags.keys())
 
             draft = edit(document)
-            for refused in () if lowers or not self._import_file else of_followed_file(self._import_file, document, draft):
+            for refused in (
+                () if lowers or not self._import_file else of_followed_file(self._import_file, document, draft)
+            ):
                 raise refused.error
             for flag in changed_flags(document, draft):
                 validate(flag, draft.bucketing)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,10 @@ import numpy as np
 import pytest
 
 from tests.builders import Linear, classifier, write_package
+from tests.crashing import DEADLY_SUM, only_where_it_traps, write_crashing
 from tests.end_to_end.flags import workers_status
 from tests.faults import BAD_ABOVE, write_erring, write_faulty
-from tests.live import LiveGateway, eventually
+from tests.live import LiveGateway, SettingsTable, eventually
 from tests.traffic import Answer, Client
 
 WORKERS = 2
@@ -28,6 +28,10 @@ STEPS = [
     {"weight_percent": 20, "min_time_s": 1, "min_requests": 100},
     {"weight_percent": 50, "min_time_s": 1, "min_requests": 100},
 ]
+SETTINGS: SettingsTable = {
+    "cache": {"max_bytes": 0},
+    "supervisor": {"backoff_min_s": 0.05, "backoff_max_s": 0.2},
+}
 REASON = {"x-change-reason": "test"}
 # Of all rows, those whose first feature is above BAD_ABOVE.
 BAD_SHARE = 0.02
@@ -43,23 +47,33 @@ class Seen:
     failed: list[Answer] = field(default_factory=list)
     wrong: list[tuple[Answer, list[float]]] = field(default_factory=list)
     fallbacks: int = 0
-    slowest_s: float = 0.0
+    broken: int = 0  # connections
 
 
 class Clients:
     """Clients that ask one model again and again, each time with a new key, until they are told to stop.
 
-    erring: rows above this are those that stable fails on too.
+    erring: rows above this are those that stable fails on too. deadly_share: of rows that kill a crashing version.
+    reconnects: a connection that breaks is opened anew.
     """
 
     def __init__(
-        self, gateway: LiveGateway, model: str, *, bad_share: float = BAD_SHARE, erring: float = np.inf
+        self,
+        gateway: LiveGateway,
+        model: str,
+        *,
+        bad_share: float = BAD_SHARE,
+        erring: float = np.inf,
+        deadly_share: float = 0.0,
+        reconnects: bool = False,
     ) -> None:
         self._gateway = gateway
         self._model = model
         self._versions = {version: classifier(model, version) for version in ("1", "2")}
         self._bad_share = bad_share
         self._erring = erring
+        self._deadly_share = deadly_share
+        self._reconnects = reconnects
         self._stopped = False
         self.seen = Seen()
 
@@ -73,21 +87,29 @@ class Clients:
 
     async def _ask_on(self, number: int) -> None:
         dice = random.Random(number)
-        asked = 0
+        while not self._stopped:
+            try:
+                await self._ask_on_one_connection(number, dice)
+            except (OSError, EOFError):
+                if not self._reconnects:
+                    raise
+                self.seen.broken += 1
+                await asyncio.sleep(0.01)
+
+    async def _ask_on_one_connection(self, number: int, dice: random.Random) -> None:
         async with Client(self._gateway.data_url) as connection:
             while not self._stopped:
-                asked += 1
                 row = [round(dice.uniform(-3, 3), 3) for _ in range(4)]
                 if dice.random() < self._bad_share:
                     row[0] = BAD_ABOVE + 1 + dice.random()
+                if dice.random() < self._deadly_share:
+                    row = [10.0 * DEADLY_SUM, 0.0, 0.0, 0.0]
                 tensor = {"name": "input", "shape": [1, 4], "datatype": "FP32", "data": row}
-                began_s = time.monotonic()
                 answer = await connection.post(
                     f"/v2/models/{self._model}/infer",
                     json.dumps({"inputs": [tensor]}).encode(),
-                    {"x-targeting-key": f"{number}-{asked}"},
+                    {"x-targeting-key": f"{number}-{dice.random()}"},
                 )
-                self.seen.slowest_s = max(self.seen.slowest_s, time.monotonic() - began_s)
                 self._look(answer, row)
 
     def _look(self, answer: Answer, row: list[float]) -> None:
@@ -146,23 +168,26 @@ def report(name: str, found: dict[str, Any], clients: Clients) -> None:
     tripped = [signal for signal, each in judge.items() if each["tripped"]]
     print(
         f"{name}: {found['phase']}, {found['why']}; {seen.answers} answers, {len(seen.failed)} failed, "
-        f"{len(seen.wrong)} wrong, {seen.fallbacks} fallbacks; tripped {tripped}; {judge['errors']['text']}"
+        f"{len(seen.wrong)} wrong, {seen.fallbacks} fallbacks; tripped {tripped}"
     )
+    if "errors" in judge:
+        print(f"  {judge['errors']['text']}")
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
     root = tmp_path_factory.mktemp("rollouts")
     models = root / "models"
-    for model in ("healthy", "nan", "raise", "rows", "memory", "hang"):
+    for model in ("healthy", "nan", "raise", "rows", "memory", "hang", "crash"):
         write_package(models, classifier(model, "1"))
     write_package(models, classifier("slow", "1", iterations=10))
     for model in ("x5", "x20"):
         write_erring(models, classifier(model, "1"), above=BAD_ABOVE + 1.9)
-    with LiveGateway(models, root / "state", workers=WORKERS, settings={"cache": {"max_bytes": 0}}) as live:
+    with LiveGateway(models, root / "state", workers=WORKERS, settings=SETTINGS) as live:
         write_package(models, classifier("healthy", "2"))
         for model in ("nan", "raise", "rows", "memory", "hang"):
             write_faulty(models, classifier(model, "2"), model)  # type: ignore[arg-type]  # they are faults
+        write_crashing(models, classifier("crash", "2"))
         write_package(models, classifier("slow", "2", iterations=3000))
         write_erring(models, classifier("x5", "2"), above=BAD_ABOVE + 1.5)
         write_erring(models, classifier("x20", "2"), above=BAD_ABOVE)
@@ -198,6 +223,20 @@ def test_a_canary_that_fails_is_taken_back_and_no_client_sees_it(gateway: LiveGa
     assert (clients.seen.failed, clients.seen.wrong) == ([], [])
     assert clients.seen.fallbacks
     assert gateway.control.get(f"/admin/v1/flags/{model}.route").json()["variants"] == {"stable": "1"}
+
+
+@only_where_it_traps
+def test_a_canary_that_crashes_the_process_is_quarantined_and_taken_back(gateway: LiveGateway) -> None:
+    rollout_id = start(gateway, "crash", on_breaker="notify")
+    died = gateway.log.count(" died: ")
+    clients = Clients(gateway, "crash", deadly_share=0.05, reconnects=True)
+    found = asyncio.run(until_over(gateway, clients, rollout_id))
+    report("crash", found, clients)
+    assert found["phase"] == "rolled_back"
+    assert "quarantined" in found["why"]
+    print(f"crash: {gateway.log.count(' died: ') - died} deaths, {clients.seen.broken} broken connections")
+    assert (clients.seen.failed, clients.seen.wrong) == ([], [])
+    assert gateway.control.get("/admin/v1/flags/crash.route").json()["variants"] == {"stable": "1"}
 
 
 def test_a_slow_canary_is_taken_back(gateway: LiveGateway) -> None:

@@ -34,7 +34,7 @@ from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
 from gateway.serving.doorway import Doorway, by_name
 from gateway.serving.endpoints import PredictionEndpoint, Questions, on_gateway_error, on_unknown_path
 from gateway.serving.fastdoor import UVICORN, FastDoor
-from gateway.serving.guard import Guards
+from gateway.serving.guards import Guards
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
@@ -104,6 +104,7 @@ def build(
     guards = Guards(
         registry,
         counts,
+        pool,
         on_change=lambda: watch.changed.set(),
         on_candidate=lambda live: watch.forget_answers(live),
     )

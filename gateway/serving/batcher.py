@@ -13,25 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import numpy as np
-
-from gateway.errors import (
-    CallerLeft,
-    DeadlineExceeded,
-    DeadlineUnreachable,
-    GatewayError,
-    InvalidInput,
-    InvalidOutput,
-    QueueFull,
-)
+from gateway.errors import CallerLeft, DeadlineExceeded, DeadlineUnreachable, GatewayError, InvalidInput, QueueFull
 from gateway.marks import IDLE, IN_THREAD, ON_LOOP, UNMARKED, Mark
 from gateway.models.runtime import Runtime
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, DrainRate, Reason, RunCost, finish_s
-from gateway.serving.entry import Batch, Entry, Run, all_in_one
+from gateway.serving.entry import Away, Batch, Entry, Run, RunGuard, all_in_one, joined
 from gateway.serving.execution import Execution, Results
-from gateway.serving.outputs import OutputCheck
 from gateway.serving.runpool import RunPool
 from gateway.settings import BatchSettings
 from gateway.tensors import Signature, Tensors
@@ -40,27 +29,6 @@ _FAR_S = float("inf")
 # All of the first runs teach what a run costs; later one in some is enough, and learning costs as much as queueing.
 _LEARN_ALL_RUNS = 256
 _LEARN_ONE_IN = 4
-
-
-class RunGuard(Protocol):
-    """Who looks after the runs of a candidate; on the event loop."""
-
-    @property
-    def patience(self) -> int:
-        """Failures in a row that it still bears."""
-        ...
-
-    def ran(self, batch: Batch, run: Run) -> None:
-        """A run has ended; its entries do not have their answers yet."""
-        ...
-
-
-class Away(NamedTuple):
-    """A batch that is running in the pool, since when."""
-
-    batch: Batch
-    run: Run
-    begun_s: float
 
 
 class Batcher:
@@ -83,7 +51,7 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
         cost_clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._execution = Execution(runtime, signature)
+        self.execution = Execution(runtime, signature)
         self._cost = cost
         self._best = best if best is not None else BestSize()
         self._drain = DrainRate()
@@ -110,8 +78,8 @@ class Batcher:
         self._mixes = self._shares and not self._variable
         self._max_batch_rows = settings.max_batch_rows
         self._runs = 0
-        self._guard: RunGuard | None = None
         self.queued_rows = 0
+        self.guard: RunGuard | None = None  # of a candidate
         self.away: Away | None = None
         self.blocks_since_s = 0.0  # a run of a candidate holds the event loop since then; 0: none does
 
@@ -120,11 +88,6 @@ class Batcher:
         self._enabled = enabled
         self._mixes = enabled and self._shares and not self._variable
         self._max_batch_rows = max_batch_rows
-
-    def watch(self, check: OutputCheck | None, guard: RunGuard | None) -> None:
-        """Check the outputs of each run from now on. guard: of a candidate, told of each run."""
-        self._execution.check = check
-        self._guard = guard
 
     # -- the way in ---------------------------------------------------------------------------------
 
@@ -237,11 +200,11 @@ class Batcher:
     def _run_here(self, batch: Batch, oldest_wait_s: float) -> None:
         run = Run(batch.rows, len(batch.entries), batch.reason, oldest_wait_s)
         self._doing[self._place] = ON_LOOP
-        if self._guard is None:
-            results = self._execution.run(batch, run, self._clock, self._clock)
+        if self.guard is None:
+            results = self.execution.run(batch, run, self._clock, self._clock)
         else:
             self.blocks_since_s = self._clock()
-            results = self._execution.run(batch, run, self._clock, self._clock, self._guard.patience)
+            results = self.execution.run(batch, run, self._clock, self._clock, self.guard.patience)
             self.blocks_since_s = 0.0
         self._doing[self._place] = IDLE
         self._finish(batch, run, results)
@@ -259,7 +222,7 @@ class Batcher:
         self._running = True
         self._running_until_s = begun_s + expected_s if self._cost.runs else begun_s
         self.away = Away(batch, run, begun_s)
-        patience = None if self._guard is None else self._guard.patience
+        patience = None if self.guard is None else self.guard.patience
         loop = asyncio.get_running_loop()
         # run_in_executor would make a future and a callback chain; one hop back is all that is needed.
         self._pool.run(partial(self._run_away, loop, batch, run, patience), batch, expected_s)
@@ -267,7 +230,7 @@ class Batcher:
     def _run_away(self, loop: asyncio.AbstractEventLoop, batch: Batch, run: Run, patience: int | None) -> None:
         """In a thread of the pool."""
         self._doing[self._place] = IN_THREAD
-        results = self._execution.run(batch, run, self._clock, self._cost_clock, patience)
+        results = self.execution.run(batch, run, self._clock, self._cost_clock, patience)
         self._doing[self._place] = IDLE
         # RuntimeError: the loop was closed while the model ran; the worker is gone and nobody waits.
         with contextlib.suppress(RuntimeError):
@@ -362,9 +325,9 @@ class Batcher:
                 self._best.observe(run.rows, run.cost_s)
         self._on_run(run)
         if run.bad_rows:
-            _mark_invalid(batch, run)
-        if self._guard is not None:
-            self._guard.ran(batch, run)
+            batch.mark_invalid(run.bad_rows)
+        if self.guard is not None:
+            self.guard.ran(batch, run)
         if self._queue:
             self._plan()
         entries = batch.entries
@@ -393,7 +356,7 @@ class Batcher:
             entry.parts = entry.parts or []
             entry.parts.append((run, result))
             if stop == entry.rows:
-                entry.owner.finish(entry, _joined(entry.parts), all_in_one([run for run, _ in entry.parts]))
+                entry.owner.finish(entry, joined(entry.parts), all_in_one([run for run, _ in entry.parts]))
 
     def _forget_rest(self, entry: Entry) -> None:
         """Take the rows of a failed entry that still wait out of the queue."""
@@ -408,8 +371,8 @@ class Batcher:
         """What a run of *rows* rows is expected to take; 0 while that is not known."""
         return self._cost.expected_s(rows) if self._cost.runs else 0.0
 
-    def send_away(self, error: GatewayError, which: Callable[[Any], bool] | None = None) -> None:
-        """Give entries that wait and that another version may answer back to their owners, with *error*."""
+    def send_away(self, error: GatewayError, which: Callable[[Any], bool] | None = None) -> list[float]:
+        """Give waiting entries that another version may answer back, with *error*; returns when they were queued."""
         going: list[Entry] = []
         for _ in range(len(self._queue)):
             entry = self._queue.popleft()
@@ -417,9 +380,11 @@ class Batcher:
                 going.append(entry)
             else:
                 self._queue.append(entry)
+        since_s = [entry.queued_s for entry in going]
         for entry in going:
             self.queued_rows -= entry.rows
             entry.owner.finish(entry, error, None)
+        return since_s
 
     def replace(self, place: int, stand_in: Entry) -> None:
         """Put *stand_in* where an entry of the batch that is away was; of the rows that still wait none will run."""
@@ -431,15 +396,6 @@ class Batcher:
             stand_in.taken = -1
         entries[place] = stand_in
 
-    def lend_thread(self) -> None:
-        """The run that is away takes too long: let others have a thread in place of the one that it holds."""
-        if self.away is not None:
-            self._pool.lend(self.away.batch)
-
-    def abort(self) -> None:
-        """Call off the run that goes on; the version answers nobody any more."""
-        self._execution.abort()
-
     def close(self, error: GatewayError) -> None:
         """Answer everything that still waits with *error*."""
         while self._queue:
@@ -448,18 +404,3 @@ class Batcher:
             if entry.taken >= 0:
                 entry.taken = -1
                 entry.owner.finish(entry, error, None)
-
-
-def _joined(parts: list[tuple[Run, Tensors]]) -> Tensors | GatewayError:
-    try:
-        return {name: np.concatenate([outputs[name] for _, outputs in parts]) for name in parts[0][1]}
-    except ValueError as error:
-        return InvalidOutput(f"the parts of a large request got outputs that do not fit together: {error}")
-
-
-def _mark_invalid(batch: Batch, run: Run) -> None:
-    bad, at = frozenset(run.bad_rows), 0
-    for entry, start, stop in batch.parts():
-        rows = range(at, at + stop - start)
-        entry.is_invalid = entry.is_invalid or not bad.isdisjoint(rows)
-        at = rows.stop

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from gateway.codecs.codec import Request
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, InvalidOutput
 from gateway.tensors import Tensors, TensorSpec
 
 
@@ -54,6 +56,14 @@ def all_in_one(runs: list[Run]) -> Run:
     whole.failed = any(run.failed for run in runs)
     whole.is_watched = any(run.is_watched for run in runs)
     return whole
+
+
+def joined(parts: list[tuple[Run, Tensors]]) -> Tensors | GatewayError:
+    """The outputs of a split entry, from those of its parts; InvalidOutput if they do not fit together."""
+    try:
+        return {name: np.concatenate([outputs[name] for _, outputs in parts]) for name in parts[0][1]}
+    except ValueError as error:
+        return InvalidOutput(f"the parts of a large request got outputs that do not fit together: {error}")
 
 
 class Owner(Protocol):
@@ -139,3 +149,32 @@ class Batch:
             (entry, self.first_start if place == 0 else 0, self.last_stop if place == last else entry.rows)
             for place, entry in enumerate(self.entries)
         ]
+
+    def mark_invalid(self, bad_rows: Collection[int]) -> None:
+        """Tell the entries to which one of these rows of the batch belongs that their answer is no good."""
+        bad, at = frozenset(bad_rows), 0
+        for entry, start, stop in self.parts():
+            rows = range(at, at + stop - start)
+            entry.is_invalid = entry.is_invalid or not bad.isdisjoint(rows)
+            at = rows.stop
+
+
+class RunGuard(Protocol):
+    """Who looks after the runs of a candidate; on the event loop."""
+
+    @property
+    def patience(self) -> int:
+        """Failures in a row that it still bears."""
+        ...
+
+    def ran(self, batch: Batch, run: Run) -> None:
+        """A run has ended; its entries do not have their answers yet."""
+        ...
+
+
+class Away(NamedTuple):
+    """A batch that is running in the pool, since when."""
+
+    batch: Batch
+    run: Run
+    begun_s: float

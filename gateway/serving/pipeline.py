@@ -26,7 +26,8 @@ from gateway.serving.answers import Answers, Cut
 from gateway.serving.cache import PredictionCache, raw_key, tensor_key
 from gateway.serving.call import Call, OnReply
 from gateway.serving.entry import Run
-from gateway.serving.guard import BREAKER, ERROR, INVALID, MARGIN_SHARE, QUEUE, TIMEOUT, Guard, Guards
+from gateway.serving.guard import BREAKER, ERROR, INVALID, QUEUE, TIMEOUT, Guard
+from gateway.serving.guards import MARGIN_SHARE, Guards
 from gateway.serving.registry import LiveVersion
 from gateway.serving.router import Router
 from gateway.tensors import Tensors
@@ -320,11 +321,12 @@ class Pipeline:
             if stand_in is not entry:
                 batcher.replace(place, stand_in)
                 hangs = True
+        if batcher.queued_rows and not hangs:
+            late = DeadlineUnreachable("the run before it takes too long")
+            sent = batcher.send_away(late, lambda entry: is_due(entry) and self._guards.stands_by(entry) is not None)
+            hangs = any(queued_s >= away.begun_s for queued_s in sent)
         if hangs:
             guard.hangs()
-        elif batcher.queued_rows:
-            late = DeadlineUnreachable("the run before it takes too long")
-            batcher.send_away(late, lambda entry: is_due(entry) and self._guards.stands_by(entry) is not None)
 
     # -- ends without an answer ---------------------------------------------------------------------
 

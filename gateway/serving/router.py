@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion
 from gateway.flags.compile import PINNED, SPLIT, Decision, ModelOptions, Route
 from gateway.serving.call import Call
-from gateway.serving.guard import NO_ARMS, Arms, Guards
+from gateway.serving.guard import NO_ARMS, Arms
+from gateway.serving.guards import Guards
 from gateway.serving.registry import LiveVersion, Registry
 
 # The variant's name of a prediction that asked for its version itself: it counts for no variant's share.

@@ -28,7 +28,7 @@ from gateway.quarantine import Follower
 from gateway.samples.record import sampling_limit
 from gateway.serving.cache import PredictionCache
 from gateway.serving.counts import Counts
-from gateway.serving.guard import Guards
+from gateway.serving.guards import Guards
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.router import Adopted, Router
 from gateway.serving.shadow import Shadow

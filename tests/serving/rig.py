@@ -26,7 +26,7 @@ from gateway.serving.batcher import Batcher
 from gateway.serving.cache import PredictionCache
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
-from gateway.serving.guard import Guards
+from gateway.serving.guards import Guards
 from gateway.serving.loading import Loaded
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import LiveVersion, Registry
@@ -46,6 +46,7 @@ FLAG = {
     "state": "ENABLED",
     "variants": {"stable": "1", "twin": "1", "canary": "2"},
     "defaultVariant": "stable",
+    "metadata": {"fallback": False},
     "targeting": {"if": [{"!=": [{"var": "headers.x-variant"}, None]}, {"var": "headers.x-variant"}, None]},
 }
 
@@ -141,7 +142,9 @@ class Rig:
             self.versions[version] = registry.warm[("m", version)] = LiveVersion("m", version, loaded, batcher, CODECS)
         self.kept = PredictionCache(CacheSettings(max_bytes=2**20 if cache else 0), clock=self.clock)
         self.changes = 0
-        self.guards = Guards(registry, counts, on_change=self._changed, on_candidate=self._forget, clock=self.clock)
+        self.guards = Guards(
+            registry, counts, threads, on_change=self._changed, on_candidate=self._forget, clock=self.clock
+        )
         self.router = Router(registry, self.guards)
         self.copies = HandPool()
         self.loop_s = 0.0  # how long the event loop has been on a processor

@@ -14,12 +14,13 @@ from gateway.errors import DeadlineExceeded, InferenceFailed, InvalidInput, Queu
 from gateway.flags.compile import compile_route
 from gateway.flags.document import parse
 from gateway.serving.breaker import FIRST_OPEN_S, MAX_ROW
-from gateway.serving.guard import RUN_LIMIT_S
+from gateway.serving.guards import RUN_LIMIT_S
 from tests.puppet import POISON, FaultyRuntime
 from tests.serving.rig import FLAG, Caller, Rig, run
 
 SPLIT_FLAG: dict[str, Any] = {
     **FLAG,
+    "metadata": {},
     "targeting": {
         "if": [
             {"!=": [{"var": "headers.x-variant"}, None]},
@@ -28,7 +29,7 @@ SPLIT_FLAG: dict[str, Any] = {
         ]
     },
 }
-PLAIN_FLAG = {**FLAG, "targeting": {"fractional": [["canary", 50], ["stable", 50]]}}
+PLAIN_FLAG = {**SPLIT_FLAG, "targeting": {"fractional": [["canary", 50], ["stable", 50]]}}
 
 
 def keys_of(variant: str) -> list[str]:
@@ -356,6 +357,30 @@ def test_equal_requests_that_wait_for_one_run_leave_it_one_by_one(tmp_path: Path
         check_own(patient)
         check_own(pinned)
         assert rig.told() == {"eligible": 1, "errors": 0, "timeouts": 1, "invalid": 0, "fallbacks": 1, "keys": 3}
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_a_run_that_hangs_is_noticed_also_if_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = FaultyRig(tmp_path)
+        gone = rig.ask(1, key=CANARY_KEYS[0])
+        await rig.turn()
+        hanging = rig.pool.take()
+        rig.leave(gone)
+        queued = rig.ask(2, key=CANARY_KEYS[1], timeout_s=1.0)
+        await rig.turn()
+        rig.advance(0.9)
+        await rig.settle()
+        check_fell_back(queued)
+        at_once = rig.ask(3, key=CANARY_KEYS[2])
+        await rig.settle()
+        check_fell_back(at_once)
+        rig.advance(RUN_LIMIT_S)
+        assert rig.canary.aborted
+        hanging()
+        await rig.settle()
         rig.check_nothing_is_held()
 
     run(scenario)

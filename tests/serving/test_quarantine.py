@@ -26,7 +26,7 @@ from gateway.serving.batcher import Batcher
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
 from gateway.serving.entry import Entry, Run
-from gateway.serving.guard import Guards
+from gateway.serving.guards import Guards
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.router import Adopted, Router
 from gateway.serving.runpool import RunPool
@@ -277,7 +277,7 @@ def call(variant: str = "canary", pinned: str | None = None) -> Call:
 def test_the_share_of_a_quarantined_version_goes_to_the_default_variant(models: Path, pool: RunPool) -> None:
     async def scenario() -> None:
         async with held(two_versions(models), pool) as it:
-            guards = Guards(it.registry, it.counts, on_change=lambda: None, on_candidate=lambda _live: None)
+            guards = Guards(it.registry, it.counts, pool, on_change=lambda: None, on_candidate=lambda _live: None)
             router = Router(it.registry, guards)
             route = compile_route("iris", parse({"flags": {"iris.route": FLAG}}).flags["iris.route"])
             router.adopted["iris"] = Adopted(route, ModelOptions(), 0.0)

@@ -119,7 +119,11 @@ def test_work_that_holds_its_thread_for_long_lends_others_one_until_it_is_done(c
     pool = RunPool(1, clock=clock)
     held, done = threading.Event(), threading.Event()
     got: list[str] = []
-    pool.ask(lambda: pool.run(lambda: held.wait(60), "long", 0.001))
+
+    def hold() -> None:
+        held.wait(60)
+
+    pool.ask(lambda: pool.run(hold, "long", 0.001))
     pool.ask(lambda: pool.run(done.set, "next", 0.001))
     try:
         pool.lend("long")

@@ -32,7 +32,7 @@ def body(first: float = 1.0) -> bytes:
 
 
 def ask(gateway: LiveGateway, key: str = "", first: float = 1.0, model: str = "iris") -> httpx.Response:
-    headers = {"x-targeting-key": key} if key else {}
+    headers = {"x-request-timeout-ms": "30000"} | ({"x-targeting-key": key} if key else {})
     return gateway.data.post(f"/v2/models/{model}/infer", content=body(first), headers=headers)
 
 
@@ -49,7 +49,9 @@ def states(gateway: LiveGateway, version: str, model: str = "iris") -> list[str]
 
 
 def wait_state(gateway: LiveGateway, version: str, state: str, workers: int = 1) -> None:
-    eventually(lambda: states(gateway, version) == [state] * workers, f"{version} is {state} in all workers")
+    eventually(
+        lambda: states(gateway, version) == [state] * workers, f"{version} is {state} in all workers", timeout_s=60
+    )
 
 
 def deaths(gateway: LiveGateway) -> int:
@@ -109,7 +111,7 @@ def test_a_canary_that_crashes_workers_under_load_is_out_after_two_deaths(models
 
         def out() -> None:
             must_change(gateway, "iris.route", {"targeting": split(50)})
-            eventually(lambda: quarantined(gateway) == [("iris", "2")], "the canary is quarantined")
+            eventually(lambda: quarantined(gateway) == [("iris", "2")], "the canary is quarantined", timeout_s=60)
             wait_state(gateway, "2", "quarantined", workers=2)
             seen.clear()
             died = deaths(gateway)
@@ -194,11 +196,7 @@ def test_a_version_in_a_run_when_its_workers_are_killed_is_out_and_a_lift_lets_i
         lift = gateway.control.delete("/admin/v1/quarantine/iris/2", headers={"x-change-reason": "it was me"})
         assert lift.status_code == 200
         wait_warm(gateway, "iris", "2")
-        answer = gateway.data.post(
-            "/v2/models/iris/infer",
-            content=body(3.0),
-            headers={"x-targeting-key": "a", "x-request-timeout-ms": "30000"},
-        )
+        answer = ask(gateway, "a", first=3.0)
         assert answer.headers["x-model-version"] == "2"
         assert "x-model-fallback" not in answer.headers
         (row,) = (row for row in audit(gateway) if row["verb"] == "quarantine.lift")
@@ -239,7 +237,8 @@ def test_a_shadow_that_crashes_workers_is_out_too(models: Path, state: Path) -> 
         for turn in (1, 2):
             wait_warm(gateway, "iris", "2")
             pid = gateway.child_pids("worker")[0]
-            eventually(partial(is_dead_after_a_deadly_row, gateway, pid, turn), "the shadow kills the worker")
+            dies = partial(is_dead_after_a_deadly_row, gateway, pid, turn)
+            eventually(dies, "the shadow kills the worker", timeout_s=60)  # a busy worker drops copies
             gateway.wait_replaced("worker", 0, pid)
         assert quarantined(gateway) == [("iris", "2")]
         assert ask(gateway, first=20 * DEADLY_SUM).status_code == 200

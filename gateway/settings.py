@@ -14,8 +14,12 @@ from typing import Any, get_type_hints
 
 from gateway.bounds import BOUNDS, CHOICES
 from gateway.errors import InvalidSetting
+from gateway.passwords import is_redacted, redacted
 
 ENVIRONMENT_PREFIX = "SLUICEGATE_"
+# How the addresses of the stores begin.
+FILE_STORE = "sqlite:///"
+SHARED_STORES = ("postgresql://", "postgres://")
 # Read by the command line itself, not settings of the server.
 CLIENT_VARIABLES = frozenset({"SLUICEGATE_URL", "SLUICEGATE_TOKEN"})
 
@@ -92,9 +96,15 @@ class CacheSettings:
 class FlagSettings:
     """How workers follow the flags, and where the flags are kept."""
 
-    store: str = ""  # sqlite:///PATH; empty: flags.sqlite in the state directory
+    store: str = ""  # sqlite:///PATH or postgresql://...; empty: flags.sqlite in the state directory
     import_file: str = ""  # flagd JSON that control follows; then flags are changed there and nowhere else
     poll_s: float = 0.02
+    replica: str = ""  # how control calls this host among those that share a store; empty: its host name
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the flags are kept in a database that many hosts share."""
+        return self.store.startswith(SHARED_STORES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +199,12 @@ class Settings:
 
     @property
     def flag_store_path(self) -> Path:
-        """The SQLite file of the flags."""
+        """The SQLite file of the flags; with a shared store, the snapshot of it that the workers here follow."""
+        if self.flags.is_shared:
+            return self.paths.state / "flags.snapshot.sqlite"
         if not self.flags.store:
             return self.paths.state / "flags.sqlite"
-        return Path(self.flags.store.removeprefix("sqlite:///"))
+        return Path(self.flags.store.removeprefix(FILE_STORE))
 
     @property
     def last_known_good_path(self) -> Path:
@@ -261,10 +273,12 @@ def to_plain(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def to_toml(settings: Settings) -> str:
-    """The settings as a TOML document that load() reads back to equal settings."""
+    """The settings as a TOML document that load() reads back to equal settings, but for a password: it is left out."""
+    plain = to_plain(settings)
+    plain["flags"]["store"] = redacted(plain["flags"]["store"])
     sections = (
         f"[{section}]\n" + "".join(f"{key} = {_toml_value(value)}\n" for key, value in keys.items())
-        for section, keys in to_plain(settings).items()
+        for section, keys in plain.items()
     )
     return "\n".join(sections)
 
@@ -369,5 +383,13 @@ def _check_together(settings: Settings) -> None:
     webhook = settings.audit.checkpoint_webhook
     if webhook and not webhook.startswith(("http://", "https://")):
         raise InvalidSetting("setting 'audit.checkpoint_webhook': expected an address that begins with http or https")
-    if settings.flags.store and not settings.flags.store.startswith("sqlite:///"):
-        raise InvalidSetting(f"setting 'flags.store': expected sqlite:///PATH, got {settings.flags.store!r}")
+    store = settings.flags.store
+    if store and not store.startswith((FILE_STORE, *SHARED_STORES)):
+        raise InvalidSetting(
+            "setting 'flags.store': expected sqlite:///PATH or postgresql://USER@HOST/DATABASE, "
+            f"got {redacted(store)!r}"
+        )
+    if settings.flags.is_shared and is_redacted(store):
+        raise InvalidSetting(
+            "setting 'flags.store': the password was left out when this was printed; name it, or set PGPASSFILE"
+        )

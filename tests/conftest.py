@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.postgres import PostgresServer, require
 
 # How long an example takes is the machine's business, not a test's.
 settings.register_profile("no deadline", deadline=None)
@@ -28,3 +31,21 @@ def models(tmp_path: Path) -> Path:
 def state(tmp_path: Path) -> Path:
     """Where a state directory may be; it does not exist yet."""
     return tmp_path / "state"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL server that all tests share."""
+    server = PostgresServer(require())
+    try:
+        server.start()
+        yield server
+        server.stop("immediate")
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> str:
+    """The address of an empty database."""
+    return postgres.patient_url(postgres.new_database())

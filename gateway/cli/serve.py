@@ -51,7 +51,11 @@ def add_parser(subparsers: Subparsers) -> None:
         help="answer predictions in the protocol, or in the ASGI app (default: fast)",
     )
     add("--role", choices=("all", "serving", "control", "monitor"), default="all", help="which parts to run here")
-    add("--store", metavar="URL", help="where the flags are kept: sqlite:///PATH (default: in the state directory)")
+    add(
+        "--store",
+        metavar="URL",
+        help="where the flags are kept: sqlite:///PATH, or postgresql://... for many hosts (default: in --state)",
+    )
     add("--config", metavar="FILE", type=Path, help=f"settings in TOML (default: ./{DEFAULT_CONFIG} if present)")
     add("--ready-file", metavar="FILE", type=Path, help="write addresses and pids there as JSON once ready")
     add("--print-config", action="store_true", help="print the effective settings as TOML and exit")

@@ -82,6 +82,12 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def is_damage(error: StoreUnavailable) -> bool:
+    """Whether the trouble is what stands in the file, and not that it cannot be reached, locked or written now."""
+    cause = error.__cause__
+    return isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
+
+
 @contextlib.contextmanager
 def troubles(path: Path) -> Iterator[None]:
     """Whatever keeps *path* from being read or written becomes StoreUnavailable."""

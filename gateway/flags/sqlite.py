@@ -63,7 +63,7 @@ class SqliteStore:
         self._file: tuple[int, int] = (0, 0)  # device and inode that the connection has open
         self._connections = 0
         self._loaded: _Mark | None = None
-        self._kept: FlagDocument | None = None  # as a follower last read it
+        self._kept: tuple[str, FlagDocument] | None = None  # as a follower last read it
 
     # -- following ------------------------------------------------------------------------------
 
@@ -118,13 +118,37 @@ class SqliteStore:
                 for row in rows:
                     _append(connection, row)
                 if after is not before:
-                    connection.execute(
-                        "INSERT INTO document VALUES (1, ?, ?)"
-                        " ON CONFLICT (only) DO UPDATE SET revision = excluded.revision, body = excluded.body",
-                        (after.revision, json.dumps(dump(after))),
-                    )
+                    _put_document(connection, after)
             self._loaded = None
             return after
+
+    def mirror(self, document: FlagDocument) -> FlagDocument | None:
+        """Hold a copy of another store: *document* as it is, under its own revision and without audit rows.
+
+        Returns what was held before, which is *document* itself if nothing had to be written.
+        """
+        with self._guarded():
+            connection = self._open()
+            with transaction(connection):
+                before = self._document(connection)
+                if before != document:
+                    _put_document(connection, document)
+                    self._loaded = None
+            return before
+
+    def discard(self) -> None:
+        """Remove the file: only for a copy, which can be made again. Those who have it open see that it is gone."""
+        with self._lock, troubles(self._path):
+            self._drop_connection()
+            for ending in ("-wal", "-shm", ""):
+                self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
+
+    def hurry(self) -> None:
+        """A file answers at once."""
+
+    def now_s(self) -> float:
+        """The clock of this machine: unix seconds."""
+        return self._clock()
 
     # -- records --------------------------------------------------------------------------------
 
@@ -202,16 +226,26 @@ class SqliteStore:
             self._connection, self._file, self._kept = None, (0, 0), None
 
     def _document(self, connection: sqlite3.Connection) -> FlagDocument | None:
-        if self._read_only:
-            if not is_set_up(connection, _SCHEMA_VERSION, _UPGRADES):
-                return None  # the writer has made the file, but not its tables
-            # Records and audit rows are written far more often than flags: a follower need not read those again.
-            found = connection.execute("SELECT revision FROM document").fetchone()
-            if found is not None and self._kept is not None and found[0] == self._kept.revision:
-                return self._kept
+        if self._read_only and not is_set_up(connection, _SCHEMA_VERSION, _UPGRADES):
+            return None  # the writer has made the file, but not its tables
         found = connection.execute("SELECT body FROM document").fetchone()
-        self._kept = None if found is None else parse(orjson.loads(found[0]))
-        return self._kept
+        if found is None:
+            return None
+        # Records and audit rows are written far more often than flags: a follower need not parse those again. By its
+        # text and not by its revision: a database that was restored counts on from an older one.
+        if self._read_only and self._kept is not None and self._kept[0] == found[0]:
+            return self._kept[1]
+        document = parse(orjson.loads(found[0]))
+        self._kept = (found[0], document)
+        return document
+
+
+def _put_document(connection: sqlite3.Connection, document: FlagDocument) -> None:
+    connection.execute(
+        "INSERT INTO document VALUES (1, ?, ?)"
+        " ON CONFLICT (only) DO UPDATE SET revision = excluded.revision, body = excluded.body",
+        (document.revision, json.dumps(dump(document))),
+    )
 
 
 def _head(connection: sqlite3.Connection) -> Head:

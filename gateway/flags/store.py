@@ -60,6 +60,18 @@ class Note:
     after: Json = None
 
 
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """The status document of a worker as the follower of its host left it in a shared store.
+
+    age_s: by the host's own clock before that, by that of the store since: two hosts' clocks never meet.
+    """
+
+    host: str
+    document: Json
+    age_s: float
+
+
 class FlagStore(Protocol):
     """The flags, the records and the audit trail.
 
@@ -104,6 +116,14 @@ class FlagStore(Protocol):
         self, target: str | None = None, *, after: int = 0, limit: int = 100, newest_first: bool = False
     ) -> list[AuditRow]:
         """Audit rows with a seq above *after*, of one target or of all. Raises AuditBroken for a changed row."""
+        ...
+
+    def now_s(self) -> float:
+        """The one clock of all who share this store: unix seconds."""
+        ...
+
+    def hurry(self) -> None:
+        """The process is about to end: from now on, a store that does not answer is not waited for."""
         ...
 
     def close(self) -> None:

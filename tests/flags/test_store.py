@@ -1,8 +1,9 @@
-"""The SQLite store: compare-and-set, followers, and what survives kill -9."""
+"""The stores: compare-and-set and followers over both; and what becomes of SQLite's file, by kill -9 or otherwise."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -22,8 +23,9 @@ from gateway.flags import store as writes
 from gateway.flags.audit import SYSTEM, Author
 from gateway.flags.document import Flag, FlagDocument, change, parse, parse_flag
 from gateway.flags.lastgood import read_last_known_good, write_last_known_good
+from gateway.flags.postgres import PostgresStore
 from gateway.flags.sqlite import SqliteStore
-from gateway.flags.store import Note, RecordWrite
+from gateway.flags.store import FlagStore, Note, RecordWrite
 
 ADA = Author("ada", token_id="t1")
 
@@ -33,7 +35,7 @@ def flag(key: str = "iris.route", default: str = "stable", **changes: Any) -> Fl
     return parse_flag(key, plain)
 
 
-def put(store: SqliteStore, new: Flag | None, expected: int | None, key: str = "iris.route") -> FlagDocument:
+def put(store: FlagStore, new: Flag | None, expected: int | None, key: str = "iris.route") -> FlagDocument:
     return writes.put(store, key, new, expected_revision=expected, author=ADA, verb="flag.put", reason="because")
 
 
@@ -43,19 +45,34 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[SqliteStore]:
-    with contextlib.closing(SqliteStore(path)) as opened:
+def store_kind() -> str:
+    return "sqlite"
+
+
+over_both = pytest.mark.parametrize("store_kind", ["sqlite", "postgres"])
+
+
+@pytest.fixture
+def store(store_kind: str, path: Path, request: pytest.FixtureRequest) -> Iterator[FlagStore]:
+    is_file = store_kind == "sqlite"
+    with contextlib.closing(
+        SqliteStore(path) if is_file else PostgresStore(request.getfixturevalue("database"))
+    ) as opened:
         yield opened
 
 
 @pytest.fixture
-def follower(path: Path) -> Iterator[SqliteStore]:
-    with contextlib.closing(SqliteStore(path, read_only=True)) as opened:
+def follower(store_kind: str, path: Path, request: pytest.FixtureRequest) -> Iterator[FlagStore]:
+    """Somebody else who reads the same flags."""
+    is_file = store_kind == "sqlite"
+    with contextlib.closing(
+        SqliteStore(path, read_only=True) if is_file else PostgresStore(request.getfixturevalue("database"))
+    ) as opened:
         yield opened
 
 
 def test_a_store_that_was_never_written_is_empty_and_a_follower_does_not_make_it(
-    store: SqliteStore, follower: SqliteStore, path: Path
+    store: FlagStore, follower: FlagStore, path: Path
 ) -> None:
     assert follower.changed()
     assert follower.load() is None
@@ -68,9 +85,8 @@ def test_a_store_that_was_never_written_is_empty_and_a_follower_does_not_make_it
     assert follower.load() is None
 
 
-def test_a_change_is_written_with_its_audit_row_and_seen_by_followers(
-    store: SqliteStore, follower: SqliteStore
-) -> None:
+@over_both
+def test_a_change_is_written_with_its_audit_row_and_seen_by_followers(store: FlagStore, follower: FlagStore) -> None:
     assert put(store, flag(), 0).revision == 1
     assert follower.changed()
     assert follower.load() == store.load()
@@ -88,7 +104,8 @@ def test_a_change_is_written_with_its_audit_row_and_seen_by_followers(
     assert writes.verify_trail(store).seq == 2
 
 
-def test_a_stale_revision_is_refused_and_changes_nothing(store: SqliteStore) -> None:
+@over_both
+def test_a_stale_revision_is_refused_and_changes_nothing(store: FlagStore) -> None:
     put(store, flag(), 0)
     put(store, flag("wine.route"), 0, "wine.route")
     for expected in (0, 2):
@@ -102,13 +119,15 @@ def test_a_stale_revision_is_refused_and_changes_nothing(store: SqliteStore) -> 
     assert put(store, flag(default="canary"), 1).flags["iris.route"].revision == 3
 
 
-def test_a_change_that_changes_nothing_is_not_written(store: SqliteStore) -> None:
+@over_both
+def test_a_change_that_changes_nothing_is_not_written(store: FlagStore) -> None:
     put(store, flag(), 0)
     assert put(store, flag(), 1).revision == 1
     assert len(store.history()) == 1
 
 
-def test_a_deleted_flag_is_gone_and_its_history_stays(store: SqliteStore) -> None:
+@over_both
+def test_a_deleted_flag_is_gone_and_its_history_stays(store: FlagStore) -> None:
     put(store, flag(), 0)
     assert put(store, None, 1) == FlagDocument(revision=2)
     with pytest.raises(UnknownFlag):
@@ -118,7 +137,8 @@ def test_a_deleted_flag_is_gone_and_its_history_stays(store: SqliteStore) -> Non
     assert writes.verify_trail(store).seq == 3
 
 
-def test_a_whole_document_is_one_revision_with_a_row_per_change(store: SqliteStore) -> None:
+@over_both
+def test_a_whole_document_is_one_revision_with_a_row_per_change(store: FlagStore) -> None:
     for key in ("a.route", "b.route", "c.route"):
         put(store, flag(key), 0, key)
     plain = {
@@ -139,7 +159,8 @@ def test_a_whole_document_is_one_revision_with_a_row_per_change(store: SqliteSto
     assert writes.verify_trail(store).seq == 6
 
 
-def test_other_events_are_recorded_in_the_same_chain(store: SqliteStore) -> None:
+@over_both
+def test_other_events_are_recorded_in_the_same_chain(store: FlagStore) -> None:
     put(store, flag(), 0)
     writes.note(store, Note("token.create", "token:t9", after={"scope": "viewer"}), author=SYSTEM, reason="new")
     (row,) = store.history("token:t9")
@@ -147,11 +168,12 @@ def test_other_events_are_recorded_in_the_same_chain(store: SqliteStore) -> None
     assert writes.verify_trail(store).seq == 2
 
 
-def read_records(store: SqliteStore, kind: str = "rollout") -> dict[str, tuple[int, Any]]:
+def read_records(store: FlagStore, kind: str = "rollout") -> dict[str, tuple[int, Any]]:
     return {record.id: (record.revision, record.body) for record in store.records(kind)}
 
 
-def test_records_flags_and_notes_are_written_together_or_not_at_all(store: SqliteStore) -> None:
+@over_both
+def test_records_flags_and_notes_are_written_together_or_not_at_all(store: FlagStore) -> None:
     def canary(before: FlagDocument) -> FlagDocument:
         return change(before, put=[flag(default="canary")])
 
@@ -190,7 +212,7 @@ def test_records_flags_and_notes_are_written_together_or_not_at_all(store: Sqlit
     assert writes.verify_trail(store).seq == 3
 
 
-def test_a_follower_reads_the_flags_only_when_they_changed(store: SqliteStore, follower: SqliteStore) -> None:
+def test_a_follower_reads_the_flags_only_when_they_changed(store: FlagStore, follower: FlagStore) -> None:
     put(store, flag(), 0)
     first = follower.load()
     store.commit(author=ADA, verb="v", reason="r", records=[RecordWrite("cursor", "webhooks", {"seq": 3})])
@@ -198,6 +220,24 @@ def test_a_follower_reads_the_flags_only_when_they_changed(store: SqliteStore, f
     assert follower.load() is first
     put(store, flag(default="canary"), 1)
     assert follower.load() != first
+
+
+def test_a_copy_of_another_store_is_held_under_its_own_revision_and_goes_back_with_it(
+    store: FlagStore, follower: FlagStore
+) -> None:
+    assert isinstance(store, SqliteStore)
+    at_7 = FlagDocument(7, {"iris.route": dataclasses.replace(flag(), revision=7)})
+    restored = FlagDocument(7, {"iris.route": dataclasses.replace(flag(default="canary"), revision=7)})
+    older = FlagDocument(5, {"iris.route": dataclasses.replace(flag(), revision=5)})
+    assert store.mirror(at_7) is None
+    assert follower.load() == at_7
+    assert store.mirror(at_7) == at_7
+    assert not follower.changed(), "nothing was written"
+    for document, before in ((restored, at_7), (older, restored)):
+        assert store.mirror(document) == before
+        assert follower.changed()
+        assert follower.load() == document
+    assert store.history() == []
 
 
 SCHEMA_1 = """
@@ -210,7 +250,7 @@ PRAGMA user_version = 1;
 
 
 def test_a_store_of_an_older_gateway_is_read_as_it_is_and_upgraded_by_its_writer(
-    path: Path, store: SqliteStore, follower: SqliteStore
+    path: Path, store: FlagStore, follower: FlagStore
 ) -> None:
     path.parent.mkdir(parents=True)
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -223,7 +263,8 @@ def test_a_store_of_an_older_gateway_is_read_as_it_is_and_upgraded_by_its_writer
     assert found.revision == 5
 
 
-def test_history_pages_forward_and_filters_by_target(store: SqliteStore) -> None:
+@over_both
+def test_history_pages_forward_and_filters_by_target(store: FlagStore) -> None:
     for i in range(6):
         key = f"m{i % 2}.route"
         put(store, flag(key, metadata={"step": i}), None, key)
@@ -233,7 +274,7 @@ def test_history_pages_forward_and_filters_by_target(store: SqliteStore) -> None
 
 
 def test_a_follower_sees_a_file_that_was_put_in_place_of_the_old_one(
-    store: SqliteStore, follower: SqliteStore, path: Path, tmp_path: Path
+    store: FlagStore, follower: FlagStore, path: Path, tmp_path: Path
 ) -> None:
     put(store, flag(), 0)
     assert follower.load() is not None
@@ -263,7 +304,7 @@ def test_a_file_that_is_no_store_is_unavailable(path: Path, content: bytes) -> N
 
 
 def test_a_store_damaged_under_a_follower_is_unavailable_until_it_is_whole_again(
-    store: SqliteStore, follower: SqliteStore, path: Path, tmp_path: Path
+    store: FlagStore, follower: FlagStore, path: Path, tmp_path: Path
 ) -> None:
     document = put(store, flag(), 0)
     store.close()
@@ -277,7 +318,7 @@ def test_a_store_damaged_under_a_follower_is_unavailable_until_it_is_whole_again
     assert follower.load() == document
 
 
-def test_a_store_of_a_newer_gateway_is_left_alone(path: Path, store: SqliteStore) -> None:
+def test_a_store_of_a_newer_gateway_is_left_alone(path: Path, store: FlagStore) -> None:
     put(store, flag(), 0)
     store.close()
     with contextlib.closing(sqlite3.connect(path)) as raw:
@@ -306,7 +347,7 @@ def tamper(path: Path, *statements: str) -> None:
         "DELETE FROM document",
     ],
 )
-def test_verify_finds_what_was_done_behind_the_gateways_back(store: SqliteStore, path: Path, statement: str) -> None:
+def test_verify_finds_what_was_done_behind_the_gateways_back(store: FlagStore, path: Path, statement: str) -> None:
     put(store, flag(), 0)
     put(store, flag(default="canary"), 1)
     put(store, flag(default="stable"), 2)
@@ -317,7 +358,7 @@ def test_verify_finds_what_was_done_behind_the_gateways_back(store: SqliteStore,
         writes.verify_trail(store)
 
 
-def test_audit_rows_cannot_be_changed_by_accident(store: SqliteStore, path: Path) -> None:
+def test_audit_rows_cannot_be_changed_by_accident(store: FlagStore, path: Path) -> None:
     put(store, flag(), 0)
     with contextlib.closing(sqlite3.connect(path)) as raw:
         for statement in ("DELETE FROM audit", "UPDATE audit SET hash = ''"):
@@ -325,9 +366,14 @@ def test_audit_rows_cannot_be_changed_by_accident(store: SqliteStore, path: Path
                 raw.execute(statement)
 
 
-def test_editors_at_the_same_time_lose_no_update(path: Path) -> None:
+@over_both
+def test_editors_at_the_same_time_lose_no_update(
+    store_kind: str, store: FlagStore, path: Path, request: pytest.FixtureRequest
+) -> None:
+    database = request.getfixturevalue("database") if store_kind == "postgres" else ""
+
     def edit(worker: int) -> None:
-        with contextlib.closing(SqliteStore(path)) as mine:
+        with contextlib.closing(PostgresStore(database) if database else SqliteStore(path)) as mine:
             done = 0
             while done < 20:
                 document = mine.load() or FlagDocument()
@@ -339,18 +385,16 @@ def test_editors_at_the_same_time_lose_no_update(path: Path) -> None:
                 except RevisionConflict:
                     continue
 
-    with contextlib.closing(SqliteStore(path)) as first:
-        assert first.load() is None
+    assert store.load() is None
     threads = [threading.Thread(target=edit, args=(i,)) for i in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    with contextlib.closing(SqliteStore(path)) as after:
-        document = after.load()
-        assert document is not None
-        assert document.flags["iris.route"].metadata["count"] == 60
-        assert writes.verify_trail(after).seq == 60
+    document = store.load()
+    assert document is not None
+    assert document.flags["iris.route"].metadata["count"] == 60
+    assert writes.verify_trail(store).seq == 60
 
 
 WRITER = """

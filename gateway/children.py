@@ -22,7 +22,7 @@ from gateway import logs, settings
 from gateway.errors import GatewayError
 from gateway.settings import Settings
 
-ChildRole = Literal["worker", "control", "monitor"]
+ChildRole = Literal["worker", "control", "monitor", "follower"]
 
 # After its last chance to finish requests, time for a child to flush logs and leave before it is killed.
 FLUSH_GRACE_S = 5.0
@@ -39,10 +39,10 @@ _log = logging.getLogger(__name__)
 class ChildSpec:
     """The orders of one child.
 
-    socket_fd: its bound socket, None for the monitor. report_fd: write end of the pipe on which it says "ready" and
-    "beat". lifeline_fd: read end of a pipe on which nothing is ever written; end of file means that the supervisor
-    died. marks_fd: where a worker notes what it runs, None for others. suspects: model and version of all that was in
-    flight when a worker died lately.
+    socket_fd: its bound socket, None for monitor and follower. report_fd: write end of the pipe on which it says
+    "ready" and "beat". lifeline_fd: read end of a pipe on which nothing is ever written; end of file means that the
+    supervisor died. marks_fd: where a worker notes what it runs, None for others. suspects: model and version of all
+    that was in flight when a worker died lately.
     """
 
     role: ChildRole
@@ -58,7 +58,7 @@ class ChildSpec:
 
     @property
     def name(self) -> str:
-        """How logs call the child: ``worker-0``, ``control``, ``monitor``."""
+        """How logs call the child: ``worker-0``, ``control``, ``monitor``, ``follower``."""
         return child_name(self.role, self.slot)
 
     def to_json(self) -> bytes:
@@ -109,6 +109,12 @@ def _run_room(spec: ChildSpec, report: Callable[[str], None]) -> None:
 
         gc.enable()
         run_monitor(spec.settings, boot=spec.boot, run_dir=spec.run_dir, report=report, lifeline_fd=spec.lifeline_fd)
+        return
+    if spec.role == "follower":
+        from gateway.following.app import run_follower
+
+        gc.enable()
+        run_follower(spec.settings, boot=spec.boot, run_dir=spec.run_dir, report=report, lifeline_fd=spec.lifeline_fd)
         return
     assert spec.socket_fd is not None
     listener = socket.socket(fileno=spec.socket_fd)

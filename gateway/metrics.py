@@ -172,6 +172,12 @@ class ServingMetrics:
             multiprocess_mode="livemin",
             registry=r,
         )
+        self.flag_store_age_s = Gauge(
+            "sluicegate_flag_store_age_seconds",
+            "Time since this host last heard from the flag store, by the worker that is furthest behind.",
+            multiprocess_mode="livemax",
+            registry=r,
+        )
         self.versions_loaded = Gauge(
             "sluicegate_versions_loaded",
             "Loaded versions over all live workers.",

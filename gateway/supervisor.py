@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import math
@@ -48,13 +49,15 @@ def run(settings: Settings, *, role: Role, ready_file: Path | None, environment:
 
     ready_file: gets the bound addresses and the pids of the ready children as JSON once all were ready; rewritten when
     one dies or is replaced, removed at the end. environment: os.environ; the metrics directory is put into it, for this
-    process and the children. Raises CannotStart; InvalidSetting for a certificate or key that cannot be used.
+    process and the children. Raises CannotStart; InvalidSetting for a certificate, key or store that cannot be used.
     """
     parts = ("serving", "control", "monitor") if role == "all" else (role,)
     if "serving" in parts and settings.server.tls_certificate:
         from gateway import tls  # here and not above: most gateways need no OpenSSL
 
         tls.server_context(settings.server.tls_certificate, settings.server.tls_key)  # told now, not by each worker
+    if settings.flags.is_shared and parts != ("monitor",):
+        _check_shared_store(settings.flags.store)
     if ready_file is not None:
         if not ready_file.parent.is_dir():
             raise CannotStart(f"there is no directory {ready_file.parent} for the ready file; create it")
@@ -83,6 +86,8 @@ def _slots(settings: Settings, parts: tuple[str, ...], stack: contextlib.ExitSta
         slots += [
             Slot("worker", number, stack.enter_context(each), settings.supervisor) for number, each in enumerate(bound)
         ]
+        if settings.flags.is_shared:
+            slots.append(Slot("follower", 0, None, settings.supervisor))
     if "control" in parts:
         (one,) = sockets.bind_all(settings.control.host, settings.control.port, 1, what="the control plane")
         slots.append(Slot("control", 0, stack.enter_context(one), settings.supervisor))
@@ -335,6 +340,15 @@ class Supervisor:
             lines.append(f"  admin        {urls['control']}")
             lines.append(f"  admin token  in {self._settings.admin_token_path}")
         sys.stderr.write("\n".join(lines) + "\n\n")
+
+
+def _check_shared_store(url: str) -> None:
+    """What no child could serve with is told before any is started. Raises CannotStart, InvalidSetting."""
+    if importlib.util.find_spec("psycopg") is None:
+        raise CannotStart("flags.store names a PostgreSQL database; pip install 'sluicegate[postgres]' to reach it")
+    from gateway.flags import pglink  # here and not above: most gateways have no database
+
+    pglink.read_address(url, application="sluicegate")
 
 
 def _warn_of_threads(settings: Settings, processors: int) -> None:

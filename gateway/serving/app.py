@@ -203,6 +203,7 @@ async def _flush(worker: Worker, connections: Callable[[], int]) -> None:
         worker.metrics.in_flight.set(worker.admission.in_flight)
         worker.metrics.open_connections.set(connections())
         worker.metrics.cache_bytes.set(worker.cache.size_bytes)
+        worker.metrics.flag_store_age_s.set(worker.watch.store_age_s())
         turn += 1
         if turn % turns_per_sweep == 0:
             worker.cache.sweep()

@@ -69,6 +69,7 @@ class Watch:
         self._pending: dict[str, Route] = {}
         self._refused: dict[str, str] = {}  # models whose newest flags this worker cannot read, with the reason
         self._store_failed = False
+        self._polled_s = self._started_s = time.monotonic()  # polled: when the store could last be read
         self.changed = asyncio.Event()  # something that the status document tells has changed
         self.ready = asyncio.Event()
 
@@ -104,11 +105,12 @@ class Watch:
         try:
             if self._store.changed():
                 document = self._store.load()
-                if document is not None and (self._document is None or document.revision != self._document.revision):
+                if document is not None and document != self._document:
                     self._take(document)
             if self._store_failed:
                 log.info("the flag store can be read again")
             self._store_failed = False
+            self._polled_s = time.monotonic()
         except StoreUnavailable as error:
             if not self._store_failed:
                 log.error("the flag store cannot be read; serving on with the flags at hand", extra={"why": str(error)})
@@ -126,6 +128,8 @@ class Watch:
 
     def _take(self, document: FlagDocument) -> None:
         """Compile what has changed, start the loads that it needs, adopt what is warm already."""
+        # A store that was restored gives out its revisions a second time: none of those at hand means anything then.
+        went_back = self._document is not None and document.revision <= self._document.revision
         self._document = document
         routes = document.routes()
         for model in self._router.known - routes.keys():
@@ -146,7 +150,7 @@ class Watch:
                 continue
             self._refused.pop(model, None)
             adopted = self._router.adopted.get(model)
-            if adopted is not None and adopted.route.revision == route.revision:
+            if adopted is not None and adopted.route.revision == route.revision and not went_back:
                 self._pending.pop(model, None)
                 self._adopt(model, adopted.route, options)
             else:
@@ -258,6 +262,14 @@ class Watch:
             }
         revision = self._document.revision if self._document is not None else None
         return {"revision": revision, "models": models, "shadow": self._shadow.describe()}
+
+    def store_age_s(self) -> float:
+        """Time since the store said what it holds: to this worker, or to the follower of a shared one."""
+        if not self._settings.flags.is_shared:
+            return time.monotonic() - self._polled_s
+        with contextlib.suppress(OSError):
+            return max(0.0, time.time() - self._settings.last_known_good_path.stat().st_mtime)
+        return time.monotonic() - self._started_s  # this host has never heard of it
 
     def close(self) -> None:
         """Close the store's connection."""

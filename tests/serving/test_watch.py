@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from gateway.flags import store as writes
 from gateway.flags.audit import Author
-from gateway.flags.document import parse_flag
+from gateway.flags.document import FlagDocument, parse_flag
 from gateway.flags.sqlite import SqliteStore
 from tests.builders import classifier, write_package
 from tests.end_to_end.flags import wait_adopted, workers_status
@@ -77,3 +79,30 @@ def test_a_purge_waits_for_no_version_that_still_loads(models: Path, state: Path
         assert [cache(), cache()] == ["miss", "hit"]
         assert workers_status(gateway)[0]["models"]["iris"]["pending_revision"] == waiting
     store.close()
+
+
+def test_a_store_that_went_back_is_followed_even_where_it_gives_out_a_revision_twice(models: Path, state: Path) -> None:
+    write_package(models, classifier("iris", "1"))
+    write_package(models, classifier("iris", "2"))
+    state.mkdir()
+
+    def document(revision: int, default: str, route_revision: int) -> FlagDocument:
+        plain = {"state": "ENABLED", "variants": {"a": "1", "b": "2"}, "defaultVariant": default}
+        flag = dataclasses.replace(parse_flag("iris.route", plain), revision=route_revision)
+        return FlagDocument(revision, {"iris.route": flag})
+
+    with contextlib.closing(SqliteStore(state / "flags.sqlite")) as store:
+        store.mirror(document(7, "a", 7))
+        with LiveGateway(models, state, role="serving") as gateway:
+            row = {"rows": [dict.fromkeys(classifier().features, 0.5)]}
+
+            def serves(variant: str) -> bool:
+                return gateway.data.post("/predict/iris", json=row).headers["x-model-variant"] == variant
+
+            eventually(lambda: serves("a"), "the first route")
+            store.mirror(document(7, "b", 7))
+            eventually(lambda: serves("b"), "the same revision with another meaning")
+            store.mirror(document(6, "a", 5))
+            eventually(lambda: serves("a"), "an older one")
+            store.mirror(document(8, "b", 8))
+            eventually(lambda: serves("b"), "and on from there")

@@ -96,6 +96,9 @@ class Remote:
             ) from error
         if not reply.is_success:
             raise _failure(reply, self._url)
+        stale_s = reply.headers.get("x-flags-stale")
+        if stale_s is not None:
+            print(f"the flag store cannot be read now; this is {stale_s} s old", file=sys.stderr)
         return reply
 
 
@@ -153,4 +156,5 @@ def _failure(reply: httpx.Response, url: str) -> RemoteFailed:
 def blocker(entry: Mapping[str, Any]) -> str:
     """A worker that has not warmed a version, in words."""
     because = f": {entry['reason']}" if entry.get("reason") else ""
-    return f"worker {entry.get('worker')}: version {entry.get('version')} is {entry.get('state')}{because}"
+    where = f" of {entry['host']}" if entry.get("host") else ""
+    return f"worker {entry.get('worker')}{where}: version {entry.get('version')} is {entry.get('state')}{because}"

@@ -48,7 +48,7 @@ from gateway.control.rollout_endpoints import RolloutEndpoints
 from gateway.control.rollouts import Rollouts
 from gateway.control.seed import Seeder
 from gateway.control.stakes import stakes_are_high
-from gateway.control.status import WorkerStatus, read_workers
+from gateway.control.status import LIVE_WITHIN_S, WorkerStatus, read_workers, with_hosts
 from gateway.control.views import Views
 from gateway.control.webhook_endpoints import WebhookEndpoints
 from gateway.control.webhooks import WebhookKey, WebhookList
@@ -95,10 +95,15 @@ class Control:
 def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], float] = time.time) -> Control:
     """Make the parts and wire them; nothing is opened or started."""
 
-    def workers() -> list[WorkerStatus]:
+    def workers_here() -> list[WorkerStatus]:
         return read_workers(run_dir, clock())
 
-    store = SqliteStore(settings.flag_store_path, clock=clock)
+    workers = workers_known = workers_here
+    store: FlagStore
+    if settings.flags.is_shared:
+        store, workers, workers_known = _shared(settings.flags.store, workers_here)
+    else:
+        store = SqliteStore(settings.flag_store_path, clock=clock)
     tokens = TokenStore(settings.token_store_path, clock=clock)
     counts = metrics.AuditMetrics(metrics.process_registry())
     checkpoint_file = Path(settings.audit.checkpoint_file or settings.paths.state / CHECKPOINT_FILE).expanduser()
@@ -139,7 +144,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         desk,
         tokens,
         source,
-        workers,
+        workers_known,
         boot=boot,
         models_dir=settings.paths.models,
         drift_dir=settings.drift_path,
@@ -182,6 +187,37 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     if follower is not None:
         running = (*running, follower)
     return Control(store, tokens, desk, seeder, review, reads, notary, poster, follower, running, app)
+
+
+Workers = Callable[[], list[WorkerStatus]]
+
+
+def _shared(url: str, workers_here: Workers) -> tuple[FlagStore, Workers, Workers]:
+    """The store that many hosts share; all their workers; and, to look at, those of them that are known now.
+
+    All: raises StoreUnavailable while some may be missing. A host that was not heard of by then counts as silent.
+    """
+    from gateway.flags.postgres import PostgresStore  # here and not above: most gateways have no database
+
+    store = PostgresStore(url)
+
+    def workers() -> list[WorkerStatus]:
+        pushed, since_s = store.statuses()
+        if since_s < LIVE_WITHIN_S:
+            raise StoreUnavailable(
+                "the database has only just begun to hear from the workers; more traffic is for versions that all of "
+                "them have warmed: try again in some seconds",
+                retry_after_s=LIVE_WITHIN_S,
+            )
+        return with_hosts(workers_here(), pushed)
+
+    def workers_known() -> list[WorkerStatus]:
+        try:
+            return with_hosts(workers_here(), store.statuses()[0])
+        except StoreUnavailable:
+            return workers_here()
+
+    return store, workers, workers_known
 
 
 def run_control(
@@ -261,6 +297,7 @@ async def _serve(
     await asyncio.to_thread(_prepare, control, settings)
     async with _background(control, server, report):
         await server.serve(sockets=[listener])
+        control.store.hurry()
     await asyncio.to_thread(_conclude, control)
     loop.remove_reader(lifeline_fd)
 

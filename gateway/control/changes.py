@@ -11,10 +11,12 @@ from typing import Any
 
 from gateway.control.following import by_hand, still_killed
 from gateway.control.gate import Gate, Passage
+from gateway.control.lastseen import AtHand, LastSeen
 from gateway.control.rules import Blocked, Guard, changed_flags, of_cold_routes, of_delete, of_followed_file
 from gateway.control.status import WorkerStatus
 from gateway.errors import (
     ChangeRefused,
+    RevisionConflict,
     StoreUnavailable,
     UnknownFlag,
 )
@@ -31,7 +33,7 @@ from gateway.flags.document import (
     parse_flag,
     route_key,
 )
-from gateway.flags.lastgood import read_last_known_good, write_last_known_good
+from gateway.flags.lastgood import read_last_known_good
 from gateway.flags.shadowing import check_shadow
 from gateway.flags.store import (
     Edit,
@@ -103,14 +105,31 @@ class Desk:
         self.guards: list[Guard] = []
         self._lock = threading.RLock()  # `document` is asked with and without it
         self._recovered = False
-        self.last_known_good_trouble = ""  # why the file is behind the store; empty while it is not
+        self._last = LastSeen(store, last_known_good, self._lock)
+
+    @property
+    def last_known_good_trouble(self) -> str:
+        """Why the last-known-good file is behind the store; empty while it is not."""
+        return self._last.trouble
 
     def document(self) -> FlagDocument:
         """The flags in force. A store that has lost them, even while we run, gets them back first; see `recover`."""
         found = self._store.load()
         if found is None and self._recovered:  # else `recover` has not yet said that the file can be read
             found = self._restored()
+        if found is not None:
+            self._last.look(found)
         return found or FlagDocument()
+
+    def at_hand(self) -> AtHand:
+        """The flags to look at, also while the store cannot be read. Raises StoreUnavailable if there are none."""
+        try:
+            return AtHand(self.document())
+        except StoreUnavailable:
+            found = self._last.at_hand()
+            if found is None:
+                raise
+            return found
 
     def change_flag(
         self,
@@ -254,15 +273,13 @@ class Desk:
                 return
             plain = {"state": ENABLED, "variants": {"stable": version}, "defaultVariant": "stable"}
             flag = parse_flag(route_key(model), plain)
-            document = put(
-                self._store,
-                flag.key,
-                flag,
-                expected_revision=0,
-                author=SYSTEM,
-                verb="flag.seed",
-                reason=f"first route of {model}: version {version} is its highest",
-            )
+            why = f"first route of {model}: version {version} is its highest"
+            try:
+                document = put(
+                    self._store, flag.key, flag, expected_revision=0, author=SYSTEM, verb="flag.seed", reason=why
+                )
+            except RevisionConflict:  # another control was faster
+                return
             self._committed(document, "flag.seed", flag.key, SYSTEM, "")
 
     def recover(self) -> None:
@@ -275,7 +292,7 @@ class Desk:
         with self._lock:
             document = self._store.load()
             if document is not None:
-                self._write_last_known_good(document)
+                self._last.keep(document)
             else:
                 self._restored()
             self._recovered = True
@@ -287,7 +304,10 @@ class Desk:
             if document is None and (kept := read_last_known_good(self._last_known_good)) is not None:
                 _log.warning("the flag store is empty; its flags are restored from the last known good file")
                 reason = "the flag store was lost; flags of the last known good file"
-                document = restore(self._store, kept, author=SYSTEM, reason=reason)
+                try:
+                    document = restore(self._store, kept, author=SYSTEM, reason=reason)
+                except RevisionConflict:  # another control was faster
+                    return self._store.load()
                 self._committed(document, "flags.restore", "all flags", SYSTEM, reason)
             return document
 
@@ -366,15 +386,7 @@ class Desk:
                 "reason": reason,
             },
         )
-        self._write_last_known_good(document)
-
-    def _write_last_known_good(self, document: FlagDocument) -> None:
-        try:
-            write_last_known_good(self._last_known_good, document)
-            self.last_known_good_trouble = ""
-        except StoreUnavailable as error:  # the change itself is durable: it must be acknowledged
-            self.last_known_good_trouble = str(error)
-            _log.error("the last known good file is behind the flag store", extra={"why": str(error)})
+        self._last.keep(document)
 
 
 def _without_revision(plain: Json | None) -> Any:

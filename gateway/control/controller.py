@@ -131,7 +131,8 @@ class Controller:
         requests = observation.take(going, workers)
         pairs = observation.compare_pairs(going, workers) if plan.strategy == SHADOW else 0
         missing = [
-            f"worker {each['worker']}: {each['state']}" + (f" ({each['reason']})" if each["reason"] else "")
+            f"worker {each['worker']}{' of ' + each['host'] if 'host' in each else ''}: {each['state']}"
+            + (f" ({each['reason']})" if each["reason"] else "")
             for each in not_warm(workers, model, [plan.version])
         ]
         approvals, refused = self._rollouts.consent_of(going) if going.state.step < 0 else (0, "")

@@ -22,11 +22,14 @@ from gateway.flags.document import Json, dump, dump_flag
 from gateway.flags.store import FlagStore, Note, note
 
 MAX_ROWS = 10_000
+STALE_HEADER = "x-flags-stale"  # seconds since the store could last be read; only while it cannot
 
 
-def reply(document: Any, *, status: int = 200, revision: int | None = None) -> Response:
-    """A JSON reply. revision: becomes the ETag."""
+def reply(document: Any, *, status: int = 200, revision: int | None = None, stale_s: float | None = None) -> Response:
+    """A JSON reply. revision: becomes the ETag. stale_s: how old it is if the store cannot be read now."""
     headers = {"cache-control": "no-store"}
+    if stale_s is not None:
+        headers[STALE_HEADER] = f"{stale_s:.1f}"
     if revision is not None:
         headers["etag"] = f'"{revision}"'
     return Response(orjson.dumps(document), status, headers, "application/json")
@@ -52,17 +55,18 @@ class FlagEndpoints:
     async def read_all(self, request: Request) -> Response:
         """All flags as flagd JSON."""
         await requests.sender(request, self.tokens, VIEWER)
-        document = await run_in_threadpool(self.desk.document)
-        return reply(dump(document), revision=document.revision)
+        found = await run_in_threadpool(self.desk.at_hand)
+        return reply(dump(found.document), revision=found.document.revision, stale_s=found.stale_s)
 
     async def read(self, request: Request) -> Response:
         """One flag as flagd JSON."""
         await requests.sender(request, self.tokens, VIEWER)
         key = request.path_params["key"]
-        flag = (await run_in_threadpool(self.desk.document)).flags.get(key)
+        found = await run_in_threadpool(self.desk.at_hand)
+        flag = found.document.flags.get(key)
         if flag is None:
             raise UnknownFlag(f"no flag {key!r}")
-        return reply(dump_flag(flag), revision=flag.revision)
+        return reply(dump_flag(flag), revision=flag.revision, stale_s=found.stale_s)
 
     async def write(self, request: Request) -> Response:
         """Put, patch or delete one flag; 202 with the proposal if it needs approval first."""

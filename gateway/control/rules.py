@@ -31,10 +31,13 @@ def of_cold_routes(
 ) -> Iterator[Blocked]:
     """Versions that would gain traffic while some live worker has not warmed them."""
     routes = [flag for flag in changed_flags(before, after) if flag.kind == ROUTE]
-    live = workers() if routes else []
+    found: list[WorkerStatus] | None = None
     for flag in routes:
         old = _route(before.flags.get(flag.key), before.bucketing)
-        yield from _of_cold_versions(flag.key, live, old, compile_route(flag.model, flag, after.bucketing))
+        versions = raised(old, compile_route(flag.model, flag, after.bucketing))
+        if versions:  # else nobody need be asked: a kill switch works whatever is known of the workers
+            found = workers() if found is None else found
+            yield from _of_cold_versions(flag.key, found, flag.model, versions)
 
 
 def of_followed_file(import_file: str, before: FlagDocument, after: FlagDocument) -> Iterator[Blocked]:
@@ -67,19 +70,20 @@ def changed_flags(before: FlagDocument, after: FlagDocument) -> Iterator[Flag]:
             yield flag
 
 
-def _of_cold_versions(key: str, workers: list[WorkerStatus], before: Route | None, after: Route) -> Iterator[Blocked]:
-    blocking = not_warm(workers, after.model, raised(before, after))
+def _of_cold_versions(key: str, workers: list[WorkerStatus], model: str, versions: Iterable[str]) -> Iterator[Blocked]:
+    blocking = not_warm(workers, model, versions)
     if blocking:
         first = blocking[0]
         more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
+        where = f" of {first['host']}" if "host" in first else ""
         because = f": {first['reason']}" if first["reason"] else ""
         todo = "declare it at weight 0 and wait until every worker reports it warm"
         if first["state"] == QUARANTINED:
-            lift = f"sluicegate models quarantine lift {after.model} {first['version']}"
+            lift = f"sluicegate models quarantine lift {model} {first['version']}"
             todo = f"put another package in its place, or lift it with `{lift}`"
         message = (
-            f"version {first['version']} of {after.model!r} is {first['state']} on worker {first['worker']}{because}"
-            f"{more}; {todo}"
+            f"version {first['version']} of {model!r} is {first['state']} on worker {first['worker']}"
+            f"{where}{because}{more}; {todo}"
         )
         yield Blocked(key, VersionNotWarm(message, blocking=blocking))
 

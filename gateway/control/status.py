@@ -1,4 +1,7 @@
-"""What the workers say of themselves: their status documents, and which versions are warm in every live one."""
+"""What the workers say of themselves: their status documents, and which versions are warm in every live one.
+
+Workers of this host write files. With a shared store, those of all hosts are in its database; see `with_hosts`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from gateway.flags.store import HostStatus
+
 LIVE_WITHIN_S = 3.0  # workers write at least every second
 WARM = "warm"
 QUARANTINED = "quarantined"
@@ -16,10 +21,11 @@ QUARANTINED = "quarantined"
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One status document as it was written, and how old it is."""
+    """One status document as it was written, and how old it is. host: empty for a worker of this state directory."""
 
     document: Mapping[str, Any]
     age_s: float
+    host: str = ""
 
     @property
     def live(self) -> bool:
@@ -28,6 +34,16 @@ class WorkerStatus:
     @property
     def slot(self) -> int:
         return int(self.document["slot"])
+
+    @property
+    def name(self) -> str:
+        """How people are told of it: ``0``, or ``host-a/0``."""
+        return f"{self.host}/{self.slot}" if self.host else str(self.slot)
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Who it is, wherever its document was read."""
+        return self.document.get("boot"), self.document.get("pid")
 
     def version(self, model: str, version: str) -> tuple[str, str]:
         """State and reason of one version in this worker; ``unknown`` where it does not mention it."""
@@ -38,7 +54,8 @@ class WorkerStatus:
         return str(found.get("state", "unknown")), str(found.get("reason") or "")
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.document, "age_s": round(self.age_s, 3), "live": self.live}
+        host = {"host": self.host} if self.host else {}
+        return {**host, **self.document, "age_s": round(self.age_s, 3), "live": self.live}
 
 
 def read_workers(run_dir: Path, now_s: float) -> list[WorkerStatus]:
@@ -54,6 +71,23 @@ def read_workers(run_dir: Path, now_s: float) -> list[WorkerStatus]:
     return found
 
 
+def with_hosts(here: Iterable[WorkerStatus], hosts: Iterable[HostStatus]) -> list[WorkerStatus]:
+    """The workers of all hosts; one that is in both lists is told of once, as the younger document says."""
+    found: dict[tuple[Any, ...], WorkerStatus] = {}
+    for each in hosts:
+        try:
+            status = WorkerStatus(each.document, each.age_s, each.host)
+            found[status.slot, status.identity] = status
+        except (KeyError, TypeError, ValueError, AttributeError):  # of another version of the gateway
+            continue
+    for status in here:
+        pushed = found.get((status.slot, status.identity))
+        if pushed is None or status.age_s < pushed.age_s:
+            host = pushed.host if pushed is not None else status.host
+            found[status.slot, status.identity] = WorkerStatus(status.document, status.age_s, host)
+    return sorted(found.values(), key=lambda status: (status.host, str(status.document.get("boot")), status.slot))
+
+
 def not_warm(workers: Iterable[WorkerStatus], model: str, versions: Iterable[str]) -> list[dict[str, Any]]:
     """Where a version is not warm: one entry per live worker and version, with state and reason."""
     wanted = sorted(versions)
@@ -62,7 +96,8 @@ def not_warm(workers: Iterable[WorkerStatus], model: str, versions: Iterable[str
         for version in wanted if worker.live else ():
             state, reason = worker.version(model, version)
             if state != WARM:
-                blocking.append({"worker": worker.slot, "version": version, "state": state, "reason": reason})
+                host = {"host": worker.host} if worker.host else {}
+                blocking.append({**host, "worker": worker.slot, "version": version, "state": state, "reason": reason})
     return blocking
 
 

@@ -29,7 +29,7 @@ from gateway.models.source import ModelSource
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """workers: reads the status documents; blocks on the disk."""
+    """workers: reads the status documents that can be had now; blocks."""
 
     desk: Desk
     tokens: TokenStore
@@ -71,15 +71,18 @@ class Views:
     async def status(self, request: Request) -> Response:
         """What every worker says of itself, what no worker may load, and how a flags file is that is followed."""
         await requests.sender(request, self.tokens, VIEWER)
-        document = await run_in_threadpool(self.desk.document)
+        found = await run_in_threadpool(self.desk.at_hand)
         workers = await run_in_threadpool(self.workers)
-        found = {
+        document = {
             "boot": self.boot,
-            "revision": document.revision,
+            "revision": found.document.revision,
             "workers": [worker.to_json() for worker in workers],
             "quarantine": await run_in_threadpool(self._quarantined),
         }
-        return reply(found if self.follower is None else {**found, "import": self.follower.describe()})
+        return reply(
+            document if self.follower is None else {**document, "import": self.follower.describe()},
+            stale_s=found.stale_s,
+        )
 
     def _quarantined(self) -> list[dict[str, str]] | None:
         """None if the list cannot be read: /admin/v1/quarantine says why."""
@@ -91,7 +94,8 @@ class Views:
     async def models(self, request: Request) -> Response:
         """The packages on disk and the versions that routes name, with their state in the workers."""
         await requests.sender(request, self.tokens, VIEWER)
-        return reply({"models": await run_in_threadpool(self._models)})
+        found = await run_in_threadpool(self.desk.at_hand)
+        return reply({"models": await run_in_threadpool(self._models, found.document)}, stale_s=found.stale_s)
 
     async def drift(self, request: Request) -> Response:
         """The monitor's latest report on a model."""
@@ -119,8 +123,8 @@ class Views:
         except FileNotFoundError:
             return None
 
-    def _models(self) -> list[dict[str, Any]]:
-        document, workers = self.desk.document(), [worker for worker in self.workers() if worker.live]
+    def _models(self, document: FlagDocument) -> list[dict[str, Any]]:
+        workers = [worker for worker in self.workers() if worker.live]
         on_disk = self.source.versions()
         return [
             self._model(model, on_disk.get(model, []), _compiled(document, model), workers)
@@ -133,15 +137,15 @@ class Views:
         named = route.named if route is not None else frozenset()
         versions = []
         for version in sorted({*on_disk, *named}, key=manifest.version_order):
-            states = {str(worker.slot): worker.version(model, version) for worker in workers}
+            states = [(worker.name, *worker.version(model, version)) for worker in workers]
             versions.append(
                 {
                     "version": version,
                     "on_disk": version in on_disk,
                     "declared": version in named,
                     "reachable": route is not None and version in route.reachable,
-                    "warm": bool(states) and all(state == WARM for state, _ in states.values()),
-                    "workers": {slot: {"state": state, "reason": reason} for slot, (state, reason) in states.items()},
+                    "warm": bool(states) and all(state == WARM for _, state, _ in states),
+                    "workers": {name: {"state": state, "reason": reason} for name, state, reason in states},
                     "manifest": self._summary(model, version) if version in on_disk else None,
                 }
             )

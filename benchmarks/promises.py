@@ -21,62 +21,27 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
+from released import (
+    WORKERS,
+    Gateway,
+    are_all_back,
+    is_answering,
+    is_control_back,
+    pids,
+    share_of,
+    until,
+    until_revision,
+    variants,
+)
 from speed import asks, machine, servers, wrk
 from speed.models import CANARY, STABLE, Model, make
 
 from gateway.flags.compile import compile_route
 from gateway.flags.document import parse_flag
 
-WORKERS = 2
-_WAIT_S = 30.0
 Row = tuple[str, str, str]  # promise, figure that was asked for, what was measured
-
-
-class Gateway:
-    """A running gateway of two workers, and its two ports."""
-
-    def __init__(self, server: servers.Server, root: Path, model: Model) -> None:
-        self.server = server
-        self.root = root
-        self.model = model
-        self.state = root / f"{server.name}.state"
-        self.path = servers.infer_path(model.name)
-        self.body = asks.body([model.rows[0]], asks.OIP)
-        token = (self.state / "admin.token").read_text().strip()
-        headers = {"authorization": f"Bearer {token}", "if-match": "*", "x-change-reason": "benchmark"}
-        self.control = httpx.Client(base_url=server.told["control"]["url"], headers=headers, timeout=10.0)
-
-    @property
-    def key(self) -> str:
-        return f"{self.model.name}.route"
-
-    def patch(self, patch: dict[str, Any]) -> int:
-        """Change the route; returns its revision."""
-        reply = self.control.patch(f"/admin/v1/flags/{self.key}", json=patch)
-        if reply.status_code != 200:
-            raise servers.WrongAnswer(f"{patch}: {reply.text[:300]}")
-        return int(reply.json()["metadata"]["revision"])
-
-    def share(self, percent: int) -> int:
-        """Give the canary a share of the keys."""
-        return self.patch({"targeting": {"fractional": [["canary", percent], ["stable", 100 - percent]]}})
-
-    def clients(self, count: int) -> list[httpx.Client]:
-        """Connections of their own; the kernel spreads them over the workers."""
-        found = [httpx.Client(base_url=self.server.url, timeout=10.0) for _ in range(count)]
-        for client in found:
-            self.ask(client)
-        return found
-
-    def ask(self, client: httpx.Client, key: str = "user") -> httpx.Response:
-        headers = {"content-type": "application/json", "x-targeting-key": key}
-        return client.post(self.path, content=self.body, headers=headers)
-
-    def pid(self, role: str) -> int:
-        return int(next(child["pid"] for child in self.server.told["children"] if child["role"] == role))
 
 
 def decision(_gateway: Gateway) -> Row:
@@ -108,7 +73,7 @@ def propagation(gateway: Gateway) -> Row:
         for turn in range(40):
             revision = gateway.share(10 + turn % 2)
             began_s = time.monotonic()
-            until = [pool.submit(_until_revision, gateway, client, revision) for client in clients]
+            until = [pool.submit(until_revision, gateway, client, revision) for client in clients]
             slowest_ms.append(max(each.result() - began_s for each in until) * 1000)
     found = f"{statistics.median(slowest_ms):.0f} ms median, {max(slowest_ms):.0f} ms slowest of {len(slowest_ms)}"
     return "a change of weight reaches all workers of a host", "50 ms", found
@@ -122,7 +87,7 @@ def kill_switch(gateway: Gateway) -> Row:
         for _ in range(20):
             revision = gateway.patch({"state": "DISABLED"})
             began_s = time.monotonic()
-            until = [pool.submit(_until_revision, gateway, client, revision) for client in clients]
+            until = [pool.submit(until_revision, gateway, client, revision) for client in clients]
             slowest_ms.append(max(each.result() - began_s for each in until) * 1000)
             gateway.patch({"state": "ENABLED"})
     found = f"{statistics.median(slowest_ms):.0f} ms median, {max(slowest_ms):.0f} ms slowest of {len(slowest_ms)}"
@@ -133,16 +98,16 @@ def stickiness(gateway: Gateway) -> Row:
     """The variants of 2,000 keys, asked twice over all workers, again after all workers were killed, and at 10 %."""
     gateway.share(5)
     time.sleep(0.2)
-    first = _variants(gateway)
-    again = _variants(gateway)
+    first = variants(gateway)
+    again = variants(gateway)
     for child in list(gateway.server.told["children"]):
         if child["role"] == "worker":
             os.kill(child["pid"], signal.SIGKILL)
-    _until(lambda: _is_answering(gateway), "workers are back")
-    after = _variants(gateway)
+    until(lambda: is_answering(gateway), "workers are back")
+    after = variants(gateway)
     gateway.share(10)
     time.sleep(0.2)
-    wider = _variants(gateway)
+    wider = variants(gateway)
     other = sum(first[key] != again[key] or first[key] != after[key] for key in first)
     left = sum(first[key] == "canary" and wider[key] == "stable" for key in first)
     moved = sum(first[key] != wider[key] for key in first) / len(first)
@@ -227,9 +192,9 @@ def control_killed(gateway: Gateway) -> Row:
         pid = gateway.pid("control")
         os.kill(pid, signal.SIGKILL)
         began_s = time.monotonic()
-        _until(partial(_is_replaced, gateway, pid), "control is back")
+        until(partial(is_control_back, gateway, pid), "control is back")
         back_s.append(time.monotonic() - began_s)
-        lost += _share(gateway) != share
+        lost += share_of(gateway) != share
     intact = gateway.control.get("/admin/v1/audit:verify").json()["intact"]
     told = "verifies" if intact else "is broken"
     found = f"{lost} of 10 acknowledged changes lost, back after {statistics.median(back_s):.1f} s; the audit {told}"
@@ -243,7 +208,7 @@ def worker_killed(gateway: Gateway) -> Row:
         pid = gateway.pid("worker")
         os.kill(pid, signal.SIGKILL)
         began_s = time.monotonic()
-        _until(partial(_are_all_back, gateway, pid), "a worker is back")
+        until(partial(are_all_back, gateway, pid), "a worker is back")
         back_s.append(time.monotonic() - began_s)
     return "kill -9 of a worker", "ready again in 2 s + load", f"{statistics.median(back_s):.1f} s, loading included"
 
@@ -262,101 +227,20 @@ def store_outage(gateway: Gateway) -> Row:
     refused = gateway.control.patch(f"/admin/v1/flags/{gateway.key}", json={"state": "DISABLED"}).status_code
     pid = gateway.pid("worker")
     os.kill(pid, signal.SIGKILL)
-    _until(lambda: pid not in _pids(gateway) and len(_pids(gateway)) == WORKERS, "a worker starts without the store")
+    until(lambda: pid not in pids(gateway) and len(pids(gateway)) == WORKERS, "a worker starts without the store")
     with contextlib.closing(httpx.Client(base_url=gateway.server.url)) as client:
         answered = sum(gateway.ask(client).status_code == 200 for _ in range(100))
     for leftover in ("-wal", "-shm"):
         store.with_name(store.name + leftover).unlink(missing_ok=True)
     store.with_suffix(".kept").write_bytes(kept)
     store.with_suffix(".kept").replace(store)
-    _until(lambda: _share(gateway) is not None, "the store is back")
+    until(lambda: share_of(gateway) is not None, "the store is back")
     found = f"0 of {load.requests:,} failed meanwhile, writes got {refused}; a new worker answered {answered} of 100"
     return "flag store out of order", "serves on, starts from the last known good", found
 
 
 _CHECKPOINT = """import sqlite3, sys
 with sqlite3.connect(sys.argv[1]) as store: store.execute("PRAGMA wal_checkpoint(TRUNCATE)")"""
-
-
-# -- looking --------------------------------------------------------------------------------------
-
-
-def _until_revision(gateway: Gateway, client: httpx.Client, revision: int) -> float:
-    """Ask until an answer was decided by *revision*; returns when that was."""
-    deadline_s = time.monotonic() + _WAIT_S
-    while time.monotonic() < deadline_s:
-        if gateway.ask(client).headers["x-flag-revision"] == str(revision):
-            return time.monotonic()
-    raise machine.NotReady(f"revision {revision} did not come")
-
-
-def _variants(gateway: Gateway) -> dict[str, str]:
-    """The variant of each of 2,000 keys; the connections turn, so that all workers are asked."""
-    clients = gateway.clients(8)
-    found = {}
-    for number in range(2000):
-        reply = gateway.ask(clients[number % 8], f"user-{number}")
-        found[f"user-{number}"] = reply.headers["x-model-variant"]
-    for client in clients:
-        client.close()
-    return found
-
-
-def _is_answering(gateway: Gateway) -> bool:
-    try:
-        for client in gateway.clients(8):
-            client.close()
-    except httpx.TransportError:
-        return False
-    return len(_workers(gateway)) == WORKERS
-
-
-def _pids(gateway: Gateway) -> list[int]:
-    try:
-        return [child["pid"] for child in gateway.server.told["children"] if child["role"] == "worker"]
-    except ValueError:
-        return []
-
-
-def _workers(gateway: Gateway) -> list[int]:
-    """Pids of live workers that have adopted the newest route."""
-    try:
-        revision = gateway.control.get(f"/admin/v1/flags/{gateway.key}").json()["metadata"]["revision"]
-        status = gateway.control.get("/admin/v1/status").json()
-    except (httpx.TransportError, KeyError, ValueError):
-        return []
-    pids = _pids(gateway)
-    return [
-        worker["pid"]
-        for worker in status["workers"]
-        if worker["pid"] in pids and worker["models"][gateway.model.name]["adopted_revision"] == revision
-    ]
-
-
-def _is_replaced(gateway: Gateway, pid: int) -> bool:
-    return gateway.pid("control") != pid and _share(gateway) is not None
-
-
-def _are_all_back(gateway: Gateway, without: int) -> bool:
-    found = _workers(gateway)
-    return len(found) == WORKERS and without not in found
-
-
-def _share(gateway: Gateway) -> int | None:
-    """The canary's weight, as control says it; None if it says nothing."""
-    try:
-        reply = gateway.control.get(f"/admin/v1/flags/{gateway.key}")
-        return int(reply.json()["targeting"]["fractional"][0][1])
-    except (httpx.TransportError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _until(check: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + _WAIT_S
-    while not check():
-        if time.monotonic() > deadline_s:
-            raise machine.NotReady(f"not within {_WAIT_S:g} s: {what}")
-        time.sleep(0.005)
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
@@ -381,7 +265,7 @@ def _running(root: Path, model: Model) -> Iterator[Gateway]:
     with servers.gateway(root, "promises", {model.name: model}, settings, canary=False, workers=WORKERS) as server:
         gateway = Gateway(server, root, model)
         gateway.patch({"variants": {"canary": CANARY}})
-        _until(partial(_is_warm, gateway), "the canary is warm")
+        until(partial(_is_warm, gateway), "the canary is warm")
         gateway.share(10)
         yield gateway
 

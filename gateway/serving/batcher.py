@@ -57,28 +57,22 @@ class Batcher:
         self._drain = DrainRate()
         self._settings = settings
         self._pool = pool
-        # Not behind a method: this is written before and after each run.
-        self._doing, self._place = mark.doing, mark.place
-        self._on_run = on_run
-        self._clock = clock
-        # What a run in the pool costs is told by the processor time of its thread: on the wall clock it also waits for
-        # the interpreter, which under load makes a short run look long and keeps it in the pool for ever. On the loop
-        # there is nothing to wait for, and the wall clock is far cheaper to read.
+        self._doing, self._place = mark.doing, mark.place  # no method: written before and after each run
+        self._on_run, self._clock = on_run, clock
+        # The cost of a run in the pool is its thread's processor time: on the wall clock it also waits for the
+        # interpreter, which keeps short runs in the pool for ever. On the loop the wall clock says the same, cheaper.
         self._cost_clock = cost_clock if settings.intra_op_threads == 1 else clock
         self._shares = signature.batchable and signature.batch_invariant
         self._variable = [spec.name for spec in signature.inputs if -1 in spec.shape[1:]]
         self._queue: deque[Entry] = deque()
-        self._pull_planned = False
-        self._running = False
-        self._stands_in_line = False
+        self._pull_planned = self._running = self._stands_in_line = False
         self._running_until_s = 0.0  # when the run in the pool is expected to end
         self._busy_since_s = 0.0  # since when the rows that wait have been waiting for nothing but other runs
         self._enabled = True
-        # _shares: rows of several entries may run together at all; _mixes: and just now, and whichever they are.
+        # _shares: rows of several entries may run together at all; _mixes: and just now.
         self._mixes = self._shares and not self._variable
         self._max_batch_rows = settings.max_batch_rows
-        self._runs = 0
-        self.queued_rows = 0
+        self._runs = self.queued_rows = 0
         self.guard: RunGuard | None = None  # of a candidate
         self.away: Away | None = None
         self.blocks_since_s = 0.0  # a run of a candidate holds the event loop since then; 0: none does

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import signal
 import socket
 import time
@@ -53,6 +54,7 @@ from gateway.control.views import Views
 from gateway.control.webhook_endpoints import WebhookEndpoints
 from gateway.control.webhooks import WebhookKey, WebhookList
 from gateway.errors import GatewayError, StoreUnavailable
+from gateway.flags.lease import Turn
 from gateway.flags.sqlite import SqliteStore
 from gateway.flags.store import FlagStore
 from gateway.metrics import ControlMetrics, process_registry
@@ -139,7 +141,9 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     review = Review(store, desk, approvals, clock=now)
     consent = Consent(store, approvals, clock=now, count_break_glass=counts.break_glass.inc)
     rollouts = Rollouts(store, desk, consent, clock=clock)
-    controller = Controller(rollouts, workers, metrics=metrics.RolloutMetrics(metrics.process_registry()))
+    turn = Turn(store, "rollouts", f"{boot}-{os.getpid()}") if settings.flags.is_shared else None
+    told = metrics.RolloutMetrics(metrics.process_registry())
+    controller = Controller(rollouts, workers, metrics=told, turn=turn)
     views = Views(
         desk,
         tokens,

@@ -15,6 +15,7 @@ from gateway.control.rollouts import Rollout, Rollouts
 from gateway.control.status import WorkerStatus, not_warm
 from gateway.errors import GatewayError, RevisionConflict, StoreUnavailable, VersionNotWarm
 from gateway.flags.audit import Author
+from gateway.flags.lease import Turn
 from gateway.metrics import RolloutMetrics
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class _Live:
 class Controller:
     """Steps the rollouts that go on. One thread at a time; times are of a monotonic clock.
 
-    workers: reads the status documents.
+    workers: reads the status documents. turn: where several controls share a store, one of them steps.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Controller:
         workers: Callable[[], list[WorkerStatus]],
         *,
         metrics: RolloutMetrics | None = None,
+        turn: Turn | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rollouts = rollouts
         self._workers = workers
         self._metrics = metrics
+        self._turn = turn
         self._clock = clock
         self._live: dict[str, _Live] = {}
         self._store_trouble = ""
@@ -69,6 +72,9 @@ class Controller:
         try:
             with self._rollouts.lock:
                 self._refresh()
+                if self._live and self._turn is not None and not self._turn.is_ours():
+                    self._live.clear()  # what is written by then is what it goes on with when its turn comes
+                    return
                 workers = [worker for worker in self._workers() if worker.live] if self._live else []
                 for live in list(self._live.values()):
                     self._step(live, workers)

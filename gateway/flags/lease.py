@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.errors import RevisionConflict
@@ -49,6 +51,39 @@ def release(store: FlagStore, lease: Lease) -> None:
     found = store.record(KIND, lease.name)
     if found is not None and _lease(found).holder == lease.holder:
         _write(store, Lease(lease.name, lease.holder, 0.0, found.revision))
+
+
+class Turn:
+    """Whose turn it is, for a part that looks again and again: asked often, taken seldom. One thread at a time.
+
+    clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        store: FlagStore,
+        name: str,
+        holder: str,
+        *,
+        ttl_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._holder = holder
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._until_s = 0.0
+        self._ask_at_s = 0.0
+
+    def is_ours(self) -> bool:
+        """Whether it is ours now; asks the store when a third of the time is over. Raises StoreUnavailable."""
+        now_s = self._clock()
+        if now_s >= self._ask_at_s:
+            self._ask_at_s = now_s + self._ttl_s / 3
+            if take(self._store, self._name, self._holder, self._ttl_s) is not None:
+                self._until_s = now_s + self._ttl_s
+        return now_s < self._until_s
 
 
 def _write(store: FlagStore, wanted: Lease) -> Lease | None:

@@ -52,6 +52,19 @@ def test_one_holds_a_lease_until_its_time_is_over(store: FlagStore, clock: FakeC
     assert store.history() == [], "a trail of leases would bury everything else"
 
 
+def test_a_turn_is_kept_while_its_holder_looks_and_passes_on_when_it_does_not(
+    store: FlagStore, clock: FakeClock
+) -> None:
+    one, other = (lease.Turn(store, "rollouts", holder, ttl_s=9, clock=clock) for holder in "ab")
+    assert (one.is_ours(), other.is_ours()) == (True, False)
+    for _ in range(30):
+        clock.now_s += 1
+        assert (one.is_ours(), other.is_ours()) == (True, False)
+    clock.now_s += 10  # the one has gone
+    assert other.is_ours()
+    assert not one.is_ours()
+
+
 def test_a_lease_that_was_let_go_is_free_at_once(store: FlagStore) -> None:
     first = lease.take(store, "rollouts", "a", 10)
     assert first is not None

@@ -57,7 +57,8 @@ class MatchedBins:
     def share(self, name: str, alpha: float) -> Interval:
         """Difference of the shares of one bin. There must be values."""
         c, s = self.shares()[name]
-        return self._interval(c - s, (c * (1 - c), s * (1 - s)), alpha)
+        difference, low, high = self._interval(c - s, (c * (1 - c), s * (1 - s)), alpha)
+        return difference, max(low, -1.0), min(high, 1.0)  # shares differ by no more
 
     def means(self, value: Callable[[str], float | None]) -> tuple[float, float] | None:
         """Means of canary and stable. value: of a bin. None if there are no values, or a bin has none."""

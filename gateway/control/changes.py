@@ -43,7 +43,6 @@ from gateway.flags.store import (
     check_revision,
     edit_of_document,
     edit_of_flag,
-    put,
     restore,
 )
 from gateway.models.source import ModelSource
@@ -264,23 +263,28 @@ class Desk:
         if versions and version not in versions:
             raise ChangeRefused(f"there is no package {model}/{version}; there are versions {', '.join(versions)}")
 
-    def seed(self, model: str, version: str) -> None:
-        """Give a model that has no route its first one; does nothing if it has one."""
+    def seed(self, versions: Mapping[str, str]) -> None:
+        """Give models that have no route their first ones, as one revision: no worker may take a part for the whole.
+
+        versions: by model.
+        """
         if not self._recovered:
             self.recover()  # a lost store must not be taken for a new one
+        flags = [
+            parse_flag(route_key(model), {"state": ENABLED, "variants": {"stable": last}, "defaultVariant": "stable"})
+            for model, last in versions.items()
+        ]
+
+        def edit(before: FlagDocument) -> FlagDocument:
+            return change(before, put=[flag for flag in flags if flag.key not in before.flags])
+
         with self._lock:
-            if route_key(model) in self.document().flags:
+            before = self.document()
+            if all(flag.key in before.flags for flag in flags):
                 return
-            plain = {"state": ENABLED, "variants": {"stable": version}, "defaultVariant": "stable"}
-            flag = parse_flag(route_key(model), plain)
-            why = f"first route of {model}: version {version} is its highest"
-            try:
-                document = put(
-                    self._store, flag.key, flag, expected_revision=0, author=SYSTEM, verb="flag.seed", reason=why
-                )
-            except RevisionConflict:  # another control was faster
-                return
-            self._committed(document, "flag.seed", flag.key, SYSTEM, "")
+            why = "first route of the model: its highest version"
+            document = self._store.commit(edit, author=SYSTEM, verb="flag.seed", reason=why)
+            self._committed(document, "flag.seed", ", ".join(flag.key for flag in flags), SYSTEM, why)
 
     def recover(self) -> None:
         """Bring store and last-known-good file together at start.

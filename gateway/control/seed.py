@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 SCAN_INTERVAL_S = 0.5
 # A version whose files changed so recently may still be on its way into the directory.
 SETTLED_AFTER_S = 1.0
+# At a first start the routes of all models are made together, if their packages settle so soon: a worker is ready once
+# all models that it knows of are warm, and must not think so of the first one alone.
+WHOLE_WITHIN_S = 5.0
 
 
 class Seeder:
@@ -32,16 +35,21 @@ class Seeder:
         self._clock = clock
         self._stamps: dict[tuple[str, str], Any] = {}
         self._trouble = ""
+        self._began_s = clock()
 
     def scan(self) -> None:
         """One look; blocks on the disk."""
         try:
             models = self._source.versions()
             routed = self._desk.document().flags
+            first: dict[str, str] = {}
             for model, versions in models.items():
                 # all() would stop at the first unsettled one and not remember the stamps of the others
                 if route_key(model) not in routed and False not in [self._is_settled(model, v) for v in versions]:
-                    self._desk.seed(model, versions[-1])
+                    first[model] = versions[-1]
+            if not routed and len(first) < len(models) and self._clock() < self._began_s + WHOLE_WITHIN_S:
+                return  # a first start: some packages are still on their way in
+            self._desk.seed(first)
             self._trouble = ""
         except (StoreUnavailable, OSError) as error:
             if str(error) != self._trouble:  # said once, not twice a second

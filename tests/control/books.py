@@ -76,7 +76,7 @@ class Books:
         self.wall_s = 1_790_000_000.0
         self.workers: list[Worker] = []
         self.restart()
-        self.desk.seed(MODEL, "1")
+        self.desk.seed({MODEL: "1"})
 
     def restart(self) -> None:
         self.store = SqliteStore(self.root / "state" / "flags.sqlite", clock=lambda: self.wall_s)

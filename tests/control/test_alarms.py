@@ -339,14 +339,14 @@ def test_the_desk_says_why_the_file_is_behind_until_it_is_not(tmp_path: Path) ->
     settings = Settings(paths=PathSettings(models=tmp_path / "models", state=tmp_path))
     control = build(settings, boot="b", run_dir=tmp_path / "run" / "b")
     try:
-        control.desk.seed("iris", "1")
+        control.desk.seed({"iris": "1"})
         assert control.desk.last_known_good_trouble == ""
         settings.last_known_good_path.unlink()
         settings.last_known_good_path.mkdir()
-        control.desk.seed("wine", "1")
+        control.desk.seed({"wine": "1"})
         assert "flags.lkg.json" in control.desk.last_known_good_trouble
         settings.last_known_good_path.rmdir()
-        control.desk.seed("house", "1")
+        control.desk.seed({"house": "1"})
         assert control.desk.last_known_good_trouble == ""
     finally:
         control.close()

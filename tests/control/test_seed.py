@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.control.changes import Desk
-from gateway.control.seed import SETTLED_AFTER_S, Seeder
+from gateway.control.seed import SETTLED_AFTER_S, WHOLE_WITHIN_S, Seeder
 from gateway.flags.sqlite import SqliteStore
 from gateway.models.source import DirectorySource
 from tests import builders
@@ -109,12 +109,47 @@ def test_an_old_package_is_seeded_at_first_sight_and_files_from_the_future_at_th
     scanner, store = seeder(models, state, clock)
     for path in package(models, "old", "1").iterdir():
         os.utime(path, (0, clock.now_s - SETTLED_AFTER_S - 1))
+    scanner.scan()
+    assert keys(store) == {"old.route"}
     for path in package(models, "future", "1").iterdir():
         os.utime(path, (0, clock.now_s + 3600))
     scanner.scan()
     assert keys(store) == {"old.route"}
     scanner.scan()
     assert keys(store) == {"old.route", "future.route"}
+    store.close()
+
+
+def test_a_first_start_waits_a_moment_for_all_packages_and_routes_them_as_one_revision(
+    models: Path, state: Path
+) -> None:
+    clock = FakeClock()
+    scanner, store = seeder(models, state, clock)
+    for path in package(models, "old", "1").iterdir():
+        os.utime(path, (0, clock.now_s - SETTLED_AFTER_S - 1))
+    on_its_way = package(models, "late", "1") / "model.onnx"
+    for turn in range(3):  # its files change from look to look
+        os.utime(on_its_way, (0, clock.now_s + turn))
+        scanner.scan()
+        assert keys(store) == set()
+    scanner.scan()
+    assert keys(store) == {"old.route", "late.route"}
+    document = store.load()
+    assert document is not None
+    assert document.revision == 1
+    store.close()
+
+
+def test_a_first_start_does_not_wait_for_ever(models: Path, state: Path) -> None:
+    clock = FakeClock()
+    scanner, store = seeder(models, state, clock)
+    for path in package(models, "old", "1").iterdir():
+        os.utime(path, (0, clock.now_s - SETTLED_AFTER_S - 1))
+    os.utime(package(models, "late", "1") / "model.onnx", (0, clock.now_s))
+    clock.now_s += WHOLE_WITHIN_S
+    os.utime(models / "late" / "1" / "model.onnx", (0, clock.now_s))
+    scanner.scan()
+    assert keys(store) == {"old.route"}
     store.close()
 
 

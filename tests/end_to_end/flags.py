@@ -54,7 +54,7 @@ def wait_warm(gateway: LiveGateway, model: str, version: str) -> None:
         states = [s["models"].get(model, {}).get("versions", {}).get(version, {}).get("state") for s in found]
         return bool(states) and all(state == "warm" for state in states)
 
-    eventually(warm, f"{model}/{version} is warm in all workers")
+    eventually(warm, f"{model}/{version} is warm in all workers", timeout_s=60)
 
 
 def wait_adopted(gateway: LiveGateway, model: str, revision: int) -> None:

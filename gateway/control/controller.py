@@ -105,7 +105,9 @@ class Controller:
             live.looked_s = now_s
             move = rollout.step(going.plan, going.base, going.state, seen)
             if move.verb:
-                self._rollouts.commit(going, move, author=_CONTROLLER, reason=move.state.why)
+                self._rollouts.commit(
+                    going, move, route_revision=seen.route_revision, author=_CONTROLLER, reason=move.state.why
+                )
                 live.saved_s = now_s
                 log = _log.warning if move.verb in ("rollout.abort", "rollout.pause") else _log.info
                 log(move.verb, extra={"rollout": going.id, "why": move.state.why})

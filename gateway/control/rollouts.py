@@ -19,13 +19,15 @@ from gateway.control.plan import ROLLBACK, Plan
 from gateway.control.rollout import Move, State
 from gateway.control.rules import Blocked
 from gateway.control.signals import Cursor
-from gateway.errors import ChangeRefused, GatewayError, UnknownModel, UnknownRollout
+from gateway.errors import ChangeRefused, GatewayError, RevisionConflict, UnknownModel, UnknownRollout
 from gateway.flags.audit import Author
-from gateway.flags.document import ENABLED, ROUTE, SHADOW, FlagDocument, Json, dump_flag, route_key
+from gateway.flags.compile import compile_options, compile_route
+from gateway.flags.document import ENABLED, ROUTE, SHADOW, FlagDocument, Json, dump_flag, parse_flag, route_key
 from gateway.flags.store import FlagStore, Note, Record, RecordWrite
 
 # Kinds of records: those that go on are read again and again, so the others are kept apart.
 GOING_ON, OVER = "rollout", "rollout-ended"
+_TRIES = 3  # of a verb, if the route or the record changes under it
 
 
 @dataclass(slots=True)
@@ -155,9 +157,13 @@ class Rollouts:
             for kind in (ROUTE, SHADOW) if going.body["plan"]["strategy"] == plans.SHADOW else (ROUTE,):
                 key = f"{model}.{kind}"
                 old, new = before.flags.get(key), after.flags.get(key)
-                if old is None or (new is not None and new.revision == old.revision):
+                if (0 if old is None else old.revision) == (0 if new is None else new.revision):
                     continue
-                only_state = new is not None and dataclasses.replace(new, state=old.state, revision=old.revision) == old
+                only_state = (
+                    old is not None
+                    and new is not None
+                    and dataclasses.replace(new, state=old.state, revision=old.revision) == old
+                )
                 if not only_state or before.evaluators != after.evaluators or before.bucketing != after.bucketing:
                     why = (
                         f"rollout {going.id} is in charge of {key}: abort it first "
@@ -194,6 +200,7 @@ class Rollouts:
                     raise ChangeRefused(f"rollout {other.id} of {model!r} is {other.state.phase}: abort it first")
             number = 1 + max((int(other.id.rpartition("-")[2]) for other in others), default=0)
             move = rollout.begin(plan, base)
+            self._check_beginning(document, model, plan, base)
             self._desk.check_package(model, plan.version)
             begun = Rollout(
                 id=f"{model}-{number}",
@@ -214,10 +221,25 @@ class Rollouts:
                     document, begun.id, model, plan, base, author=author, reason=reason, break_glass=break_glass
                 )
             move = dataclasses.replace(move, verb=passage.verb)
-            self.commit(begun, move, author=author, reason=reason, passage=passage)
+            self.commit(begun, move, route_revision=flag.revision, author=author, reason=reason, passage=passage)
             if self._consent is not None:
                 self._consent.tell(passage)
             return begun
+
+    @staticmethod
+    def _check_beginning(document: FlagDocument, model: str, plan: Plan, base: Json) -> None:
+        """Raise ChangeRefused if declaring the candidate gives it to somebody, InvalidInput if a stage cannot be made.
+
+        The words of a rule do not tell: it may refer to a named rule, or work out the variant per request.
+        """
+        (_, declared), *_ = steering.stages(plan, base)
+        variant = rollout.variant_of(plan, base)
+        flag = parse_flag(route_key(model), declared, document.evaluators)
+        if variant in compile_route(model, flag, document.bucketing).given:
+            why = f"a rule of the route can give {variant!r} to somebody: give the candidate another variant name"
+            raise ChangeRefused(why)
+        if plan.strategy == plans.SHADOW and compile_options(document, model).shadow_rate > 0:
+            raise ChangeRefused(f"{model}.{SHADOW} shadows the model already: bring that to an end first")
 
     def approvals_needed(self, begun: Rollout) -> int:
         """How many people would have to approve a rollout."""
@@ -232,22 +254,30 @@ class Rollouts:
     def command(self, rollout_id: str, verb: str, *, author: Author, reason: str) -> Rollout:
         """What a verb of `steering.VERBS` asks for. Raises UnknownRollout, ChangeRefused."""
         with self.lock:
-            found = self.find(rollout_id)
-            if verb == "rollback":
-                self._check_newest(found)
-            route, revision = self.route_of(found.model)
-            move = steering.command(found.plan, found.base, found.state, verb, route=route, route_revision=revision)
-            if verb == "rollback":
-                move = dataclasses.replace(move, verb="rollout.rollback")
-            judge = found.judge
-            if verb == "resume":
-                found.judge = _acknowledged(judge)
-            try:
-                self.commit(found, move, author=author, reason=reason)
-            except GatewayError:
-                found.judge = judge
-                raise
-            return found
+            for _ in range(_TRIES):
+                try:
+                    return self._command(rollout_id, verb, author=author, reason=reason)
+                except RevisionConflict as error:  # the kill switch, or another control, came in between
+                    conflict = error
+            raise conflict
+
+    def _command(self, rollout_id: str, verb: str, *, author: Author, reason: str) -> Rollout:
+        found = self.find(rollout_id)
+        if verb == "rollback":
+            self._check_newest(found)
+        route, revision = self.route_of(found.model)
+        move = steering.command(found.plan, found.base, found.state, verb, route=route, route_revision=revision)
+        if verb == "rollback":
+            move = dataclasses.replace(move, verb="rollout.rollback")
+        judge = found.judge
+        if verb == "resume":
+            found.judge = _acknowledged(judge)
+        try:
+            self.commit(found, move, route_revision=revision, author=author, reason=reason)
+        except GatewayError:
+            found.judge = judge
+            raise
+        return found
 
     def _check_newest(self, found: Rollout) -> None:
         newest = self.all(found.model)[0]
@@ -262,11 +292,18 @@ class Rollouts:
     # -- writing --------------------------------------------------------------------------------
 
     def commit(
-        self, found: Rollout, move: Move, *, author: Author, reason: str, passage: Passage | None = None
+        self,
+        found: Rollout,
+        move: Move,
+        *,
+        route_revision: int,
+        author: Author,
+        reason: str,
+        passage: Passage | None = None,
     ) -> None:
         """Write a move: flags, state and audit rows in one transaction; *found* then stands where the move leads.
 
-        passage: what else goes into it.
+        route_revision: of the route that the move was made of. passage: what else goes into it.
 
         Raises RevisionConflict if the record or the route is not what the move was made of, VersionNotWarm.
         """
@@ -276,7 +313,8 @@ class Rollouts:
         if move.route is not None and not _same(move.route, document, key):
             wanted[key] = move.route
         shadow_key = f"{found.model}.{SHADOW}"
-        if move.shadow_rate is not None and (move.shadow_rate or shadow_key in document.flags):
+        is_ours = found.plan.strategy == plans.SHADOW  # else the copies are somebody else's business
+        if is_ours and move.shadow_rate is not None and (move.shadow_rate or shadow_key in document.flags):
             wanted[shadow_key] = _rate_flag(move.shadow_rate) if move.shadow_rate else None
         after = dataclasses.replace(found, state=move.state)
         if after.state.step != found.state.step:
@@ -302,7 +340,7 @@ class Rollouts:
             passage = self._settled(found, after)
         self._desk.apply(
             wanted,
-            based_on={name: _revision(document, name) for name in wanted},
+            based_on={name: route_revision if name == key else _revision(document, name) for name in wanted},
             author=author,
             verb=move.verb,
             reason=reason,

@@ -27,7 +27,7 @@ from gateway.control.rollout import (
     variant_of,
 )
 from gateway.errors import ChangeRefused
-from gateway.flags.document import Json
+from gateway.flags.document import ENABLED, Json
 
 VERBS = ("pause", "resume", "promote", "promoteFull", "abort", "rollback")
 
@@ -47,6 +47,8 @@ def command(plan: Plan, base: Json, state: State, verb: str, *, route: Json | No
         if state.phase != PROGRESSING:
             raise ChangeRefused(f"the rollout is {state.phase}: only one that is progressing can be paused")
         return rollout.pause(state, BY_HAND, "paused by hand")
+    if route is None or route["state"] != ENABLED:
+        raise ChangeRefused("the kill switch was pulled, or the route is gone: the rollout ends by itself")
     if verb == "resume":
         return _resume(plan, base, state)
     return _promote_by_hand(plan, base, state, verb, route)

@@ -78,11 +78,11 @@ def promoted(base: Json, version: str, *, keep: int) -> Json:
 
 
 def flipped(base: Json, variant: str, version: str) -> Json:
-    """The route whose default is the candidate's variant; the one before stays declared and warm, for the way back."""
-    after: dict[str, Any] = copy.deepcopy(base)
-    after["variants"][variant] = version
-    after["defaultVariant"] = variant
-    return after
+    """The route whose default is the candidate's variant; the one before stays declared and warm, for the way back.
+
+    A split that an earlier release has left behind goes along: it would keep all on the variant before.
+    """
+    return edit.edit_route(base, shares={}, declare={variant: version}, default=variant)
 
 
 def keeping_state(wanted: Json, current: Json | None) -> Json:

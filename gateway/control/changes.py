@@ -221,12 +221,14 @@ class Desk:
         records: Sequence[RecordWrite] = (),
         notes: Sequence[Note] = (),
         lowers: bool = False,
+        is_in_charge: bool = True,
     ) -> FlagDocument:
         """Write several flags, records and notes as one revision, for those who are in charge of the flags.
 
         wanted: flagd JSON by key, None to delete. based_on: the revisions of these flags, 0 for one that must not
         exist. lowers: the change takes exposure back, so nothing has to be warm for it, and it may come before a file
-        that the flags follow. Raises RevisionConflict, InvalidFlag, VersionNotWarm, FlagsFollowFile.
+        that the flags follow. is_in_charge: if not, the guards are asked. Raises RevisionConflict, InvalidFlag,
+        VersionNotWarm, FlagsFollowFile, ChangeRefused.
         """
         with self._lock:
             document = self.document()
@@ -245,6 +247,9 @@ class Desk:
                 () if lowers or not self._import_file else of_followed_file(self._import_file, document, draft)
             ):
                 raise refused.error
+            for guard in () if is_in_charge else self.guards:
+                for refused in guard(document, draft):
+                    raise refused.error
             for flag in changed_flags(document, draft):
                 validate(flag, draft.bucketing)
                 check_shadow(document, draft, flag)

@@ -14,6 +14,7 @@ from gateway.control.approvals import (
     BROKEN_GLASS,
     KIND,
     OPEN,
+    REVIEWED,
     ROLLOUT,
     VOID,
     Approvals,
@@ -23,6 +24,7 @@ from gateway.control.approvals import (
 )
 from gateway.control.gate import BREAK_GLASS_VERB, Passage
 from gateway.control.plan import Plan
+from gateway.errors import ChangeRefused
 from gateway.flags.audit import Author
 from gateway.flags.compile import compile_route
 from gateway.flags.document import FlagDocument, Json, parse_flag, route_key
@@ -110,12 +112,19 @@ class Consent:
             if change is None or self._clock() >= change.expires_s:
                 return 1, f"its proposal {change_id} has expired"
             return self._approvals.missing(change), ""
-        if change.state in (APPLIED, BROKEN_GLASS) or change.approvals:
+        if change.state in (APPLIED, BROKEN_GLASS, REVIEWED):
             return 0, ""
         return 1, f"its proposal {change_id} is {change.state}: {change.state_reason}"
 
     def settle(self, change_id: str, *, applied: bool) -> Passage:
-        """What goes into the commit with which a rollout gets its first traffic, or ends without any."""
+        """What goes into the commit with which a rollout gets its first traffic, or ends without any.
+
+        Raises ChangeRefused if it shall get traffic and its proposal stands otherwise by now.
+        """
+        if applied and change_id:
+            missing, why = self.stands(change_id)
+            if missing:
+                raise ChangeRefused(why or f"its proposal {change_id} still lacks {missing} approvals")
         change = self._read(change_id) if change_id else None
         if change is None or change.state not in (OPEN, APPROVED):
             return Passage("")

@@ -190,6 +190,7 @@ class Review:
             reason=f"{change.reason} (change {change.id} of {change.actor}, approved by {who})",
             records=[done.write()],
             notes=[*notes, done.note("change.apply", change)],
+            is_in_charge=False,
         )
         return dataclasses.replace(done, revision=done.revision + 1)
 

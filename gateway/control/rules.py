@@ -22,7 +22,8 @@ class Blocked:
     error: ChangeRefused
 
 
-# Looks at what a change of the flags makes of them, and names what speaks against it. Not asked by `Desk.apply`.
+# Looks at what a change of the flags makes of them, and names what speaks against it. `Desk.apply` does not ask it for
+# those who are in charge.
 Guard = Callable[[FlagDocument, FlagDocument], Iterable[Blocked]]
 
 

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from gateway.control.approvals import Approvals
+from gateway.control.changes import Desk
 from gateway.control.consent import Consent
-from gateway.control.gate import NeverBack
+from gateway.control.gate import Gate, NeverBack
 from gateway.control.review import Review
-from gateway.control.rollouts import Rollouts
-from gateway.errors import Forbidden
+from gateway.control.rollouts import Rollout, Rollouts
+from gateway.errors import ApprovalPending, ChangeRefused, Forbidden
 from gateway.flags.audit import Author
 from gateway.flags.store import verify_trail
-from tests.control.books import MODEL, OPS, Books, Worker
+from gateway.models.source import DirectorySource
+from tests.control.books import MODEL, OPS, ROUTE, Books, Worker
 
 ADA, BOB = Author("ada", token_id="t7"), Author("bob", token_id="t8")
 
@@ -27,7 +29,7 @@ class Careful(Books):
 
     def make_rollouts(self) -> Rollouts:
         now = NeverBack(lambda: self.wall_s)
-        approvals = Approvals(lambda _model: True, required=self.required, lifetime_s=3600)
+        self.approvals = approvals = Approvals(lambda _model: True, required=self.required, lifetime_s=3600)
         self.broken = 0
 
         def count() -> None:
@@ -126,3 +128,71 @@ def test_a_shadow_raises_nothing_and_needs_nobody(books: Careful) -> None:
     assert books.find(rollout_id).change_id == ""
     books.follow()
     assert books.phase(rollout_id) == "progressing"
+
+
+@pytest.mark.parametrize("how", ["rejected", "expired"])
+def test_one_yes_of_two_is_none_once_the_proposal_is_over(books: Careful, how: str) -> None:
+    books.required = 2
+    books.restart()
+    rollout_id = books.start()
+    books.follow()
+    change_id = books.find(rollout_id).change_id
+    books.review.approve(change_id, ADA)
+    if how == "rejected":
+        books.review.reject(change_id, BOB, reason="not this week")
+    else:
+        books.wall_s += 3601
+        books.review.sweep()
+    books.tick()
+    assert books.weights() == {}
+    assert books.phase(rollout_id) == "aborting"
+    assert how in books.find(rollout_id).state.why
+
+
+def test_a_no_that_comes_between_look_and_write_holds(books: Careful, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout_id, change_id = waiting(books)
+    books.review.approve(change_id, ADA)
+    consent_of = books.rollouts.consent_of
+
+    def look_and_be_overtaken(found: Rollout) -> tuple[int, str]:
+        seen = consent_of(found)
+        if books.review.find(change_id).state == "approved":
+            books.review.reject(change_id, BOB, reason="not this week")
+        return seen
+
+    monkeypatch.setattr(books.rollouts, "consent_of", look_and_be_overtaken)
+    books.tick()
+    assert books.weights() == {}
+    books.tick()
+    assert books.phase(rollout_id) == "aborting"
+
+
+def test_a_reviewed_broken_glass_does_not_stop_its_rollout(books: Careful) -> None:
+    plan = {"strategy": "canary", "version": "2"}
+    begun = books.rollouts.start(MODEL, plan, author=OPS, reason="the old one fails", break_glass=True)
+    books.review.acknowledge(begun.change_id, ADA, reason="it was right")
+    books.follow()
+    assert books.phase(begun.id) == "progressing"
+
+
+def test_an_approved_change_of_a_flag_waits_while_a_rollout_is_in_charge(books: Careful) -> None:
+    """Also if the rollout's start left the route as it was, so that the change is still based on it."""
+    books.edit(variants={"stable": "1", "canary": "2"})
+    gate = Gate(books.store, books.approvals, clock=NeverBack(lambda: books.wall_s), count_break_glass=lambda: None)
+    careful = Desk(
+        books.store,
+        last_known_good=books.root / "state" / "other.json",
+        source=DirectorySource(books.root / "models"),
+        workers=books.statuses,
+        gate=gate,
+    )
+    careful.recover()
+    for worker in books.workers:
+        worker.follow(books)
+    half = {**books.route(), "targeting": {"fractional": [["stable", 1], ["canary", 1]]}}
+    with pytest.raises(ApprovalPending) as pending:
+        careful.change_flag(ROUTE, lambda _: half, expected_revision=None, author=OPS, verb="flag.put", reason="a test")
+    rollout_id = books.start()
+    with pytest.raises(ChangeRefused, match=f"rollout {rollout_id} is in charge"):
+        books.review.approve(pending.value.change_id, ADA)
+    assert books.weights() == {}

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from gateway.control import observation, rollout
 from gateway.control.plan import SHADOW
-from gateway.control.rollout import Found, Seen
+from gateway.control.rollout import Found, Move, Seen
 from gateway.control.rollouts import Rollout, Rollouts
+from gateway.control.signals import worker_name
 from gateway.control.status import WorkerStatus, not_warm
-from gateway.errors import GatewayError, RevisionConflict, StoreUnavailable, VersionNotWarm
+from gateway.errors import GatewayError, RevisionConflict, StoreUnavailable
 from gateway.flags.audit import Author
 from gateway.flags.lease import Turn
 from gateway.metrics import RolloutMetrics
@@ -25,6 +26,9 @@ TICK_S = 0.25
 SAVE_INTERVAL_S = 5.0
 # States of a version in a worker that will not become warm by themselves soon.
 _BROKEN = ("failed", "quarantined")
+_BREAKER = {"model", "variant", "state", "opened", "reason"}
+# A rollout of which nothing can be seen or written for so long is ended.
+GIVE_UP_S = 60.0
 _CONTROLLER = Author("controller")
 
 
@@ -36,6 +40,7 @@ class _Live:
     looked_s: float
     saved_s: float
     trouble: str = ""
+    stuck_s: float = 0.0  # for so long nothing could be seen or written
 
 
 class Controller:
@@ -100,36 +105,65 @@ class Controller:
 
     def _step(self, live: _Live, workers: Sequence[WorkerStatus]) -> None:
         going, now_s = live.rollout, self._clock()
+        elapsed_s = max(0.0, now_s - live.looked_s)
         try:
-            seen = self._look(live, workers, max(0.0, now_s - live.looked_s))
+            seen = self._look(live, workers, elapsed_s)
             live.looked_s = now_s
             move = rollout.step(going.plan, going.base, going.state, seen)
             if move.verb:
-                self._rollouts.commit(
-                    going, move, route_revision=seen.route_revision, author=_CONTROLLER, reason=move.state.why
-                )
-                live.saved_s = now_s
-                log = _log.warning if move.verb in ("rollout.abort", "rollout.pause") else _log.info
-                log(move.verb, extra={"rollout": going.id, "why": move.state.why})
+                going.state = rollout.later(going.state, seen)  # what was seen stays, also if it cannot be written
+                self._write(live, move, seen.route_revision)
             else:
                 going.state = move.state
                 if now_s - live.saved_s >= SAVE_INTERVAL_S:
                     self._rollouts.save(going)
                     live.saved_s = now_s
-            live.trouble = ""
+            live.trouble, live.stuck_s = "", 0.0
             self._tell(live)
         except RevisionConflict:
             del self._live[going.id]  # somebody was faster; the next look begins with what is written now
         except StoreUnavailable:
             raise
-        except VersionNotWarm as error:  # a worker was replaced between look and write
-            self._say(live, str(error))
-        except GatewayError as error:
-            self._say(live, str(error))
+        except Exception as error:  # whatever it is: the other rollouts go on, and so does control
+            live.looked_s = now_s
+            live.stuck_s += elapsed_s if live.trouble else 0.0  # since the first time
+            self._say(live, error)
+            if live.stuck_s > GIVE_UP_S:
+                self._give_up(live, error)
 
-    def _say(self, live: _Live, trouble: str) -> None:
+    def _write(self, live: _Live, move: Move, route_revision: int) -> None:
+        going, why = live.rollout, move.state.why
+        self._rollouts.commit(going, move, route_revision=route_revision, author=_CONTROLLER, reason=why)
+        live.saved_s = self._clock()
+        log = _log.warning if move.verb in ("rollout.abort", "rollout.pause") else _log.info
+        log(move.verb, extra={"rollout": going.id, "why": why})
+
+    def _give_up(self, live: _Live, error: Exception) -> None:
+        """End a rollout that cannot go on: nobody would see what its candidate does."""
+        going = live.rollout
+        route, revision = self._rollouts.route_of(going.model)
+        if going.state.phase in (rollout.PROMOTING, rollout.ABORTING):
+            blind = Seen(elapsed_s=live.stuck_s, route=route, route_revision=revision, adopted=False)
+            move = rollout.step(going.plan, going.base, going.state, blind)
+        else:
+            why = f"could not go on for {live.stuck_s:.0f} s: {_in_words(error)}"
+            move = rollout.abort(going.base, going.state, route, why)
+        try:
+            self._write(live, move, revision)
+            live.stuck_s = 0.0
+        except RevisionConflict:
+            del self._live[going.id]
+        except StoreUnavailable:
+            raise
+        except GatewayError as refused:
+            self._say(live, refused)
+
+    def _say(self, live: _Live, error: Exception) -> None:
+        trouble = _in_words(error)
         if trouble != live.trouble:
-            _log.error("a rollout cannot go on", extra={"rollout": live.rollout.id, "why": trouble})
+            unexpected = None if isinstance(error, GatewayError) else error
+            more = {"rollout": live.rollout.id, "why": trouble}
+            _log.error("a rollout cannot go on", extra=more, exc_info=unexpected)
         live.trouble = trouble
 
     def _look(self, live: _Live, workers: Sequence[WorkerStatus], elapsed_s: float) -> Seen:
@@ -178,6 +212,10 @@ class Controller:
             self._metrics.weight.labels(going.model, going.variant).set(rollout.share_of(going.plan, going.state))
 
 
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, GatewayError) else f"unexpected {type(error).__name__}, see the log"
+
+
 def _adopted(worker: WorkerStatus, model: str) -> int:
     return int(worker.document.get("models", {}).get(model, {}).get("adopted_revision") or 0)
 
@@ -195,9 +233,12 @@ def _breakers(workers: Sequence[WorkerStatus], going: Rollout) -> list[Found]:
     """Breakers that are open on the candidate; each opening is told once."""
     found = []
     for worker in workers:
-        for breaker in worker.document.get("breakers", []):
+        told = worker.document.get("breakers")
+        for breaker in told if isinstance(told, list) else ():
+            if not isinstance(breaker, dict) or not breaker.keys() >= _BREAKER:  # of another version of the gateway
+                continue
             if breaker["model"] == going.model and breaker["variant"] == going.variant and breaker["state"] == "open":
                 why = f"the breaker of worker {worker.slot} is open: {breaker['reason']}"
-                once = f"breaker:{worker.document.get('pid')}:{breaker['opened']}"
+                once = f"breaker:{worker_name(worker)}:{breaker['opened']}"
                 found.append(Found("breaker", going.plan.on_breaker, why, once))
     return found

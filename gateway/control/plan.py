@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,6 +117,8 @@ def _steps(plain: Json | None, strategy: str) -> tuple[PlanStep, ...]:
         return ()
     if plain is None:
         return DEFAULT_STEPS if strategy == CANARY else _DEFAULT_SPLIT
+    if not plain:
+        raise InvalidInput("steps", "none", f"at least one for strategy {strategy}")
     steps = tuple(_step(each, f"steps[{place}]") for place, each in enumerate(plain))
     if strategy == EXPERIMENT and len(steps) != 1:
         raise InvalidInput("steps", f"{len(steps)} steps", "one: an experiment keeps its split")
@@ -133,7 +136,7 @@ def _step(plain: Json, where: str) -> PlanStep:
         if name not in ("weight_percent", "min_time_s", "min_requests"):
             raise InvalidInput(f"{where}.{name}", "an unknown field", "weight_percent, min_time_s and min_requests")
     percent = plain.get("weight_percent", 0)
-    weight = round(percent * 100) if _is_number(percent) else 0
+    weight = round(percent * 100) if _is_number(percent) and percent <= 100 else 0
     if not 0 < weight <= TOTAL_WEIGHT or abs(weight - percent * 100) > 1e-6:
         came = repr(percent)[:80] if "weight_percent" in plain else "nothing"
         raise InvalidInput(f"{where}.weight_percent", came, "percent from 0.01 to 100 with at most two decimals")
@@ -146,7 +149,7 @@ def _step(plain: Json, where: str) -> PlanStep:
 
 
 def _is_number(value: Json) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_time(value: Json) -> bool:

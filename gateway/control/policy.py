@@ -9,6 +9,9 @@ from typing import Any, Literal, get_args
 
 Action = Literal["rollback", "pause", "notify"]
 ACTIONS: tuple[str, ...] = get_args(Action)
+# Of numbers in a policy: beyond them products and quotients of two would not be numbers any more.
+LEAST, MOST = 1e-9, 1e9
+_POSITIVE = f"a number from {LEAST:g} to {MOST:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +73,13 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "srm_alpha", "promote_alpha"):
-            _check(name, 0 < getattr(self, name) < 1, "between 0 and 1")
+            _check(name, LEAST <= getattr(self, name) < 1, f"from {LEAST:g} to below 1")
         whole = isinstance(self.min_requests, int) and self.min_requests >= 0
         _check("min_requests", whole, "a whole number, 0 or more")
         for name in ("slow_factor", "slow_floor_s", "outputs_weight"):
-            _check(name, 0 < getattr(self, name) < math.inf, "a positive number")
-        _check("slow_s", self.slow_s is None or 0 < self.slow_s < math.inf, "a positive number of seconds")
-        _check("min_effect", 0 <= self.min_effect < math.inf, "0 or more")
+            _check(name, LEAST <= getattr(self, name) <= MOST, _POSITIVE)
+        _check("slow_s", self.slow_s is None or LEAST <= self.slow_s <= MOST, f"seconds, {_POSITIVE}")
+        _check("min_effect", 0 <= self.min_effect <= MOST, f"0 to {MOST:g}")
         for name in ("srm_action", "outputs_action"):
             _check(name, getattr(self, name) in ACTIONS, f"one of {', '.join(ACTIONS)}")
         if self.srm_action == "rollback":
@@ -85,7 +88,7 @@ class Policy:
             _check(f"signals.{name}", name in SIGNALS, f"one of {', '.join(SIGNALS)}")
             _check(f"signals.{name}.action", signal.action in ACTIONS, f"one of {', '.join(ACTIONS)}")
             for part in ("margin", "weight"):
-                _check(f"signals.{name}.{part}", 0 < getattr(signal, part) < math.inf, "a positive number")
+                _check(f"signals.{name}.{part}", LEAST <= getattr(signal, part) <= MOST, _POSITIVE)
             _check(f"signals.{name}.tolerance", 0 <= signal.tolerance < 1, "from 0 to below 1")
             _check(f"signals.{name}.together", 1 <= signal.together <= 1e6, "from 1 to 1000000")
             shown = signal.promote_tolerance

@@ -156,12 +156,7 @@ def step(plan: Plan, base: Json, state: State, seen: Seen) -> Move:
     """The next move, after one look. A move without a verb changes nothing but the times."""
     if state.phase in ENDED:
         return Move(state)
-    state = dataclasses.replace(
-        state,
-        in_phase_s=state.in_phase_s + seen.elapsed_s,
-        in_step_s=state.in_step_s + (seen.elapsed_s if state.phase == PROGRESSING else 0.0),
-        step_requests=state.step_requests + (seen.new_requests if state.phase == PROGRESSING else 0),
-    )
+    state = later(state, seen)
     if state.phase == PROMOTING:
         return _confirm(state, seen, HEALTHY, "rollout.promoted", "every live worker gives the new version to all")
     if state.phase == ABORTING:
@@ -174,6 +169,17 @@ def step(plan: Plan, base: Json, state: State, seen: Seen) -> Move:
     if state.phase == PAUSED:
         return _wait_for_somebody(plan, base, state, seen)
     return _progress(plan, base, state, seen)
+
+
+def later(state: State, seen: Seen) -> State:
+    """The same state with the time that has passed, and the requests that came."""
+    progressing = state.phase == PROGRESSING
+    return dataclasses.replace(
+        state,
+        in_phase_s=state.in_phase_s + seen.elapsed_s,
+        in_step_s=state.in_step_s + (seen.elapsed_s if progressing else 0.0),
+        step_requests=state.step_requests + (seen.new_requests if progressing else 0),
+    )
 
 
 def _guarded(plan: Plan, base: Json, state: State, seen: Seen) -> Move | None:
@@ -223,8 +229,12 @@ def _wait_for_somebody(plan: Plan, base: Json, state: State, seen: Seen) -> Move
 def _progress(plan: Plan, base: Json, state: State, seen: Seen) -> Move:
     last = state.step >= last_step(plan)
     lacking = _lacking(plan, state, seen)
-    if last and not lacking and seen.promotion is not None and plan.strategy == CANARY:
+    judged = plan.strategy == CANARY or (plan.strategy == EXPERIMENT and plan.promote == AUTO)
+    if last and not lacking and seen.promotion is not None and judged:
         lacking = seen.promotion
+    goes_on = plan.strategy != SHADOW and (not last or plan.promote == AUTO)
+    if not lacking and seen.not_warm and goes_on:
+        lacking = f"not warm: {'; '.join(seen.not_warm)[:300]}"
     if lacking:
         if state.in_step_s > plan.step_timeout_s:
             return pause(state, INCONCLUSIVE, f"not complete after {plan.step_timeout_s:g} s: {lacking}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +20,24 @@ from gateway.control.plan import ROLLBACK, Plan
 from gateway.control.rollout import Move, State
 from gateway.control.rules import Blocked
 from gateway.control.signals import Cursor
-from gateway.errors import ChangeRefused, GatewayError, RevisionConflict, UnknownModel, UnknownRollout
+from gateway.errors import (
+    ChangeRefused,
+    GatewayError,
+    InvalidInput,
+    RevisionConflict,
+    UnknownModel,
+    UnknownRollout,
+)
 from gateway.flags.audit import Author
 from gateway.flags.compile import compile_options, compile_route
 from gateway.flags.document import ENABLED, ROUTE, SHADOW, FlagDocument, Json, dump_flag, parse_flag, route_key
 from gateway.flags.store import FlagStore, Note, Record, RecordWrite
 
+_log = logging.getLogger(__name__)
+
 # Kinds of records: those that go on are read again and again, so the others are kept apart.
 GOING_ON, OVER = "rollout", "rollout-ended"
+KEPT_OVER = 50  # ended rollouts of one model; the audit trail has them all
 _TRIES = 3  # of a verb, if the route or the record changes under it
 
 
@@ -118,6 +129,7 @@ class Rollouts:
         self._clock = clock
         self.lock = threading.RLock()
         self._live: dict[str, Rollout] = {}
+        self._unreadable: set[str] = set()
         desk.guards.append(self.guard)
 
     # -- reading --------------------------------------------------------------------------------
@@ -125,8 +137,20 @@ class Rollouts:
 
     def going_on(self) -> list[Rollout]:
         """The rollouts that are not over; from now on their holder writes what it changes in them."""
-        found = [self._newest(record) for record in self._store.records(GOING_ON)]
+        found = self._readable(self._store.records(GOING_ON))
         self._live = {each.id: each for each in found}
+        return found
+
+    def _readable(self, records: Iterable[Record]) -> list[Rollout]:
+        """Those that this gateway can read: a newer one may have written others before it was taken back."""
+        found = []
+        for record in records:
+            try:
+                found.append(self._newest(record))
+            except (InvalidInput, KeyError, TypeError, ValueError) as error:
+                if record.id not in self._unreadable:
+                    _log.error("a rollout cannot be read", extra={"rollout": record.id, "why": str(error)})
+                self._unreadable.add(record.id)
         return found
 
     def _newest(self, record: Record) -> Rollout:
@@ -136,7 +160,7 @@ class Rollouts:
     def all(self, model: str | None = None) -> list[Rollout]:
         """All rollouts, newest first."""
         records = [*self._store.records(GOING_ON), *self._store.records(OVER)]
-        found = [self._newest(record) for record in records if model is None or record.body["model"] == model]
+        found = self._readable(record for record in records if model is None or record.body["model"] == model)
         return sorted(found, key=lambda each: (each.started_s, each.id), reverse=True)
 
     def find(self, rollout_id: str) -> Rollout:
@@ -198,7 +222,7 @@ class Rollouts:
             for other in others:
                 if not other.is_over:
                     raise ChangeRefused(f"rollout {other.id} of {model!r} is {other.state.phase}: abort it first")
-            number = 1 + max((int(other.id.rpartition("-")[2]) for other in others), default=0)
+            number = 1 + max((_number(other.id) for other in others), default=0)
             move = rollout.begin(plan, base)
             self._check_beginning(document, model, plan, base)
             self._desk.check_package(model, plan.version)
@@ -336,6 +360,8 @@ class Rollouts:
         records = [RecordWrite(now, found.id, body, found.revision if was == now else 0)]
         if was != now and found.revision:
             records.append(RecordWrite(was, found.id, None, found.revision))
+        if after.is_over:
+            records += self._forgotten(found)
         if passage is None:
             passage = self._settled(found, after)
         self._desk.apply(
@@ -350,6 +376,16 @@ class Rollouts:
         )
         found.state, found.ended_s, found.shares, found.judge = after.state, after.ended_s, after.shares, after.judge
         found.revision = found.revision + 1 if was == now else 1
+
+    def _forgotten(self, ending: Rollout) -> list[RecordWrite]:
+        """The oldest ended rollouts of a model, once there are too many with the one that ends now."""
+        over = [
+            record
+            for record in self._store.records(OVER)
+            if record.body["model"] == ending.model and record.id != ending.id
+        ]
+        over.sort(key=lambda record: _number(record.id))
+        return [RecordWrite(OVER, record.id, None) for record in over[: -(KEPT_OVER - 1)]]
 
     def _settled(self, found: Rollout, after: Rollout) -> Passage:
         """The end of a proposal, if this move brings it."""
@@ -372,6 +408,10 @@ class Rollouts:
         records = [RecordWrite(GOING_ON, found.id, found.to_json(), found.revision)]
         self._store.commit(author=Author("controller"), verb="rollout.save", reason="", records=records)
         found.revision += 1
+
+
+def _number(rollout_id: str) -> int:
+    return int(rollout_id.rpartition("-")[2])
 
 
 def _acknowledged(judge: Judge) -> Judge:

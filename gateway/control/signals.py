@@ -6,7 +6,7 @@ far each of them was read, so a look that comes late, or after a restart, takes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,7 +16,8 @@ Counts: TypeAlias = dict[str, Any]  # numbers, and dicts of them, by name
 
 # Workers that are gone are remembered this long, in number, in case that their documents come back.
 _MAX_GONE = 256
-_NAMES = ("model", "version", "variant", "revision")
+_NUMBERS = ("eligible", "errors", "timeouts", "invalid", "fallbacks", "keys")
+_BINS = ("run_s", "outputs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,15 @@ class Cursor:
             name = worker_name(worker)
             before = self.read.get(name, {})
             now: dict[str, Counts] = {}
-            for counted in worker.document.get("signals", []):
-                revision, variant = int(counted["revision"]), str(counted["variant"])
-                if counted["model"] != model or revision < since_revision or variant not in (candidate, stable):
+            for revision, variant, counts in _told(worker, model):
+                if revision < since_revision or variant not in (candidate, stable):
                     continue
                 key = f"{revision}/{variant}"
-                now[key] = {each: value for each, value in counted.items() if each not in _NAMES}
+                if counts == before.get(key):  # workers tell of old epochs too, and not at each look anew
+                    continue
+                if not _is_sound(counts):
+                    continue
+                now[key] = counts
                 added = minus(now[key], before.get(key, {}))
                 if any_count(added):
                     arms = found.setdefault(revision, ({}, {}))
@@ -63,6 +67,32 @@ class Cursor:
         kept = dict(list(gone.items())[-_MAX_GONE:])
         self.read = {**kept, **present}
         return [Epoch(revision, *arms) for revision, arms in sorted(found.items())]
+
+
+def _told(worker: WorkerStatus, model: str) -> Iterator[tuple[int, str, Counts]]:
+    """Revision, variant and counts of each epoch of *model*; a worker of another gateway may say them otherwise."""
+    told = worker.document.get("signals")
+    for counted in told if isinstance(told, list) else ():
+        try:
+            if counted["model"] == model:
+                counts = {name: counted[name] for name in (*_NUMBERS, *_BINS) if name in counted}
+                yield int(counted["revision"]), str(counted["variant"]), counts
+        except (KeyError, TypeError, ValueError):
+            continue
+
+
+def _is_sound(counts: Counts) -> bool:
+    """Whether the judge can take them."""
+    run_s, outputs = counts.get("run_s", {}), counts.get("outputs", {})
+    if not isinstance(run_s, dict) or not isinstance(outputs, dict):
+        return False
+    numbers = [*(counts[name] for name in _NUMBERS if name in counts), *run_s.values()]
+    for bins in outputs.values():
+        if not isinstance(bins, dict):
+            return False
+        numbers += bins.values()
+    named = all(name.removeprefix("-").isdecimal() for name in run_s)
+    return named and all(isinstance(number, int) and number >= 0 for number in numbers)
 
 
 def worker_name(worker: WorkerStatus) -> str:

@@ -41,6 +41,11 @@ def test_a_policy_goes_to_json_and_back(plain: dict[str, Any]) -> None:
     ("plain", "field"),
     [
         ({"alpha": 0}, "alpha"),
+        ({"alpha": 1e-320}, "alpha"),
+        ({"slow_s": 1e300}, "slow_s"),
+        ({"slow_factor": 1e300}, "slow_factor"),
+        ({"outputs_weight": 5e-324}, "outputs_weight"),
+        ({"signals": {"errors": {"weight": 5e-324}}}, "signals.errors.weight"),
         ({"alpha": "much"}, "alpha"),
         ({"alpha": True}, "alpha"),
         ({"alpha": float("nan")}, "alpha"),

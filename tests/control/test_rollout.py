@@ -357,6 +357,9 @@ def test_what_cannot_be_started(books: Books) -> None:
     [
         ({"strategy": "wild"}, "strategy"),
         ({"version": 2}, "version"),
+        ({"steps": []}, "steps"),
+        ({"steps": [{"weight_percent": 1e308}]}, "steps[0].weight_percent"),
+        ({"steps": [{"weight_percent": float("inf")}]}, "steps[0].weight_percent"),
         ({"steps": [{"weight_percent": 0}]}, "steps[0].weight_percent"),
         ({"steps": [{"weight_percent": 0.005}]}, "steps[0].weight_percent"),
         ({"steps": [{"weight_percent": "5"}]}, "steps[0].weight_percent"),

@@ -134,4 +134,6 @@ def _scaled(weights: dict[str, int]) -> dict[str, int]:
 
 def _known(name: str, variants: Mapping[str, Json]) -> None:
     if name not in variants:
-        raise InvalidInput(name, "an unknown variant", f"one of {', '.join(variants)}, or a version declared for it")
+        declare = f"`--declare {name}=VERSION`"
+        wanted = f"one of {', '.join(variants)}"
+        raise InvalidInput(name, f"an unknown variant (a new one is declared first: {declare})", wanted)

@@ -38,8 +38,12 @@ def check_startable(base: Json, variant: str, version: str) -> None:
     busy = [f"{name} {share * 100:g} %" for name, share in shares.items() if share and name != default]
     if busy:
         raise ChangeRefused(f"the route gives traffic to {', '.join(busy)} already: bring that to an end first")
-    if variant in base["variants"] and _names(base.get("targeting"), variant):
-        raise ChangeRefused(f"a rule of the route names {variant!r}: give the candidate another variant name")
+    # A weight of 0, as a canary leaves it that was taken back by hand, is where the candidate's share will stand.
+    if variant in base["variants"] and _names(_with_shares_alone(base.get("targeting")), variant):
+        raise ChangeRefused(
+            f"a rule of the route names {variant!r}: give the candidate's variant another name (`--variant NAME`), or "
+            f"take the rule away first"
+        )
 
 
 def at_weight(base: Json, variant: str, version: str, weight: int, *, fallback: bool) -> Json:
@@ -88,6 +92,22 @@ def flipped(base: Json, variant: str, version: str) -> Json:
 def keeping_state(wanted: Json, current: Json | None) -> Json:
     """*wanted*, but DISABLED if somebody has pulled the kill switch meanwhile."""
     return {**wanted, "state": current["state"]} if current is not None else wanted
+
+
+def _with_shares_alone(expression: Json) -> Json:
+    """The rule without the parts of its splits that get nothing."""
+    if isinstance(expression, dict):
+        return {
+            name: [part for part in args if not _is_nothing(part)]
+            if name == "fractional" and isinstance(args, list)
+            else _with_shares_alone(args)
+            for name, args in expression.items()
+        }
+    return [_with_shares_alone(part) for part in expression] if isinstance(expression, list) else expression
+
+
+def _is_nothing(fraction: Json) -> bool:
+    return isinstance(fraction, list) and len(fraction) == 2 and isinstance(fraction[0], str) and fraction[1] == 0
 
 
 def _names(expression: Json, variant: str) -> bool:

@@ -12,6 +12,8 @@ from gateway.control import plan as plans
 from gateway.control import rollout
 from gateway.control.rollout import State
 from gateway.errors import ChangeRefused, InvalidInput, UnknownModel, UnknownRollout, VersionNotWarm
+from gateway.flags.compile import compile_route
+from gateway.flags.document import Json, parse_flag
 from gateway.flags.store import verify_trail
 from tests.control.books import MODEL, OPS, ROUTE, Books, Worker
 
@@ -38,6 +40,11 @@ def progressing(books: Books, **plan: Any) -> str:
         worker.follow(books)
     assert books.phase(rollout_id) == "progressing"
     return rollout_id
+
+
+def decided(route: Json, key: str) -> str:
+    """The version that a targeting key gets."""
+    return compile_route(MODEL, parse_flag(ROUTE, route)).decide(key, key, {}, "native").version
 
 
 def complete_step(books: Books, elapsed_s: float = 100.0) -> None:
@@ -347,9 +354,26 @@ def test_what_cannot_be_started(books: Books) -> None:
     books.edit(targeting={"fractional": [["beta", 10], ["stable", 90]]})
     with pytest.raises(ChangeRefused, match="traffic to beta 10 % already"):
         books.start(version="3")
+    books.edit(targeting={"if": [{"===": [{"var": "headers.x-tier"}, "gold"]}, "beta"]})
+    with pytest.raises(ChangeRefused, match=r"a rule of the route names 'beta'.*--variant"):
+        books.start(version="3", variant="beta")
     books.edit(state="DISABLED")
     with pytest.raises(ChangeRefused, match="DISABLED"):
         books.start(version="3")
+
+
+@pytest.mark.parametrize("strategy", ["canary", "experiment", "bluegreen"])
+def test_a_variant_that_was_taken_back_by_hand_can_be_released_again(books: Books, strategy: str) -> None:
+    books.edit(variants={"stable": "1", "beta": "2"}, targeting={"fractional": [["beta", 0], ["stable", 10000]]})
+    before = books.route()
+    rollout_id = books.start(strategy=strategy, version="3", variant="beta")
+    books.follow()
+    assert books.phase(rollout_id) == "progressing"
+    books.do(rollout_id, "promoteFull")
+    route = books.route()
+    assert {decided(route, key) for key in "abcdefgh"} == {"3"}
+    books.do(rollout_id, "rollback")
+    assert {**books.route(), "metadata": None} == {**before, "metadata": None}
 
 
 @pytest.mark.parametrize(

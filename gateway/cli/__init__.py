@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     # imported, and children inherit it.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        options = _parser(arguments).parse_args(arguments)
+        options = _parse(arguments)
         code: int = options.run(options)
         sys.stdout.flush()
     except GatewayError as error:
@@ -63,6 +63,23 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     return code
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Like parse_args, which takes no last positional argument behind an option: `flags set iris --default a b=5`."""
+    parser = _parser(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    late = getattr(options, "late", None)
+    if rest and late is not None and not any(word.startswith("-") for word in rest):
+        given = getattr(options, late)
+        if isinstance(given, list):
+            given += rest
+            rest = []
+        elif given is None:
+            setattr(options, late, rest.pop(0))
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:

@@ -23,13 +23,15 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Export the audit trail of all changes, and check that no row was changed, removed or moved.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    export = verbs.add_parser("export", help="write the rows as JSON Lines, oldest first")
+    export = remote.add_verb(verbs, "export", "write the rows as JSON Lines, oldest first", _export)
     export.add_argument("--after", type=int, default=0, metavar="SEQ", help="only rows after this one (default: 0)")
     export.add_argument("--out", type=Path, metavar="FILE", help="write there instead of stdout")
-    check = verbs.add_parser(
+    check = remote.add_verb(
+        verbs,
         "verify",
-        help="check that no row was changed, removed, put in or moved",
-        description="Check the hash chain from its first row, the signed checkpoints, and that the flags in force are "
+        "check that no row was changed, removed, put in or moved",
+        _verify,
+        more="It checks the hash chain from its first row, the signed checkpoints, and that the flags in force are "
         "what the trail ends in; of the server, of a whole export, or of a state directory. Rows that were cut off at "
         "the end, and a chain made anew, only show against checkpoints or an export that were taken away before.",
     )
@@ -48,9 +50,6 @@ def add_parser(subparsers: Subparsers) -> None:
         help="who signed them, audit.pub; may be given again (default: what the server or DIR says)",
     )
     add("--file", type=Path, metavar="FILE", help="an earlier whole export that the rows must go on from")
-    for verb, run in ((export, _export), (check, _verify)):
-        remote.add_options(verb)
-        verb.set_defaults(run=run)
 
 
 def _export(options: argparse.Namespace) -> int:

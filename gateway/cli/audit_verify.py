@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from gateway.flags.sqlite import SqliteStore
 def run(options: argparse.Namespace) -> int:
     """Check, tell, and return the exit code. Raises AuditBroken naming the row."""
     if options.after and (options.export is None or options.file is not None):
-        _usage("--after goes with --export, and without --file")
+        remote.usage("audit", "--after goes with --export, and without --file")
     if options.export is not None and options.checkpoints is not None and not options.public_key:
-        _usage("--checkpoints of an export need the --public-key that they are signed with")
+        remote.usage("audit", "--checkpoints of an export need the --public-key that they are signed with")
     exported = _exported(options.file) if options.file is not None else []
     if options.export is not None:
         found = _verify_export(options)
@@ -114,7 +113,7 @@ def _tell(found: _Found, options: argparse.Namespace) -> None:
         revision = None if document is None else document.revision
         remote.print_json({**verified.to_json(), "first": found.first, "flags_revision": revision})
         return
-    rows = f"{len(found.rows)} rows" if found.first == 1 else f"{len(found.rows)} rows from row {found.first} on"
+    rows = _counted(len(found.rows), "row") + ("" if found.first == 1 else f" from row {found.first} on")
     end = "" if document is None else f"; they end in the flags in force at revision {document.revision}"
     print(f"{rows}, none touched{end}")
     print(f"head: {verified.head.hash}")
@@ -123,9 +122,16 @@ def _tell(found: _Found, options: argparse.Namespace) -> None:
         print("no checkpoint was at hand: rows cut off at the end, or a chain made anew, would not show")
         return
     whose = str(options.checkpoints or options.state or "the server itself")
-    print(f"{verified.checkpoints} checkpoints of {whose} hold, the newest of row {newest.seq}, {newest.ts}")
+    held = "holds" if verified.checkpoints == 1 else "hold"
+    print(
+        f"{_counted(verified.checkpoints, 'checkpoint')} of {whose} {held}, the newest of row {newest.seq}, {newest.ts}"
+    )
     if options.checkpoints is None:
         print("a copy of them that was kept elsewhere (--checkpoints) proves more")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _compare(exported: list[AuditRow], rows: list[AuditRow], path: Path) -> None:
@@ -158,8 +164,3 @@ def _public_keys(paths: list[Path]) -> dict[str, Any]:
         return {**checkpoints.read_public_keys(paths)}
     except OSError as error:
         raise remote.RemoteFailed(f"cannot read the public key {error.filename}: {error.strerror}") from error
-
-
-def _usage(message: str) -> None:
-    print(f"sluicegate audit: {message}", file=sys.stderr)
-    raise SystemExit(2)

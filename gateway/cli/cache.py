@@ -20,12 +20,10 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     text = "forget the answers of a model, or of one version, in every worker"
-    purge = verbs.add_parser("purge", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    purge.add_argument("model", metavar="MODEL")
+    purge = remote.add_verb(verbs, "purge", text, _purge)
+    purge.add_argument("model", metavar="MODEL", help="the model's name")
     purge.add_argument("--version", metavar="V", help="only this version's answers (default: all)")
     purge.add_argument("--reason", required=True, help="why; recorded in the audit")
-    remote.add_options(purge)
-    purge.set_defaults(run=_purge)
 
 
 def _purge(options: argparse.Namespace) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -25,24 +23,21 @@ def add_parser(subparsers: Subparsers) -> None:
         "else than their author has approved them.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    listing = verbs.add_parser("list", help="list what waits, newest first")
+    listing = remote.add_verb(verbs, "list", "list what waits, newest first", _list)
     listing.add_argument("--all", action="store_true", help="and what is over")
-    listing.set_defaults(run=_list)
-    remote.add_options(listing)
     texts = {
         "show": "show one change and what differs",
         "approve": "agree to a change; the last approval applies it",
         "reject": "refuse a change, or withdraw one's own",
         "apply": "apply a change that was approved while a version was not warm",
-        "acknowledge": "tell that a change by break-glass was reviewed",
+        "acknowledge": "say that a change by break-glass was reviewed",
     }
     for name, text in texts.items():
-        verb = verbs.add_parser(name, help=text)
+        verb = remote.add_verb(verbs, name, text, _show if name == "show" else _decide)
         verb.add_argument("id", metavar="ID", help="as `changes list` shows it")
         if name in ("approve", "reject", "acknowledge"):
             verb.add_argument("--reason", required=name != "approve", default="", help="why; recorded in the audit")
-        verb.set_defaults(run=_show if name == "show" else _decide, verb=name)
-        remote.add_options(verb)
+        verb.set_defaults(verb=name)
 
 
 def print_waiting(change: Mapping[str, Any]) -> None:
@@ -50,7 +45,7 @@ def print_waiting(change: Mapping[str, Any]) -> None:
     people = "one person" if change["required"] == 1 else f"{change['required']} people"
     print(
         f"{change['target']} is not changed yet: change {change['id']} waits for {people} to approve it until "
-        f"{_when(change['expires_s'])} (`sluicegate changes approve {change['id']}`)"
+        f"{remote.moment(change['expires_s'])} (`sluicegate changes approve {change['id']}`)"
     )
 
 
@@ -61,6 +56,9 @@ def _list(options: argparse.Namespace) -> int:
         changes = [each for each in changes if each["state"] in ("open", "approved", "break_glass")]
     if options.json:
         remote.print_json(changes)
+        return 0
+    if not changes:
+        print("no change was ever proposed" if options.all else "no change waits for approval or review")
         return 0
     columns: dict[str, dict[str, Any]] = {
         "id": {"no_wrap": True},
@@ -110,11 +108,9 @@ def _print(change: Mapping[str, Any]) -> None:
     print(f"based on revision {change['based_on']} of it")
     print(f"author   {change['actor']}: {change['reason']}")
     print(f"approved {_approved(change)}")
-    print(f"until    {_when(change['expires_s'])}")
+    print(f"until    {remote.moment(change['expires_s'])}")
     for difference in change["diff"]:
-        old = json.dumps(difference["before"]) if "before" in difference else "nothing"
-        new = json.dumps(difference["after"]) if "after" in difference else "nothing"
-        print(f"  {difference['path']}: {old} -> {new}")
+        print(f"  {remote.difference(difference)}")
 
 
 def _approved(change: Mapping[str, Any]) -> str:
@@ -123,11 +119,7 @@ def _approved(change: Mapping[str, Any]) -> str:
 
 
 def _until(change: Mapping[str, Any]) -> str:
-    return _when(change["expires_s"]) if change["state"] in ("open", "approved") else ""
-
-
-def _when(moment_s: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment_s))
+    return remote.moment(change["expires_s"]) if change["state"] in ("open", "approved") else ""
 
 
 def _path(change_id: str) -> str:

@@ -23,19 +23,20 @@ _HEADINGS = ("column", "verdict", "test", *_NUMBERS, "because")
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("drift", help="show what the drift monitor found")
+    text = "show what the drift monitor found"
+    parser = subparsers.add_parser("drift", help=text, description=f"{text.capitalize()}.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    report = verbs.add_parser(
+    report = remote.add_verb(
+        verbs,
         "report",
-        help="show the latest report of one model, or of all",
-        description="Show how the most recent sampled rows of each version compare with the reference in its package: "
+        "show the latest report of one model, or of all",
+        _report,
+        more="It tells how the most recent sampled rows of each version compare with the reference in its package: "
         "drifted columns first, with test, statistic, q (the p-value after Benjamini-Hochberg) and effect (KS distance "
         "or Cramer's V, 0 to 1); where values are missing, their share in the reference and now.",
     )
     report.add_argument("model", metavar="MODEL", nargs="?", help="only this model (default: all)")
     report.add_argument("--all", action="store_true", help="show every column that did not drift, too")
-    remote.add_options(report)
-    report.set_defaults(run=_report)
 
 
 def _report(options: argparse.Namespace) -> int:

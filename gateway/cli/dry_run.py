@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +15,7 @@ def print_dry_run(what: str, found: Mapping[str, Any]) -> None:
     else:
         print(f"this would change in {what}:")
     for difference in found["diff"]:
-        old = json.dumps(difference["before"]) if "before" in difference else "nothing"
-        new = json.dumps(difference["after"]) if "after" in difference else "nothing"
-        print(f"  {difference['path']}: {old} -> {new}")
+        print(f"  {remote.difference(difference)}")
     moved = found.get("movedKeys", {})
     for key, keys in ({"": moved} if "moved" in moved else moved).items():
         _print_moved_keys(f"{key}: " if key else "", keys)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ _FLAGS = "/admin/v1/flags"
 _ACCEPTED = 202  # written down, and waiting for approval
 # Variant of an options flag whose value the command line writes.
 _SET = "set"
+_OPTIONS = {CACHE: ("enabled", "ttl_s"), BATCHING: ("enabled", "max_rows")}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -36,11 +36,9 @@ def add_parser(subparsers: Subparsers) -> None:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     def verb(name: str, text: str, run: Any, *, key: str = "", more: str = "") -> argparse.ArgumentParser:
-        found = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+        found = remote.add_verb(verbs, name, text, run, more=more)
         if key:
             found.add_argument("key", metavar=key, help="such as iris.route; a model's name alone means its route")
-        remote.add_options(found)
-        found.set_defaults(run=run)
         return found
 
     verb("list", "list all flags", _list)
@@ -58,6 +56,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add = setting.add_argument
     add("values", nargs="*", metavar="VALUE", help="what to set")
+    setting.set_defaults(late="values")
     add("--declare", action="append", default=[], metavar="VARIANT=VERSION", help="load a version, at weight 0")
     add("--default", metavar="VARIANT", help="the variant that takes all traffic from now on")
     add("--file", metavar="FILE", help="write the whole flag from this flagd JSON; - reads stdin")
@@ -226,8 +225,8 @@ def _is_killed(key: str, flag: Mapping[str, Any]) -> bool:
 
 def _import(options: argparse.Namespace) -> int:
     if not options.reason and not options.dry_run:
-        _usage("--reason is needed: why do you make this change?")
-    file = _from_file(options.file)
+        remote.usage("flags", "--reason is needed: why do you make this change?")
+    file = remote.read_json(options.file)
     with remote.connect(options) as control:
         before, etag = control.read(_FLAGS)
         headers = {"if-match": etag}
@@ -259,17 +258,17 @@ def _check_usage(options: argparse.Namespace) -> None:
     """Mistakes that no flag needs to be read for."""
     words = options.values or options.declare or options.default
     if bool(words) == bool(options.file):
-        _usage("give either what to set, or --file FILE with the whole flag")
+        remote.usage("flags", "give either what to set, or --file FILE with the whole flag")
     if not options.reason and not options.dry_run:
-        _usage("--reason is needed: why do you make this change?")
+        remote.usage("flags", "--reason is needed: why do you make this change?")
     if (options.declare or options.default) and not _key(options.key).endswith(f".{ROUTE}"):
-        _usage("--declare and --default are for routes")
+        remote.usage("flags", "--declare and --default are for routes")
 
 
 def _wanted(options: argparse.Namespace, key: str, before: Any | None) -> Any:
     """The flag as the command line wants it."""
     if options.file:
-        return _from_file(options.file)
+        return remote.read_json(options.file)
     kind = key.rpartition(".")[2]
     if kind != ROUTE:
         value = _option_value(kind, options.values)
@@ -289,12 +288,15 @@ def _wanted(options: argparse.Namespace, key: str, before: Any | None) -> Any:
 def _option_value(kind: str, values: list[str]) -> Any:
     if kind in (SAMPLING, SHADOW):
         if len(values) != 1:
-            _usage(f"{kind} takes one number from 0 to 1")
+            remote.usage("flags", f"{kind} takes one number from 0 to 1")
         return float(_decimal(kind, values[0]))
-    if kind not in (CACHE, BATCHING):
-        _usage(f"unknown kind of flag {kind!r}; known: {', '.join(KINDS)}")
+    if kind not in _OPTIONS:
+        remote.usage("flags", f"unknown kind of flag {kind!r}; known: {', '.join(KINDS)}")
     value: dict[str, Any] = {}
+    known = _OPTIONS[kind]
     for name, text in _pairs(values, "NAME=VALUE"):
+        if name not in known:
+            remote.usage("flags", f"{kind} has no option {name!r}; it has {', '.join(known)}")
         value[name] = _truth(text) if name == "enabled" else float(_decimal(name, text))
         if isinstance(value[name], float) and value[name].is_integer():
             value[name] = int(value[name])
@@ -329,20 +331,8 @@ def _pairs(words: list[str], form: str) -> list[tuple[str, str]]:
     pairs = [tuple(word.split("=", 1)) for word in words]
     for word, pair in zip(words, pairs, strict=True):
         if len(pair) != 2 or not all(pair):
-            _usage(f"{word!r} is not of the form {form}")
+            remote.usage("flags", f"{word!r} is not of the form {form}")
     return [(name, value) for name, value in pairs]
-
-
-def _from_file(name: str) -> Any:
-    try:
-        if name == "-":
-            return json.load(sys.stdin)
-        with open(name, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise remote.RemoteFailed(f"cannot read {name}: {error.strerror}") from error
-    except ValueError as error:
-        raise remote.RemoteFailed(f"{name} is not valid JSON: {error}") from error
 
 
 def _read_or_nothing(control: remote.Remote, key: str) -> tuple[Any | None, str]:
@@ -360,8 +350,3 @@ def _key(given: str) -> str:
 
 def _path(key: str) -> str:
     return f"{_FLAGS}/{quote(key, safe='')}"
-
-
-def _usage(message: str) -> None:
-    print(f"sluicegate flags: {message}", file=sys.stderr)
-    raise SystemExit(2)

@@ -23,15 +23,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "until their package is another or they are lifted.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    listing = verbs.add_parser("list", help="list what is quarantined, and why")
-    remote.add_options(listing)
-    listing.set_defaults(run=_list)
-    lift = verbs.add_parser("lift", help="let the workers load a version again")
-    lift.add_argument("model", metavar="MODEL")
+    remote.add_verb(verbs, "list", "list what is quarantined, and why", _list)
+    lift = remote.add_verb(verbs, "lift", "let the workers load a version again", _lift)
+    lift.add_argument("model", metavar="MODEL", help="as `models quarantine list` shows it")
     lift.add_argument("version", metavar="VERSION")
     lift.add_argument("--reason", required=True, help="why; recorded in the audit")
-    remote.add_options(lift)
-    lift.set_defaults(run=_lift)
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -6,15 +6,18 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
     import httpx
     from rich.table import Table
+
+    from gateway.cli import Subparsers
 
 DEFAULT_URL = "http://127.0.0.1:8081"
 TIMEOUT_S = 30.0
@@ -29,12 +32,20 @@ class RemoteFailed(GatewayError):
         self.code = code
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that all remote verbs have."""
-    add = parser.add_argument
-    add("--url", metavar="URL", help=f"the control plane (default: $SLUICEGATE_URL or {DEFAULT_URL})")
-    add("--token-file", metavar="FILE", type=Path, help="file that holds the bearer token (default: $SLUICEGATE_TOKEN)")
-    add("--json", action="store_true", help="print JSON")
+def add_verb(
+    verbs: Subparsers, name: str, text: str, run: Callable[[argparse.Namespace], int], *, more: str = ""
+) -> argparse.ArgumentParser:
+    """A verb that talks to control, with the options that all of those have.
+
+    text: what it does, for the list of verbs, in small letters and without a stop. more: sentences for its own help.
+    """
+    parser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add = parser.add_argument_group("the control plane").add_argument
+    add("--url", metavar="URL", help=f"its address (default: $SLUICEGATE_URL or {DEFAULT_URL})")
+    add("--token-file", metavar="FILE", type=Path, help="the file with the token (default: $SLUICEGATE_TOKEN itself)")
+    parser.set_defaults(run=run)
+    return parser
 
 
 class Remote:
@@ -114,6 +125,33 @@ def connect(options: argparse.Namespace) -> Remote:
     return Remote(url, token.strip())
 
 
+def usage(verb: str, message: str) -> NoReturn:
+    """End a command whose arguments make no sense."""
+    print(f"sluicegate {verb}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def read_json(name: str) -> Any:
+    """The JSON in a file; ``-`` reads stdin. Raises RemoteFailed."""
+    try:
+        return json.loads(sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RemoteFailed(f"cannot read {name}: {error.strerror}") from error
+    except ValueError as error:
+        raise RemoteFailed(f"{name} is not valid JSON: {error}") from error
+
+
+def moment(unix_s: float | None) -> str:
+    """A time as people read it, in UTC; empty for none."""
+    return "" if unix_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_s))
+
+
+def difference(each: Mapping[str, Any]) -> str:
+    """One entry of a ``diff``, in words."""
+    old, new = (json.dumps(each[end]) if end in each else "nothing" for end in ("before", "after"))
+    return f"{each['path']}: {old} -> {new}"
+
+
 def print_json(document: Any) -> None:
     """For ``--json``."""
     print(json.dumps(document, indent=2, ensure_ascii=False))
@@ -146,7 +184,6 @@ def _failure(reply: httpx.Response, url: str) -> RemoteFailed:
     hint = {
         401: ". Send a token with --token-file FILE or SLUICEGATE_TOKEN; the first start of the server wrote one to "
         "admin.token in its state directory",
-        403: ". Ask for a token of that scope: `sluicegate token create NAME --scope SCOPE`",
         412: ". Somebody else changed it since it was read; look at it again before you repeat your change",
     }.get(reply.status_code, "")
     blocking = [blocker(entry) for entry in problem.get("blocking", [])]

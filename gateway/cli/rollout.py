@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -17,11 +14,11 @@ if TYPE_CHECKING:
 
 _ROLLOUTS = "/admin/v1/rollouts"
 _VERBS: Mapping[str, tuple[str, str]] = {
-    "pause": ("hold a rollout where it is", "held by hand"),
+    "pause": ("hold a rollout where it is", "paused by hand"),
     "resume": ("go on with a paused rollout; its step begins anew", "resumed by hand"),
     "abort": ("take all traffic back from the candidate, at once and in every phase", "aborted by hand"),
     "rollback": ("undo a promotion: the version before answers again", "rolled back by hand"),
-    "retry": ("start the same plan once more", "once more"),
+    "retry": ("start the plan of a rollout that is over once more", "once more"),
 }
 
 
@@ -35,20 +32,25 @@ def add_parser(subparsers: Subparsers) -> None:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     def verb(name: str, text: str, run: Any, *, needs_id: bool = True) -> argparse.ArgumentParser:
-        found = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        found = remote.add_verb(verbs, name, text, run)
         if needs_id:
             found.add_argument("id", metavar="ID", help="such as iris-3; a model's name means its newest rollout")
-        remote.add_options(found)
-        found.set_defaults(run=run)
         return found
 
     start = verb("start", "start a rollout of a version", _start, needs_id=False)
     add = start.add_argument
-    add("model", metavar="MODEL")
+    add("model", metavar="MODEL", help="the model's name")
     add("version", metavar="VERSION", nargs="?", help="the candidate (unless --plan names it)")
+    start.set_defaults(late="version")
     add("--strategy", choices=("canary", "bluegreen", "shadow", "experiment"), help="default: canary")
-    add("--steps", metavar="LIST", help="percent, or percent:seconds, or percent:seconds:requests, with commas")
-    add("--promote", choices=("auto", "manual"), help="at the end of the last step (default: auto for a canary)")
+    add(
+        "--steps",
+        metavar="LIST",
+        help="PERCENT:SECONDS:REQUESTS with commas between, such as 1:60:100,10:300:1000; a step lasts at least so "
+        "long and until the candidate has answered so many (default: 60 s and 100 requests a step)",
+    )
+    add("--promote", choices=("auto", "manual"), help="after the last step (default: auto for a canary, else manual)")
+    add("--variant", metavar="NAME", help="the candidate's variant (default: canary, green, shadow or candidate)")
     add("--plan", metavar="FILE", help="the whole plan as JSON; - reads stdin")
     add("--dry-run", action="store_true", help="show each stage, and which regressions the plan can see")
     add("--break-glass", action="store_true", help="do not wait for approvals; raises an alarm and is reviewed later")
@@ -72,9 +74,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _start(options: argparse.Namespace) -> int:
-    if not options.reason and not options.dry_run:
-        _usage("--reason is needed: why do you release this version?")
     plan = _plan(options)
+    if not options.reason and not options.dry_run:
+        remote.usage("rollout", "--reason is needed: why do you release this version?")
     path = f"/admin/v1/models/{quote(options.model, safe='')}/rollouts"
     headers = {"x-change-reason": options.reason} if options.reason else {}
     if options.break_glass:
@@ -104,8 +106,10 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
         plan["steps"] = [_step(text) for text in options.steps.split(",")]
     if options.promote:
         plan["promote"] = options.promote
+    if options.variant:
+        plan["variant"] = options.variant
     if "version" not in plan:
-        _usage("which version? `sluicegate rollout start MODEL VERSION`")
+        remote.usage("rollout", "which version? `sluicegate rollout start MODEL VERSION`")
     return plan
 
 
@@ -118,7 +122,7 @@ def _step(text: str) -> dict[str, Any]:
     except ValueError:
         numbers = []
     if not 1 <= len(numbers) <= len(names):
-        _usage(f"--steps: {text!r} is not PERCENT, PERCENT:SECONDS or PERCENT:SECONDS:REQUESTS")
+        remote.usage("rollout", f"--steps: {text!r} is not PERCENT, PERCENT:SECONDS or PERCENT:SECONDS:REQUESTS")
     step: dict[str, Any] = dict(zip(names, numbers, strict=False))
     if "min_requests" in step:
         step["min_requests"] = int(step["min_requests"])
@@ -126,13 +130,7 @@ def _step(text: str) -> dict[str, Any]:
 
 
 def _from_file(name: str) -> dict[str, Any]:
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        plan = json.loads(text)
-    except OSError as error:
-        raise remote.RemoteFailed(f"cannot read {name}: {error.strerror}") from error
-    except ValueError as error:
-        raise remote.RemoteFailed(f"{name} is not valid JSON: {error}") from error
+    plan = remote.read_json(name)
     if not isinstance(plan, dict):
         raise remote.RemoteFailed(f"{name} holds no JSON object")
     return plan
@@ -141,18 +139,12 @@ def _from_file(name: str) -> dict[str, Any]:
 def _print_forecast(model: str, found: Mapping[str, Any]) -> None:
     print(f"this would release version {found['plan']['version']} of {model} in these stages:")
     for stage in found["stages"]:
-        changes = "; ".join(_difference(each) for each in stage["diff"]) or "the route as it is"
+        changes = "; ".join(remote.difference(each) for each in stage["diff"]) or "the route as it is"
         print(f"  {stage['stage']:>10}: {changes}")
     if found["approvals"]:
         print(f"its stakes are high: it waits for approval by {found['approvals']} before it gets traffic")
     for line in found["foresight"]:
         print(line)
-
-
-def _difference(each: Mapping[str, Any]) -> str:
-    old = json.dumps(each["before"]) if "before" in each else "nothing"
-    new = json.dumps(each["after"]) if "after" in each else "nothing"
-    return f"{each['path']}: {old} -> {new}"
 
 
 # -- looking ----------------------------------------------------------------------------------------
@@ -166,6 +158,7 @@ def _status(options: argparse.Namespace) -> int:
         remote.print_json(found)
     elif one:
         _print_one(found)
+        _print_judge(found)
     elif found:
         columns: dict[str, dict[str, Any]] = {
             "rollout": {"no_wrap": True},
@@ -183,24 +176,31 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _row(each: Mapping[str, Any]) -> tuple[str, ...]:
-    phase = f"{each['phase']} ({each['reason']})" if each["reason"] else each["phase"]
+    phase = _phase(each)
     step = f"{each['step']}/{each['steps']}"
     return each["id"], each["strategy"], each["version"], phase, step, f"{each['weight_percent']:g} %", each["why"]
 
 
 def _print_one(each: Mapping[str, Any]) -> None:
-    reason = f" ({each['reason']})" if each["reason"] else ""
     what = f"{each['strategy']} of version {each['version']} as {each['variant']}"
-    print(f"{each['id']}: {what}, {each['phase']}{reason}")
+    print(f"{each['id']}: {what}, {_phase(each)}")
     print(f"step    {each['step']} of {each['steps']}, {each['weight_percent']:g} % of traffic")
     print(f"why     {each['why']}")
     if each["next"]:
         print(f"next    {each['next']}")
+
+
+def _phase(each: Mapping[str, Any]) -> str:
+    phase = each["phase"].replace("_", " ")
+    return f"{phase} ({each['reason']})" if each["reason"] else phase
+
+
+def _print_judge(each: Mapping[str, Any]) -> None:
     if each["not_yet_promotable"]:
         print(f"judge   not to be promoted yet: {each['not_yet_promotable']}")
     for finding in each["judge"]:
-        mark = f"{finding['action']}!" if finding["tripped"] else "fine"
-        print(f"{mark:<9} {finding['text']}")
+        mark = f"{finding['action']}!" if finding["tripped"] else "quiet"
+        print(f"  {mark:<9} {finding['text']}")
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -260,8 +260,3 @@ def _resolved(control: remote.Remote, given: str) -> str:
 
 def _path(rollout_id: str) -> str:
     return f"{_ROLLOUTS}/{quote(rollout_id, safe='')}"
-
-
-def _usage(message: str) -> None:
-    print(f"sluicegate rollout: {message}", file=sys.stderr)
-    raise SystemExit(2)

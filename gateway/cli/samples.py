@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -46,6 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
     export.add_argument("--out", metavar="FILE", type=Path, required=True, help="FILE.parquet, FILE.csv or FILE.jsonl")
     export.add_argument("--since", metavar="TIME", type=_time_ns, help="from this time on: 2026-03-01T10:00 (UTC)")
     export.add_argument("--until", metavar="TIME", type=_time_ns, help="up to, but not including, this time")
+    export.add_argument("--json", action="store_true", help="print JSON")
     export.set_defaults(run=_export)
     for verb in (tail, export):
         verb.add_argument("--state", metavar="DIR", help="the gateway's state directory (default: state)")
@@ -136,7 +138,10 @@ def _export(options: argparse.Namespace) -> int:
         raise GatewayError(f"cannot export to {options.out}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
-    print(f"{written} rows written to {options.out}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"rows": written, "file": str(options.out)}, indent=2))
+    else:
+        print(f"{written} rows in {options.out}")
     return 0
 
 

@@ -17,19 +17,20 @@ _COLUMNS = ("output", "kind", "rows", "flips", "flip rate", "95 % interval", "p5
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("shadow", help="compare a shadow version with the one that answers")
+    text = "compare a shadow version with the one that answers"
+    parser = subparsers.add_parser("shadow", help=text, description=f"{text.capitalize()}.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    report = verbs.add_parser(
+    report = remote.add_verb(
+        verbs,
         "report",
-        help="show what came of the copies that a shadow version has run",
-        description="Show how the answers of the shadow version differ from those that went out, over all workers: "
-        "rows with another label, and quantiles of the largest change in a row, right within 2.5 %; what failed, what "
-        "was not run, and what a run costs. `flags set MODEL.shadow 0.1` copies a tenth of the requests to the version "
-        "that `flags set MODEL.route --declare shadow=VERSION` has named.",
+        "show how the answers of a shadow version differ from those that went out",
+        _report,
+        more="Over all workers: rows with another label, and quantiles of the largest change in a row, right within "
+        "2.5 %; what failed, what was not run, and what a run costs. A shadow is released by `rollout start MODEL "
+        "VERSION --strategy shadow`, or by hand: `flags set MODEL.shadow 0.1` copies a tenth of the requests to the "
+        "version that `flags set MODEL.route --declare shadow=VERSION` has named.",
     )
-    report.add_argument("model", metavar="MODEL")
-    remote.add_options(report)
-    report.set_defaults(run=_report)
+    report.add_argument("model", metavar="MODEL", help="the model's name")
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -26,7 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
         f"may: {', '.join(SCOPES)}.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    create = verbs.add_parser("create", help="make a token; prints its secret, which is never shown again")
+    text = "make a token; prints its secret, which is never shown again"
+    create = remote.add_verb(verbs, "create", text, _create)
     create.add_argument("name", metavar="NAME", help="whose it is; the audit shows this name")
     create.add_argument(
         "--scope",
@@ -34,12 +34,9 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=SCOPES,
         help="what it may do: scrape metrics, look, change flags, approve changes of others, make tokens",
     )
-    listing = verbs.add_parser("list", help="list all tokens, without their secrets")
-    revoke = verbs.add_parser("revoke", help="end a token for good")
+    remote.add_verb(verbs, "list", "list all tokens, without their secrets", _list)
+    revoke = remote.add_verb(verbs, "revoke", "end a token for good", _revoke)
     revoke.add_argument("id", metavar="ID", help="as `token list` shows it")
-    for verb, run in ((create, _create), (listing, _list), (revoke, _revoke)):
-        remote.add_options(verb)
-        verb.set_defaults(run=run)
 
 
 def _create(options: argparse.Namespace) -> int:
@@ -61,7 +58,9 @@ def _list(options: argparse.Namespace) -> int:
         remote.print_json(tokens)
         return 0
     columns: dict[str, dict[str, Any]] = {"id": {}, "name": {}, "scope": {}, "created": {}, "revoked": {}}
-    rows = [(t["id"], t["name"], t["scope"], _when(t["created_s"]), _when(t["revoked_s"])) for t in tokens]
+    rows = [
+        (t["id"], t["name"], t["scope"], remote.moment(t["created_s"]), remote.moment(t["revoked_s"])) for t in tokens
+    ]
     remote.print_table("tokens", columns, rows)
     return 0
 
@@ -74,7 +73,3 @@ def _revoke(options: argparse.Namespace) -> int:
     else:
         print(f"token {options.id} is revoked")
     return 0
-
-
-def _when(moment_s: float | None) -> str:
-    return "" if moment_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment_s))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -24,7 +23,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "again and again until the receiver takes it.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    add = verbs.add_parser("add", help="make a webhook; prints its signing secret, which is never shown again")
+    text = "make a webhook; prints its signing secret, which is never shown again"
+    add = remote.add_verb(verbs, "add", text, _add)
     add.add_argument("target", metavar="RECEIVER", help="where to send events: an http or https URL")
     add.add_argument(
         "--events",
@@ -34,19 +34,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="which types of events, as rollout.* or 'alarm.*' (default: all)",
     )
     add.add_argument("--description", default="", metavar="TEXT", help="whose it is, or what for")
-    listing = verbs.add_parser("list", help="list all webhooks and how far each was told, without their secrets")
-    test = verbs.add_parser(
-        "test",
-        help="send a test event now",
-        description="Send a test event now. If it is taken, a webhook that was disabled is enabled again, and one that "
-        "waits after failures goes on at once.",
-    )
-    remove = verbs.add_parser("remove", help="end a webhook")
+    remote.add_verb(verbs, "list", "list all webhooks and how far each was told, without their secrets", _list)
+    more = "If it is taken, a webhook that was disabled is enabled again, and one that waits after failures goes on."
+    test = remote.add_verb(verbs, "test", "send a test event now", _test, more=more)
+    remove = remote.add_verb(verbs, "remove", "end a webhook", _remove)
     for verb in (test, remove):
         verb.add_argument("id", metavar="ID", help="as `webhooks list` shows it")
-    for verb, run in ((add, _add), (listing, _list), (test, _test), (remove, _remove)):
-        remote.add_options(verb)
-        verb.set_defaults(run=run)
 
 
 def _add(options: argparse.Namespace) -> int:
@@ -66,6 +59,9 @@ def _list(options: argparse.Namespace) -> int:
         webhooks = control.get(_WEBHOOKS)["webhooks"]
     if options.json:
         remote.print_json(webhooks)
+        return 0
+    if not webhooks:
+        print("no webhooks; `sluicegate webhooks add URL` makes one")
         return 0
     columns: dict[str, dict[str, Any]] = {
         "id": {},
@@ -115,12 +111,8 @@ def _row(webhook: dict[str, Any]) -> tuple[str, ...]:
         webhook["id"],
         webhook["url"],
         " ".join(webhook["events"]),
-        _when(progress["last_success_s"]),
+        remote.moment(progress["last_success_s"]),
         f"{progress['lag_rows']} rows",
         state,
         webhook["description"],
     )
-
-
-def _when(moment_s: float | None) -> str:
-    return "" if moment_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment_s))

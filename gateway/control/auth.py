@@ -175,7 +175,10 @@ def bearer(header: str | None) -> str:
 def require(token: Token, scope: str) -> None:
     """Raises Forbidden if *token* does not reach as far as *scope*."""
     if not token.allows(scope):
-        raise Forbidden(f"this needs the scope {scope}; the token {token.name!r} has {token.scope}")
+        raise Forbidden(
+            f"this needs the scope {scope}; the token {token.name!r} has {token.scope}. An admin can make another one: "
+            f"`sluicegate token create NAME --scope {scope}`"
+        )
 
 
 def _insert(connection: sqlite3.Connection, token: Token, hashed: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.control.alarms import Said
-from gateway.control.status import WARM, WorkerStatus
+from gateway.control.status import FAILED, QUARANTINED, WARM, WorkerStatus
 from gateway.errors import AuditBroken, StoreUnavailable
 from gateway.flags.audit import GENESIS, AuditRow, check_ending, verify
 from gateway.flags.document import FlagDocument
@@ -19,7 +19,7 @@ from gateway.flags.store import VERIFY_CHUNK_ROWS, FlagStore, Note
 _log = logging.getLogger(__name__)
 
 # State of a version in a worker -> the alarm that it is.
-_BROKEN = {"failed": "alarm.version_failed", "quarantined": "alarm.quarantine"}
+_BROKEN = {FAILED: "alarm.version_failed", QUARANTINED: "alarm.quarantine"}
 CLOSED = "closed"
 SAY_AGAIN_S = 3600.0  # a version that fails for another reason, a file that is behind again
 FORGET_S = 60.0  # a version that no worker speaks of any more; less would be a restart

@@ -14,6 +14,7 @@ from gateway.control.window import Window, output_value, run_seconds
 
 ALPHA = 0.05
 _MAX_CLASSES = 8
+_WORDS = {"higher": "higher", "lower": "lower", "open": "undecided"}
 
 
 def judge_windows(windows: Iterable[Window], policy: Policy | None = None) -> Judge:
@@ -124,6 +125,7 @@ def _output(matched: MatchedBins, classes: list[str], alpha: float) -> dict[str,
     shares, found = matched.shares(), []
     for name in classes:
         difference, low, high = matched.share(name, alpha)
+        low, high = max(low, -1.0), min(high, 1.0)  # where little is known the interval is wider than shares can differ
         verdict = "higher" if low > 0 else "lower" if high < 0 else "open"
         bounds = {"value": difference, "low": low, "high": high}
         found.append(
@@ -158,9 +160,9 @@ def _conclusion(document: dict[str, Any]) -> str:
     if still:
         parts.append(f"No difference is shown for {', '.join(still)}; that does not mean that there is none.")
     limits = [
-        f"{rate['metric']} by more than {100 * rate['difference']['high']:.2g} points"
+        f"{rate['metric']} by more than {_short(100 * rate['difference']['high'])} points"
         for rate in document["rates"]
-        if rate["verdict"] == "open"
+        if rate["verdict"] == "open" and rate["difference"]["high"] < 1
     ]
     if limits:
         parts.append(f"Ruled out is a rise of {', of '.join(limits)}.")
@@ -173,14 +175,14 @@ def lines(document: dict[str, Any]) -> list[str]:
     share = exposure["canary_share"]
     found = [
         f"requests: canary {exposure['canary']}, stable {exposure['stable']}"
-        + (f" ({share:.2%} on the canary)" if share is not None else "")
+        + (f" ({100 * share:.3g} % on the canary)" if share is not None else "")
     ]
     if exposure["canary_fallbacks"]:
         found.append(f"answered by stable instead of the canary: {exposure['canary_fallbacks']}")
     if srm["observed"]:
         found.append(
-            f"split: {srm['observed'].get('canary', 0.0):.2%} of the keys on the canary, "
-            f"{srm['configured'].get('canary', 0.0):.2%} configured: "
+            f"split: {100 * srm['observed'].get('canary', 0.0):.3g} % of the keys on the canary, "
+            f"{100 * srm['configured'].get('canary', 0.0):.3g} % configured: "
             + ("MISMATCH" if srm["mismatch"] else "no mismatch")
         )
     found += [_rate_line(rate) for rate in document["rates"]]
@@ -190,7 +192,8 @@ def lines(document: dict[str, Any]) -> list[str]:
         if output.get("mean"):
             found.append(f"mean of {name}: " + _mean_line(output["mean"], 1.0, ""))
         found += [
-            f"share of {name} = {of['class']}: " + _mean_line(of, 100.0, " %") for of in output.get("classes", [])
+            f"share of {name} = {of['class']}: " + _mean_line(of, 100.0, " %", " points")
+            for of in output.get("classes", [])
         ]
     return [*found, *document["findings"], document["conclusion"]]
 
@@ -200,14 +203,23 @@ def _rate_line(rate: dict[str, Any]) -> str:
     high = "any" if ratio["high"] is None else f"{ratio['high']:.3g}"
     return (
         f"{rate['metric']}: canary {100 * rate['canary']['rate']:.3g} %, stable {100 * rate['stable']['rate']:.3g} %; "
-        f"difference {100 * difference['low']:+.2g} to {100 * difference['high']:+.2g} points, "
-        f"ratio {ratio['low']:.3g} to {high}: {rate['verdict']}"
+        f"difference {_range(difference, 100.0)} points, ratio {ratio['low']:.3g} to {high}: {_WORDS[rate['verdict']]}"
     )
 
 
-def _mean_line(mean: dict[str, Any], scale: float, unit: str) -> str:
-    difference = mean["difference"]
+def _mean_line(mean: dict[str, Any], scale: float, unit: str, of_difference: str | None = None) -> str:
+    unit_of_difference = unit if of_difference is None else of_difference
     return (
         f"canary {scale * mean['canary']:.3g}{unit}, stable {scale * mean['stable']:.3g}{unit}; "
-        f"difference {scale * difference['low']:+.2g} to {scale * difference['high']:+.2g}{unit}: {mean['verdict']}"
+        f"difference {_range(mean['difference'], scale)}{unit_of_difference}: {_WORDS[mean['verdict']]}"
     )
+
+
+def _range(difference: dict[str, Any], scale: float) -> str:
+    low, high = (_short(scale * difference[end]) for end in ("low", "high"))
+    return f"{low if low.startswith('-') else f'+{low}'} to {high if high.startswith('-') else f'+{high}'}"
+
+
+def _short(value: float) -> str:
+    """Two digits, or all those before the point."""
+    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.2g}"

@@ -13,7 +13,7 @@ from gateway.control.plan import SHADOW
 from gateway.control.rollout import Found, Move, Seen
 from gateway.control.rollouts import Rollout, Rollouts
 from gateway.control.signals import worker_name
-from gateway.control.status import WorkerStatus, not_warm
+from gateway.control.status import FAILED, QUARANTINED, WorkerStatus, not_warm
 from gateway.errors import GatewayError, RevisionConflict, StoreUnavailable
 from gateway.flags.audit import Author
 from gateway.flags.lease import Turn
@@ -25,7 +25,7 @@ TICK_S = 0.25
 # Times and evidence are written this often; workers count on from their start, so nothing is lost or taken twice.
 SAVE_INTERVAL_S = 5.0
 # States of a version in a worker that will not become warm by themselves soon.
-_BROKEN = ("failed", "quarantined")
+_BROKEN = (FAILED, QUARANTINED)
 _BREAKER = {"model", "variant", "state", "opened", "reason"}
 # A rollout of which nothing can be seen or written for so long is ended.
 GIVE_UP_S = 60.0

@@ -182,7 +182,7 @@ class Judge:
         rule, name = signal.rule, signal.name
         what = _WORDS.get(name, name)
         if not n_c:
-            text = f"{name}: nothing to compare yet"
+            text = f"{name}: {self._lacking(name)}"
         else:
             bound = _bound(rule.margin, rule.tolerance)
             text = (
@@ -191,6 +191,12 @@ class Judge:
             )
         return Finding(name, e_value, threshold, signal.tripped, rule.action, text)
 
+    def _lacking(self, name: str) -> str:
+        """Why nothing is known of a signal."""
+        if name == "slow" and self._slow_bin is None and self._stable_runs:
+            return f"not compared before {_MIN_RUNS} runs of stable in one step, which tell what is slow"
+        return "no labels yet" if name == "accuracy" else "nothing to compare yet"
+
     def _srm_finding(self) -> Finding:
         threshold, e_value = self.policy.threshold(SRM), self.shares.evidence
         keys, shares = self.shares.totals()
@@ -198,7 +204,8 @@ class Judge:
         if sum(keys.values()):
             share = keys.get("canary", 0) / sum(keys.values())
             text = (
-                f"srm: {share:.2%} of the keys went to the canary, {shares.get('canary', 0.0):.2%} were configured; "
+                f"srm: {_percent(share)} of the keys went to the canary, {_percent(shares.get('canary', 0.0))} were "
+                f"configured; "
                 f"evidence {_short(e_value)} of {_short(threshold)} that the split is not as configured"
             )
         return Finding(SRM, e_value, threshold, SRM in self._tripped, self.policy.srm_action, text)
@@ -324,7 +331,11 @@ def _bound(margin: float, tolerance: float) -> str:
 
 
 def _rate(bad: int, of: int) -> str:
-    return f"{100 * bad / of:.3g} % ({bad} of {of})"
+    return f"{_percent(bad / of)} ({bad} of {of})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _short(e_value: float) -> str:

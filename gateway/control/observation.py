@@ -7,8 +7,8 @@ from typing import Any
 
 from gateway.control import comparison
 from gateway.control.foresight import ExpectedStep, smallest_regression
-from gateway.control.plan import ROLLBACK, SHADOW, Plan
-from gateway.control.rollout import Found
+from gateway.control.plan import CANARY, EXPERIMENT, ROLLBACK, SHADOW, Plan
+from gateway.control.rollout import DECLARED, PAUSED, PROGRESSING, Found
 from gateway.control.rollouts import Rollout
 from gateway.control.shadow_report import SURE, flips_evidence
 from gateway.control.shadow_report import merged as merged_pairs
@@ -18,6 +18,7 @@ from gateway.control.window import Arm, Window
 
 # What a plan is asked to see, where nothing is known of the model's own rates: shares of bad requests.
 _USUAL_RATES = {"errors": 0.005, "timeouts": 0.001, "invalid": 0.001, "slow": 0.01}
+_SPLIT = (CANARY, EXPERIMENT)  # the strategies whose two arms are compared
 _NUMBERS = ("eligible", "errors", "timeouts", "invalid", "fallbacks")
 
 
@@ -71,8 +72,8 @@ def _pair_findings(going: Rollout) -> list[Found]:
         Found(
             f"flips of {name}",
             ROLLBACK,
-            f"{name}: {output['flips']} of {output['rows']} rows get another label, surely more than the {most:.2%} of "
-            f"the plan",
+            f"{name}: {output['flips']} of {output['rows']} rows get another label, surely more than the "
+            f"{100 * most:.3g} % of the plan",
         )
         for name, output in ((going.shadow or {}).get("outputs") or {}).items()
         if flips_evidence(output.get("flips", 0), output["rows"], most) >= SURE
@@ -86,13 +87,17 @@ def findings(going: Rollout) -> list[Found]:
 
 
 def promotion(going: Rollout) -> str | None:
-    """None if the judge agrees to a promotion, else why not."""
+    """None if the judge agrees to a promotion or is not asked, else why not."""
+    if going.plan.strategy not in _SPLIT or going.state.phase not in (DECLARED, PROGRESSING, PAUSED):
+        return None
     found = going.judge.may_promote()
     return None if found.ready else found.why
 
 
 def evidence(going: Rollout) -> list[dict[str, Any]]:
-    """Every signal of the judge, as JSON."""
+    """Every signal of the judge, as JSON; none of a strategy that splits no traffic."""
+    if going.plan.strategy not in _SPLIT:
+        return []
     return [
         {
             "signal": each.signal,

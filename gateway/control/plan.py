@@ -100,7 +100,9 @@ def parse(plain: Json) -> Plan:
     try:
         values["judge"] = Policy.from_json(values.get("judge", {}))
     except ValueError as error:
-        raise InvalidInput("judge", str(error), "what `docs/operate.md` says of it") from error
+        raise InvalidInput(
+            "judge", f"one that is none: {error}", "a policy as `docs/operate.md` describes it"
+        ) from error
     values["steps"] = _steps(values.get("steps"), strategy)
     if strategy in (BLUEGREEN, EXPERIMENT):
         values.setdefault("promote", MANUAL)

@@ -218,7 +218,9 @@ def _wait_for_warmth(plan: Plan, base: Json, state: State, seen: Seen) -> Move:
 
 def _wait_for_somebody(plan: Plan, base: Json, state: State, seen: Seen) -> Move:
     if state.in_phase_s > plan.pause_timeout_s:
-        return abort(base, state, seen.route, f"paused ({state.reason}) for {plan.pause_timeout_s:g} s and nobody came")
+        return abort(
+            base, state, seen.route, f"paused ({state.reason}) for {span(plan.pause_timeout_s)} and nobody came"
+        )
     if state.reason == GATE and state.resume_phase == DECLARED and not seen.approvals_missing:
         if seen.not_warm:
             return Move(state)
@@ -237,7 +239,7 @@ def _progress(plan: Plan, base: Json, state: State, seen: Seen) -> Move:
         lacking = f"not warm: {'; '.join(seen.not_warm)[:300]}"
     if lacking:
         if state.in_step_s > plan.step_timeout_s:
-            return pause(state, INCONCLUSIVE, f"not complete after {plan.step_timeout_s:g} s: {lacking}")
+            return pause(state, INCONCLUSIVE, f"not complete after {span(plan.step_timeout_s)}: {lacking}")
         return Move(dataclasses.replace(state, why=lacking))
     if not last:
         return _enter(plan, base, state, seen, state.step + 1)
@@ -301,7 +303,9 @@ def _enter(plan: Plan, base: Json, state: State, seen: Seen, number: int) -> Mov
 def at_step(plan: Plan, base: Json, state: State, number: int) -> Move:
     state = dataclasses.replace(state, step=number, in_step_s=0.0, step_requests=0, reason="")
     if plan.strategy == SHADOW:
-        state = dataclasses.replace(state, why=f"shadowed at {plan.shadow_rate:.0%}")
+        state = dataclasses.replace(
+            state, why=f"{100 * plan.shadow_rate:g} % of what is answered is run by the candidate too"
+        )
         return Move(state, "rollout.step", route_at(plan, base, number), shadow_rate=plan.shadow_rate)
     if plan.strategy == BLUEGREEN:
         asked = f"{release.PREVIEW_HEADER}: {variant_of(plan, base)}"
@@ -342,6 +346,14 @@ def moved(state: State, phase: str, why: str) -> State:
 def _with(move: Move, found: Sequence[Found]) -> Move:
     said = tuple(dict.fromkeys((*move.state.said, *(each.mark for each in found))))[-_MAX_SAID:]
     return dataclasses.replace(move, state=dataclasses.replace(move.state, said=said), notes=tuple(found))
+
+
+def span(seconds: float) -> str:
+    """A span of time for people: in the largest unit of which it has two."""
+    for unit_s, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.3g} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _waiting_for(approvals: int) -> str:

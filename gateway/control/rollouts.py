@@ -293,6 +293,9 @@ class Rollouts:
         move = steering.command(found.plan, found.base, found.state, verb, route=route, route_revision=revision)
         if verb == "rollback":
             move = dataclasses.replace(move, verb="rollout.rollback")
+        if verb in ("pause", "resume", "abort", "rollback") and reason not in move.state.why:
+            said = dataclasses.replace(move.state, why=f"{move.state.why}: {reason}")
+            move = dataclasses.replace(move, state=said)
         judge = found.judge
         if verb == "resume":
             found.judge = _acknowledged(judge)

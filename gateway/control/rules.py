@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from gateway.control.status import QUARANTINED, WorkerStatus, not_warm
+from gateway.control.status import FAILED, QUARANTINED, WorkerStatus, not_warm
 from gateway.errors import ChangeRefused, FlagsFollowFile, InvalidFlag, VersionNotWarm
 from gateway.flags.audit import targets_of
 from gateway.flags.compile import Route, compile_route
@@ -79,7 +79,9 @@ def _of_cold_versions(key: str, workers: list[WorkerStatus], model: str, version
         where = f" of {first['host']}" if "host" in first else ""
         because = f": {first['reason']}" if first["reason"] else ""
         todo = "declare it at weight 0 and wait until every worker reports it warm"
-        if first["state"] == QUARANTINED:
+        if first["state"] == FAILED:
+            todo = "mend its package, which is tried again when its files change, or declare another version"
+        elif first["state"] == QUARANTINED:
             lift = f"sluicegate models quarantine lift {model} {first['version']}"
             todo = f"put another package in its place, or lift it with `{lift}`"
         message = (

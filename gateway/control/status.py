@@ -16,6 +16,7 @@ from gateway.flags.store import HostStatus
 
 LIVE_WITHIN_S = 3.0  # workers write at least every second
 WARM = "warm"
+FAILED = "failed"
 QUARANTINED = "quarantined"
 
 

@@ -110,6 +110,13 @@ def stages(plan: Plan, base: Json) -> list[tuple[str, Json]]:
     return [*found, ("promoted", promoted)]
 
 
+def _ways_out(state: State) -> str:
+    """The verbs that end a pause."""
+    if state.resume_phase == DECLARED:
+        return "approve or abort"
+    return "promote or abort" if state.reason in (GATE, COMPLETE) else "resume, promote or abort"
+
+
 def describe(plan: Plan, base: Json, state: State) -> dict[str, Any]:
     """What people want to know: where it stands, what comes next, and why not yet."""
     steps = len(plan.steps) or 1
@@ -125,7 +132,7 @@ def describe(plan: Plan, base: Json, state: State) -> dict[str, Any]:
             following = f"{plan.steps[state.step + 1].weight / 100:g} %"
     elif state.phase == PAUSED:
         left_s = max(0.0, plan.pause_timeout_s - state.in_phase_s)
-        following = f"resume, promote or abort; aborted by itself in {left_s:.0f} s"
+        following = f"{_ways_out(state)}; aborted by itself in {rollout.span(left_s)}"
     return {
         "phase": state.phase,
         "reason": state.reason,

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,27 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         main([verb, "--help"])
     assert ended.value.code == 0
     assert f"usage: sluicegate {verb}" in capsys.readouterr().out
+
+
+def leaves(capsys: pytest.CaptureFixture[str], *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every command below *path*, with its help."""
+    with pytest.raises(SystemExit):
+        main([*path, "--help"])
+    text = capsys.readouterr().out
+    verbs = re.findall(r"^    (\w+)(?:  +\w|\n)", text.partition("\nverbs:\n  VERB\n")[2], re.MULTILINE)
+    if not verbs:
+        yield path, text
+    for verb in verbs:
+        yield from leaves(capsys, *path, verb)
+
+
+def test_every_command_says_what_it_does_and_those_that_print_have_json(capsys: pytest.CaptureFixture[str]) -> None:
+    helps = dict(leaves(capsys))
+    assert len(helps) > 40
+    mute = [path for path, text in helps.items() if text.split("\n\n")[1].startswith(("options", "positional"))]
+    assert mute == [("version",)]
+    without = {path for path, text in helps.items() if "--json" not in text}
+    assert without == {("serve",), ("demo",), ("version",)}
 
 
 def test_version_is_printed_by_verb_and_by_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,11 +88,14 @@ def _export(state: Path, out: Path, *options: str) -> int:
     return main(["samples", "export", "--state", str(state), "--out", str(out), *options])
 
 
-def test_export_writes_the_lines_of_a_span_of_time(log: list[bytes], state: Path, tmp_path: Path) -> None:
+def test_export_writes_the_lines_of_a_span_of_time(
+    log: list[bytes], state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out.jsonl"
     span = ("--since", "2026-03-01T12:00", "--until", "2026-03-01T15:00:00+00:00")
-    assert _export(state, out, "--model", "iris", "--version", "1", *span) == 0
+    assert _export(state, out, "--model", "iris", "--version", "1", *span, "--json") == 0
     assert out.read_bytes() == b"".join(log[2:5])
+    assert json.loads(capsys.readouterr().out) == {"rows": 3, "file": str(out)}
 
 
 def test_export_to_parquet_gives_a_typed_column_per_input_and_output(

@@ -84,6 +84,16 @@ def test_fallbacks_are_told_apart_from_what_both_variants_can_have() -> None:
     assert "answered by stable instead of the canary: 7" in lines(document)
 
 
+def test_little_is_said_of_little_and_in_numbers_that_can_be_read() -> None:
+    text = lines(report(compared(windows=1)))
+    assert not [line for line in text if "e+" in line]
+    assert any(
+        line.startswith("share of label = 0") and line.endswith("-100 to +100 points: undecided") for line in text
+    )
+    few = judge_windows([Window(Arm(eligible=2, keys={"a": 2}), Arm(eligible=2, keys={"a": 2}), "1", EQUAL)])
+    assert "Ruled out" not in lines(report(few))[-1]
+
+
 def test_nothing_can_be_said_of_nothing() -> None:
     document = report(Judge())
     assert document["conclusion"].startswith("Nothing can be concluded")
@@ -95,7 +105,7 @@ def test_the_document_is_json_and_the_lines_are_short_enough_to_read() -> None:
     document = report(judge)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     text = lines(document)
-    assert text[0] == "requests: canary 3000, stable 3000 (50.00% on the canary)"
+    assert text[0] == "requests: canary 3000, stable 3000 (50 % on the canary)"
     assert any(line.startswith("errors: canary ") and "ratio" in line for line in text)
     assert any(line.startswith("run time: canary ") and " ms" in line for line in text)
     assert any(line.startswith("share of label = ") for line in text)

@@ -186,10 +186,13 @@ ONLY_ERRORS = ("timeouts", "invalid", "fallbacks", "slow", "accuracy")
 
 def test_what_is_slow_is_fixed_before_the_window_that_it_judges() -> None:
     judge = Judge()
+    judge.observe(Window(Arm(eligible=9, run_s={SLOW: 9}), Arm(eligible=100, run_s={FAST: 100})))
     assert judge.slow_s is None
+    assert "before 300 runs of stable" in found(judge)["slow"].text
     judge.observe(Window(Arm(eligible=9, run_s={SLOW: 9}), Arm(eligible=1000, run_s={FAST: 10_000})))
     assert judge.slow_s == pytest.approx(0.006, rel=0.1)  # 1.5 x stable's
     assert found(judge)["slow"].text == "slow: nothing to compare yet"
+    assert found(judge)["accuracy"].text == "accuracy: no labels yet"
     judge.observe(Window(Arm(eligible=9, run_s={SLOW: 9}), Arm(eligible=1000, run_s={FAST: 10_000})))
     assert "canary 100 % (9 of 9), stable 0 %" in found(judge)["slow"].text
     for _ in range(3):  # stable becomes slow too: the bound stays for this step, and is taken anew for the next
@@ -224,7 +227,7 @@ def test_a_wrong_split_pauses_and_may_be_acknowledged() -> None:
     judge.observe(Window(Arm(keys={"a": 600}), Arm(keys={"a": 400}), "7", shares))
     finding = found(judge)["srm"]
     assert (finding.tripped, finding.action) == (True, "pause")
-    assert "60.00% of the keys went to the canary, 50.00% were configured" in finding.text
+    assert "60 % of the keys went to the canary, 50 % were configured" in finding.text
     assert judge.findings()[0].signal == "srm"
     judge.acknowledge("srm")
     assert not found(judge)["srm"].tripped

@@ -75,7 +75,14 @@ def test_a_list_that_cannot_be_read_is_told_and_is_not_lifted_from(shared: Contr
     path.unlink()
 
 
-@pytest.mark.parametrize(("word", "advice"), [("quarantined", "lift it with"), ("loading", "declare it at weight 0")])
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        ("quarantined", "lift it with"),
+        ("loading", "declare it at weight 0"),
+        ("failed", "mend its package"),
+    ],
+)
 def test_a_refused_rise_says_what_to_do_next(control: ControlProcess, word: str, advice: str) -> None:
     control.write_status({"iris": {"1": "warm", "2": f"{word}: two deaths"}})
     assert control.put("iris.route", {**route(), "targeting": split(0)}).status_code == 201

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tests.end_to_end.flags import wait_warm
-from tests.live import LiveGateway
+from tests.live import LiveGateway, eventually
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 FEATURES = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
@@ -75,8 +75,15 @@ def test_the_readme_goes_from_a_trained_model_to_a_pulled_kill_switch(trained: P
         assert '"variant":"stable"' in answer
 
         (trained / "later").rename(trained / "models/iris/2")
-        login, declare, *others = commands("flags by command line").splitlines()
+        login, *steps = commands("rollout").splitlines()
         login = f"export SLUICEGATE_URL={gateway.control_url}\n{login}\n"
+        released = shell(login + "\n".join(steps), cwd=trained)
+        assert "rollout iris-1: version 2 as canary" in released
+        assert "aborted by hand: support calls" in released
+        status = login + "sluicegate rollout status iris"
+        eventually(lambda: "rolled back" in shell(status, cwd=trained).splitlines()[0], "the route before is back")
+
+        declare, *others = commands("flags by command line").splitlines()
         assert "canary=2" in shell(login + declare, cwd=trained)
         wait_warm(gateway, "iris", "2")
         told = shell(login + "\n".join(others), cwd=trained)

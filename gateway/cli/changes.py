@@ -42,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def print_waiting(change: Mapping[str, Any]) -> None:
     """What to say of a change that was not made, but proposed."""
-    people = "one person" if change["required"] == 1 else f"{change['required']} people"
+    people = remote.people(change["required"])
     print(
         f"{change['target']} is not changed yet: change {change['id']} waits for {people} to approve it until "
         f"{remote.moment(change['expires_s'])} (`sluicegate changes approve {change['id']}`)"

@@ -19,8 +19,8 @@ def print_dry_run(what: str, found: Mapping[str, Any]) -> None:
     moved = found.get("movedKeys", {})
     for key, keys in ({"": moved} if "moved" in moved else moved).items():
         _print_moved_keys(f"{key}: " if key else "", keys)
-    for key, people in found["approvals"].items():
-        print(f"{key} waits for approval by {people} before it changes")
+    for key, number in found["approvals"].items():
+        print(f"{key} waits for approval by {remote.people(number)} before it changes")
     for blocked in found["blocked"]:
         named = "" if blocked["flag"] == what else f" of {blocked['flag']}"
         print(f"blocked by {blocked['rule']}{named}: {blocked['detail']}")

@@ -146,6 +146,11 @@ def moment(unix_s: float | None) -> str:
     return "" if unix_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_s))
 
 
+def people(number: int) -> str:
+    """How many people, in words."""
+    return "one person" if number == 1 else f"{number} people"
+
+
 def difference(each: Mapping[str, Any]) -> str:
     """One entry of a ``diff``, in words."""
     old, new = (json.dumps(each[end]) if end in each else "nothing" for end in ("before", "after"))

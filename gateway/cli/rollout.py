@@ -91,7 +91,9 @@ def _start(options: argparse.Namespace) -> int:
     else:
         print(f"rollout {found['id']}: version {found['version']} as {found['variant']}, {found['why']}")
         print(f"next: {found['next']}; see `sluicegate rollout status {found['id']}`")
-        if found["change_id"]:
+        if found["change_id"] and options.break_glass:
+            print(f"somebody else has to review it: `sluicegate changes acknowledge {found['change_id']} --reason ...`")
+        elif found["change_id"]:
             print(f"its stakes are high: somebody else runs `sluicegate rollout approve {found['id']}`")
     return 0
 
@@ -142,7 +144,8 @@ def _print_forecast(model: str, found: Mapping[str, Any]) -> None:
         changes = "; ".join(remote.difference(each) for each in stage["diff"]) or "the route as it is"
         print(f"  {stage['stage']:>10}: {changes}")
     if found["approvals"]:
-        print(f"its stakes are high: it waits for approval by {found['approvals']} before it gets traffic")
+        people = remote.people(found["approvals"])
+        print(f"its stakes are high: it waits for approval by {people} before it gets traffic")
     for line in found["foresight"]:
         print(line)
 

@@ -70,7 +70,7 @@ def _resume(plan: Plan, base: Json, state: State) -> Move:
     if state.phase != PAUSED:
         raise ChangeRefused(f"the rollout is {state.phase}: only one that is paused can be resumed")
     if state.resume_phase == DECLARED:
-        raise ChangeRefused(f"the rollout waits: {state.why}")
+        raise ChangeRefused(f"nothing can be resumed before the first step: {state.why}")
     if state.reason in (GATE, COMPLETE):
         raise ChangeRefused("all steps are complete: promote it, or abort it")
     # The step begins anew, and what it was paused for with new evidence: somebody has seen it and goes on.

@@ -49,7 +49,7 @@ def test_a_change_is_proposed_listed_shown_and_approved(
 ) -> None:
     model_of_high_stakes(control, "iris")
     act_as("ada", "operator")
-    assert "waits for approval by 1" in terminal.ok("flags", "set", "iris", "canary=10", "--dry-run")
+    assert "waits for approval by one person" in terminal.ok("flags", "set", "iris", "canary=10", "--dry-run")
     said = terminal.ok("flags", "set", "iris", "canary=10", "--reason", "start")
     assert "iris.route is not changed yet" in said
     change = terminal.json("flags", "set", "iris", "canary=10", "--reason", "start")

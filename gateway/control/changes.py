@@ -23,7 +23,6 @@ from gateway.errors import (
 from gateway.flags.audit import SYSTEM, Author
 from gateway.flags.compile import check_evaluators, validate
 from gateway.flags.document import (
-    ENABLED,
     FlagDocument,
     Json,
     change,
@@ -31,7 +30,6 @@ from gateway.flags.document import (
     dump_flag,
     parse,
     parse_flag,
-    route_key,
 )
 from gateway.flags.lastgood import read_last_known_good
 from gateway.flags.shadowing import check_shadow
@@ -268,28 +266,10 @@ class Desk:
         if versions and version not in versions:
             raise ChangeRefused(f"there is no package {model}/{version}; there are versions {', '.join(versions)}")
 
-    def seed(self, versions: Mapping[str, str]) -> None:
-        """Give models that have no route their first ones, as one revision: no worker may take a part for the whole.
-
-        versions: by model.
-        """
+    def make_sure_of_recovery(self) -> None:
+        """`recover`, if it has not succeeded yet: a lost store must not be taken for a new one."""
         if not self._recovered:
-            self.recover()  # a lost store must not be taken for a new one
-        flags = [
-            parse_flag(route_key(model), {"state": ENABLED, "variants": {"stable": last}, "defaultVariant": "stable"})
-            for model, last in versions.items()
-        ]
-
-        def edit(before: FlagDocument) -> FlagDocument:
-            return change(before, put=[flag for flag in flags if flag.key not in before.flags])
-
-        with self._lock:
-            before = self.document()
-            if all(flag.key in before.flags for flag in flags):
-                return
-            why = "first route of the model: its highest version"
-            document = self._store.commit(edit, author=SYSTEM, verb="flag.seed", reason=why)
-            self._committed(document, "flag.seed", ", ".join(flag.key for flag in flags), SYSTEM, why)
+            self.recover()
 
     def recover(self) -> None:
         """Bring store and last-known-good file together at start.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.control.changes import Desk
-from gateway.errors import StoreUnavailable
-from gateway.flags.document import route_key
+from gateway.errors import RevisionConflict, StoreUnavailable
+from gateway.flags.audit import SYSTEM
+from gateway.flags.document import ENABLED, Json, route_key
 from gateway.models.source import ModelSource
 
 _log = logging.getLogger(__name__)
@@ -21,6 +23,30 @@ SETTLED_AFTER_S = 1.0
 # At a first start the routes of all models are made together, if their packages settle so soon: a worker is ready once
 # all models that it knows of are warm, and must not think so of the first one alone.
 WHOLE_WITHIN_S = 5.0
+
+
+def seed(desk: Desk, versions: Mapping[str, str]) -> None:
+    """Give models that have no route their first ones, as one revision: no worker may take a part for the whole.
+
+    versions: by model. Raises StoreUnavailable.
+    """
+    desk.make_sure_of_recovery()
+    routed = desk.document().flags
+    wanted: dict[str, Json] = {
+        route_key(model): {"state": ENABLED, "variants": {"stable": version}, "defaultVariant": "stable"}
+        for model, version in versions.items()
+        if route_key(model) not in routed
+    }
+    if wanted:
+        with contextlib.suppress(RevisionConflict):  # another control was faster; the next look shows what is left
+            desk.apply(
+                wanted,
+                based_on=dict.fromkeys(wanted, 0),
+                author=SYSTEM,
+                verb="flag.seed",
+                reason="first route of the model: its highest version",
+                lowers=True,  # nobody was served before
+            )
 
 
 class Seeder:
@@ -49,7 +75,7 @@ class Seeder:
                     first[model] = versions[-1]
             if not routed and len(first) < len(models) and self._clock() < self._began_s + WHOLE_WITHIN_S:
                 return  # a first start: some packages are still on their way in
-            self._desk.seed(first)
+            seed(self._desk, first)
             self._trouble = ""
         except (StoreUnavailable, OSError) as error:
             if str(error) != self._trouble:  # said once, not twice a second

@@ -8,6 +8,7 @@ from typing import Any
 from gateway.control.changes import Desk
 from gateway.control.controller import Controller
 from gateway.control.rollouts import Rollout, Rollouts
+from gateway.control.seed import seed
 from gateway.control.status import WorkerStatus
 from gateway.flags.audit import Author
 from gateway.flags.compile import compile_route
@@ -76,7 +77,7 @@ class Books:
         self.wall_s = 1_790_000_000.0
         self.workers: list[Worker] = []
         self.restart()
-        self.desk.seed({MODEL: "1"})
+        seed(self.desk, {MODEL: "1"})
 
     def restart(self) -> None:
         self.store = SqliteStore(self.root / "state" / "flags.sqlite", clock=lambda: self.wall_s)

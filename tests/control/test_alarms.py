@@ -12,6 +12,7 @@ import pytest
 from gateway.control.app import build
 from gateway.control.checks import FailedVersions, LastKnownGood, OpenBreakers
 from gateway.control.drift_alarms import RECOVERED_AFTER_S, DriftAlarms
+from gateway.control.seed import seed
 from gateway.control.status import WorkerStatus
 from gateway.errors import StoreUnavailable
 from gateway.flags.audit import AuditRow
@@ -339,14 +340,14 @@ def test_the_desk_says_why_the_file_is_behind_until_it_is_not(tmp_path: Path) ->
     settings = Settings(paths=PathSettings(models=tmp_path / "models", state=tmp_path))
     control = build(settings, boot="b", run_dir=tmp_path / "run" / "b")
     try:
-        control.desk.seed({"iris": "1"})
+        seed(control.desk, {"iris": "1"})
         assert control.desk.last_known_good_trouble == ""
         settings.last_known_good_path.unlink()
         settings.last_known_good_path.mkdir()
-        control.desk.seed({"wine": "1"})
+        seed(control.desk, {"wine": "1"})
         assert "flags.lkg.json" in control.desk.last_known_good_trouble
         settings.last_known_good_path.rmdir()
-        control.desk.seed({"house": "1"})
+        seed(control.desk, {"house": "1"})
         assert control.desk.last_known_good_trouble == ""
     finally:
         control.close()

@@ -22,12 +22,12 @@ from starlette.exceptions import HTTPException
 from gateway import metrics
 from gateway.control.alarms import Alarms
 from gateway.control.approvals import Approvals
-from gateway.control.audit_doors import AuditEndpoints
+from gateway.control.audit_endpoints import AuditEndpoints
 from gateway.control.auth import TokenStore
 from gateway.control.change_endpoints import ChangeEndpoints
 from gateway.control.changes import Desk
 from gateway.control.checkpoints import CHECKPOINT_FILE, KEY_FILE, PUBLIC_KEY_FILE
-from gateway.control.checks import FailedVersions, LastKnownGood, OpenBreakers, TrailCheck
+from gateway.control.checks import FailedVersions, LastKnownGood, OpenBreakers, WholeTrail
 from gateway.control.consent import Consent
 from gateway.control.controller import Controller
 from gateway.control.drift_alarms import DriftAlarms
@@ -36,13 +36,13 @@ from gateway.control.events import source_of
 from gateway.control.flagfile import FileFollower
 from gateway.control.gate import Gate, NeverBack
 from gateway.control.imports import ImportEndpoint
-from gateway.control.isolation import QuarantineEndpoints
 from gateway.control.lookups import LookupLoop
 from gateway.control.notary import Notary, Poster
 from gateway.control.notify import Notifier
 from gateway.control.ofrep import OfrepEndpoints
 from gateway.control.problems import on_gateway_error, on_http_error, on_unexpected
 from gateway.control.purge import PurgeEndpoint
+from gateway.control.quarantine_endpoints import QuarantineEndpoints
 from gateway.control.reads import ReadLog
 from gateway.control.review import Review
 from gateway.control.rollout_endpoints import RolloutEndpoints
@@ -186,7 +186,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         },
     )
     seeder = Seeder(source, desk, clock=clock)
-    trail_check = TrailCheck(store, clock=clock)
+    trail_check = WholeTrail(store, clock=clock)
     running: tuple[Running, ...] = (seeder, controller, review, notary, poster, reads, notifier, alarms, trail_check)
     if follower is not None:
         running = (*running, follower)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway.control.following import by_hand, still_killed
 from gateway.control.gate import Gate, Passage
 from gateway.control.lastseen import AtHand, LastSeen
+from gateway.control.precedence import by_hand, still_killed
 from gateway.control.rules import Blocked, Guard, changed_flags, of_cold_routes, of_delete, of_followed_file
 from gateway.control.status import WorkerStatus
 from gateway.errors import (

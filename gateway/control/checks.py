@@ -140,7 +140,7 @@ class LastKnownGood:
         self._is_said = bool(why)
 
 
-class TrailCheck:
+class WholeTrail:
     """Verifies the whole audit trail, now and again, and says if it is not what was written.
 
     The notary only reads what is newer than its last checkpoint; what it has said already is not said again.

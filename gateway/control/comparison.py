@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from gateway.control.evidence import Signal
 from gateway.control.judge import Judge
-from gateway.control.policy import Policy
 from gateway.control.statistics.matched import OTHER, MatchedBins
-from gateway.control.window import Window, output_value, run_seconds
+from gateway.control.window import output_value, run_seconds
 
 ALPHA = 0.05
 _MAX_CLASSES = 8
 _WORDS = {"higher": "higher", "lower": "lower", "open": "undecided"}
-
-
-def judge_windows(windows: Iterable[Window], policy: Policy | None = None) -> Judge:
-    """A judge that has seen *windows*, for a report on windows that were kept."""
-    judge = Judge(policy)
-    for window in windows:
-        judge.observe(window)
-    return judge
 
 
 def report(judge: Judge, *, alpha: float = ALPHA) -> dict[str, Any]:
@@ -139,7 +129,7 @@ def _conclusion(document: dict[str, Any]) -> str:
     """What can and what cannot be said, in plain sentences."""
     if document["srm"]["mismatch"]:
         return "The split is not as configured: nothing else here can be relied on until that is explained."
-    sure = f"{1 - document['alpha']:.0%}"
+    sure = f"{100 * (1 - document['alpha']):.3g} %"
     told = [(rate["metric"], rate["verdict"]) for rate in document["rates"]]
     if document["run_s"] is not None:
         told.append(("run time", document["run_s"]["verdict"]))

@@ -16,7 +16,7 @@ from gateway.control.auth import OPERATOR, TokenStore
 from gateway.control.changes import Desk, Outcome
 from gateway.control.dryrun import tried
 from gateway.control.endpoints import reply
-from gateway.control.following import declared, merged
+from gateway.control.precedence import declared, merged
 from gateway.errors import VersionNotWarm
 from gateway.flags.audit import Author
 from gateway.flags.document import FlagDocument, Json, dump, parse

@@ -64,7 +64,6 @@ class Judge:
         together = self.policy.signals["slow"].together if "slow" in self.policy.signals else 1.0
         self.run_s = MatchedBins(together=together, max_bins=MAX_RUN_BIN + 2)
         self.requests = [0, 0]  # eligible: canary, stable
-        self.step_requests = 0  # eligible of the canary, in this step
         self._tripped: set[str] = set()  # of srm and outputs
         self._epochs: dict[str, list[int]] = {}  # requests of canary and stable, keys of canary and stable
         self._slow_bin = None if self.policy.slow_s is None else run_bin(self.policy.slow_s)
@@ -75,14 +74,12 @@ class Judge:
         """A new step begins: what is slow is taken anew from stable's runs of the last step, if they were enough."""
         self._set_slow()
         self._stable_runs = {}
-        self.step_requests = 0
 
     def observe(self, window: Window) -> None:
         """Take one window."""
         canary, stable = window.canary, window.stable
         self.requests[0] += canary.eligible
         self.requests[1] += stable.eligible
-        self.step_requests += canary.eligible
         worth = self._worth(window)
         for name, signal in self.signals.items():
             counts = self._counts(name, canary, stable)
@@ -171,8 +168,9 @@ class Judge:
         self._tripped.discard(signal)
 
     def findings(self) -> list[Finding]:
-        """Every signal, those that tripped first."""
-        found = [self._finding(signal) for signal in self.signals.values()]
+        """Every signal of which something can be known, those that tripped first."""
+        known = [s for s in self.signals.values() if s.name != "accuracy" or s.counts[0]]  # there may never be labels
+        found = [self._finding(signal) for signal in known]
         found += [self._srm_finding(), self._outputs_finding()]
         return sorted(found, key=lambda finding: not finding.tripped)
 
@@ -195,7 +193,7 @@ class Judge:
         """Why nothing is known of a signal."""
         if name == "slow" and self._slow_bin is None and self._stable_runs:
             return f"not compared before {_MIN_RUNS} runs of stable in one step, which tell what is slow"
-        return "no labels yet" if name == "accuracy" else "nothing to compare yet"
+        return "nothing to compare yet"
 
     def _srm_finding(self) -> Finding:
         threshold, e_value = self.policy.threshold(SRM), self.shares.evidence
@@ -223,15 +221,6 @@ class Judge:
         tripped = OUTPUTS in self._tripped
         return Finding(OUTPUTS, e_value, threshold, tripped, self.policy.outputs_action, text)
 
-    def may_advance(self, min_requests: int) -> Promotion:
-        """Whether the next step may begin: nothing tripped that stops it, and enough requests in this one."""
-        stopping = self._stopping()
-        if stopping:
-            return Promotion(False, f"stopped by {', '.join(stopping)}")
-        if self.step_requests < min_requests:
-            return Promotion(False, f"{self.step_requests} of {min_requests} canary requests of this step")
-        return Promotion(True, f"{self.step_requests} canary requests in this step, nothing found against it")
-
     def may_promote(self) -> Promotion:
         """Whether the canary is shown to be good enough to become the default.
 
@@ -252,7 +241,7 @@ class Judge:
             return Promotion(False, "not shown to be good enough: " + "; ".join(missing))
         if not asked:
             return Promotion(False, "nothing was compared: there was no traffic on both variants at the same time")
-        sure = f"{1 - self.policy.promote_alpha:.0%}"
+        sure = _percent(1 - self.policy.promote_alpha)
         shown = "; ".join(f"{s.name} below {_bound(s.rule.margin, s.rule.promote_tolerance or 0.0)}" for s in asked)
         return Promotion(True, f"after {self.requests[0]} canary requests, {sure} sure of each: {shown}")
 
@@ -281,7 +270,6 @@ class Judge:
             "outputs": self.outputs.to_plain(),
             "run_s": self.run_s.to_plain(),
             "requests": list(self.requests),
-            "step_requests": self.step_requests,
             "tripped": sorted(self._tripped),
             "epochs": {epoch: list(seen) for epoch, seen in self._epochs.items()},
             "slow_bin": self._slow_bin,
@@ -301,7 +289,7 @@ class Judge:
             judge.shares.take(plain["srm"])
             judge.outputs.take(plain["outputs"])
             judge.run_s.take(plain["run_s"])
-            judge.requests, judge.step_requests = list(plain["requests"]), plain["step_requests"]
+            judge.requests = list(plain["requests"])
             judge._tripped, judge._slow_bin = set(plain["tripped"]), plain["slow_bin"]
             judge._epochs = {epoch: list(seen) for epoch, seen in plain["epochs"].items()}
             judge._slow_runs, judge._stable_runs = plain["slow_runs"], dict(plain["stable_runs"])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 
-from gateway.control.comparison import judge_windows, lines, report
+from gateway.control.comparison import lines, report
 from gateway.control.judge import Judge
 from gateway.control.window import Arm, Window, run_bin
 
@@ -23,6 +24,13 @@ def arm(random: np.random.Generator, n: int, errors: float, run_s: float, shift:
         keys={"a": n},
         outputs={"label": {"0": zeros, "1": 20 - zeros}, "score": {f"p{-5 + shift}": 10, f"p{-4 + shift}": 10}},
     )
+
+
+def judge_windows(windows: Iterable[Window]) -> Judge:
+    judge = Judge()
+    for window in windows:
+        judge.observe(window)
+    return judge
 
 
 def compared(errors: float = 0.02, run_s: float = 0.005, shift: int = 0, windows: int = 400) -> Judge:

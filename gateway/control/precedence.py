@@ -1,4 +1,4 @@
-"""Flags that are kept in a file: what of the file comes into force, and what hands may still do. Pure; no file here.
+"""What a file of flags has the last word on, and what hands may still do; pure, no file is read here.
 
 The file has the last word on flags, with three exceptions. A route that was killed by hand stays DISABLED until the
 file says so too or it is enabled by hand; notes of purged caches stay; and a route that the file does not name stays as

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.control.following import KILLED, by_hand, declared, merged
+from gateway.control.precedence import KILLED, by_hand, declared, merged
 from gateway.flags.compile import compile_route, validate
 from gateway.flags.document import Flag, FlagDocument, dump, parse, parse_flag
 from gateway.flags.exposure import raised

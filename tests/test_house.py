@@ -68,6 +68,16 @@ def test_only_the_command_line_and_the_supervisor_read_argv_and_the_environment(
     assert not found
 
 
+def test_the_walk_names_files_that_are_there_and_every_file_of_the_control_room() -> None:
+    text = (ROOT / "docs" / "walk.md").read_text()
+    named_files = re.findall(r"`(?:gateway/)?(\w+/\w+\.py|\w+\.py)`", text)
+    assert len(named_files) > 60
+    assert not [name for name in named_files if not (ROOT / "gateway" / name).exists()]
+    room = {path.stem for path in (ROOT / "gateway" / "control").glob("*.py")} - {"__init__", "app"}
+    on_the_map = set(re.findall(r"`(\w+)/?`", text.partition("## The control room")[2]))
+    assert on_the_map == room | {"statistics"}
+
+
 def test_the_changelog_knows_this_version() -> None:
     headings = re.findall(r"^## \[?([0-9][^\s\]]*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[:1] == [__version__]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from gateway.control import observation, rollout
 from gateway.control.plan import SHADOW
+from gateway.control.record import Rollout
 from gateway.control.rollout import Found, Move, Seen
-from gateway.control.rollouts import Rollout, Rollouts
+from gateway.control.rollouts import Rollouts
 from gateway.control.signals import worker_name
 from gateway.control.status import FAILED, QUARANTINED, WorkerStatus, not_warm
 from gateway.errors import GatewayError, RevisionConflict, StoreUnavailable

@@ -8,8 +8,8 @@ from typing import Any
 from gateway.control import comparison
 from gateway.control.foresight import ExpectedStep, smallest_regression
 from gateway.control.plan import CANARY, EXPERIMENT, ROLLBACK, SHADOW, Plan
+from gateway.control.record import Rollout
 from gateway.control.rollout import DECLARED, PAUSED, PROGRESSING, Found
-from gateway.control.rollouts import Rollout
 from gateway.control.shadow_report import SURE, flips_evidence
 from gateway.control.shadow_report import merged as merged_pairs
 from gateway.control.signals import Counts, Epoch, merged

@@ -15,7 +15,8 @@ from gateway.control import observation, requests, steering
 from gateway.control.auth import OPERATOR, VIEWER, TokenStore
 from gateway.control.endpoints import reply
 from gateway.control.merge import differences
-from gateway.control.rollouts import Rollout, Rollouts
+from gateway.control.record import Rollout
+from gateway.control.rollouts import Rollouts
 from gateway.errors import InvalidInput
 from gateway.flags.audit import Author
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from gateway.control.changes import Desk
 from gateway.control.controller import Controller
-from gateway.control.rollouts import Rollout, Rollouts
+from gateway.control.record import Rollout
+from gateway.control.rollouts import Rollouts
 from gateway.control.seed import seed
 from gateway.control.status import WorkerStatus
 from gateway.flags.audit import Author

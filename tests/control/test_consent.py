@@ -11,8 +11,9 @@ from gateway.control.approvals import Approvals
 from gateway.control.changes import Desk
 from gateway.control.consent import Consent
 from gateway.control.gate import Gate, NeverBack
+from gateway.control.record import Rollout
 from gateway.control.review import Review
-from gateway.control.rollouts import Rollout, Rollouts
+from gateway.control.rollouts import Rollouts
 from gateway.errors import ApprovalPending, ChangeRefused, Forbidden
 from gateway.flags.audit import Author
 from gateway.flags.store import verify_trail

@@ -381,13 +381,11 @@ class Batcher:
         return since_s
 
     def replace(self, place: int, stand_in: Entry) -> None:
-        """Put *stand_in* where an entry of the batch that is away was; of the rows that still wait none will run."""
+        """Put *stand_in* where an entry of the batch that is away was, and where its rows wait that are not running."""
         assert self.away is not None
         entries = self.away.batch.entries
-        if stand_in.taken < stand_in.rows and self._queue and self._queue[0] is entries[place]:
-            self._queue.popleft()
-            self.queued_rows -= stand_in.rows - stand_in.taken
-            stand_in.taken = -1
+        if self._queue and self._queue[0] is entries[place]:
+            self._queue[0] = stand_in
         entries[place] = stand_in
 
     def close(self, error: GatewayError) -> None:

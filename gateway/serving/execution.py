@@ -91,7 +91,8 @@ class Execution:
         bad_rows: list[int] = []
         left = patience - 1 if patience is not None else len(batch.entries)
         at = 0
-        for entry, start, stop in batch.parts():
+        for place, (_, start, stop) in enumerate(batch.parts()):
+            entry = batch.entries[place]  # now: who can wait no longer leaves, and another takes its place
             if left <= 0 and patience is not None and entry.falls_back:
                 results.append(VersionShut("the batch failed, and so did what was run of it alone"))
             else:
@@ -111,6 +112,10 @@ class Execution:
     def abort(self) -> None:
         """Call off the run that goes on, and all later ones."""
         self._runtime.abort()
+
+    def renew(self) -> None:
+        """Let later runs be made though one was called off."""
+        self._runtime = self._runtime.apart()
 
     def _run_alone(self, entry: Entry, start: int, stop: int) -> Tensors | GatewayError:
         try:

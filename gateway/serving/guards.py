@@ -84,7 +84,8 @@ class Guards:
             check = OutputCheck(live.signature) if live.version in watched else None
             if live.version in candidates and self._registry.find(model, live.version) is live:
                 _watch(live, check, self._guard(live, route))
-                self._retired.pop(retired.get(live), None)  # type: ignore[arg-type]  # None finds nothing
+                if live in retired:
+                    self._end(retired[live])
             elif live in retired:
                 self._retired[retired[live]] = check
             else:
@@ -135,7 +136,13 @@ class Guards:
         for guard, check in list(self._retired.items()):
             if not guard.live.batcher.is_busy:
                 _watch(guard.live, check, None)
-                del self._retired[guard]
+                self._end(guard)
+
+    def _end(self, guard: Guard) -> None:
+        """Nothing is left of it. What was called off may run again: the flags have taken it back, or give it anew."""
+        del self._retired[guard]
+        if guard.called_off:
+            guard.live.batcher.execution.renew()
 
     def _changed(self, guard: Guard) -> None:
         live, breaker = guard.live, guard.breaker
@@ -278,7 +285,7 @@ class Guards:
         return found
 
     def _call_off(self, guard: Guard, reason: str) -> None:
-        guard.called_off = f"{reason} and was called off; this version does not run again until it is loaded anew"
+        guard.called_off = f"{reason} and was called off; this version does not run again until it is released anew"
         guard.live.batcher.execution.abort()
 
     def _call_off_blocking(self, limit_s: float) -> None:

@@ -277,7 +277,7 @@ class Pipeline:
         No answer is turned into an error: where nobody else can answer, what the version gave is better than nothing.
         """
         self._guards.failed(entry, "invalid")
-        if self._guards.is_candidate(entry.live):
+        if entry.live.batcher.guard is not None:  # also if it was a candidate only when the run began
             entry = self._part(entry, INVALID, lambda _call: True)
             for call in (entry, *entry.followers):
                 call.raw_key, call.cache_epoch = None, -1  # equal questions shall not get it without being checked

@@ -409,6 +409,79 @@ def test_a_kill_switch_leaves_nobody_in_a_run_that_hangs(tmp_path: Path) -> None
     run(scenario)
 
 
+def test_a_kill_switch_leaves_nobody_with_an_answer_that_is_no_good(tmp_path: Path) -> None:
+    """What falls back a moment before the candidate is taken out does so a moment after, too."""
+
+    async def scenario() -> None:
+        for fault in FAULTS:
+            rig = FaultyRig(tmp_path)
+            rig.canary.fault = fault
+            callers = [rig.ask(1, key=CANARY_KEYS[0], codec="native"), rig.ask(2, 3, key=CANARY_KEYS[1])]
+            await rig.turn()
+            rig.adopt({**PLAIN_FLAG, "state": "DISABLED", "metadata": {"revision": 2}})
+            await rig.settle()
+            for caller in callers:
+                check_fell_back(caller)
+            rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_a_large_request_that_leaves_its_run_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Not those who wait for the same answer and have more time, and not those who ask the same later."""
+
+    async def scenario() -> None:
+        rig = FaultyRig(tmp_path, max_batch_rows=2)
+        leader = rig.ask(1, 2, 3, key=CANARY_KEYS[0], timeout_s=1.0)
+        await rig.turn()
+        patient = rig.ask(1, 2, 3, key=CANARY_KEYS[1], timeout_s=5.0)
+        alone = rig.ask(4, 5, 6, key=CANARY_KEYS[2], timeout_s=5.0)
+        await rig.turn()
+        hanging = rig.pool.take()
+        rig.advance(0.98)
+        await rig.settle()
+        check_fell_back(leader)
+        hanging()
+        await rig.settle()
+        check_own(patient)
+        assert alone.answers
+        lonely = rig.ask(7, 8, 9, key=CANARY_KEYS[0], timeout_s=1.0)
+        await rig.turn()
+        hanging = rig.pool.take()
+        rig.advance(0.98)
+        await rig.settle()
+        check_fell_back(lonely)
+        hanging()
+        await rig.settle()
+        again = rig.ask(7, 8, 9, key=CANARY_KEYS[1])
+        await rig.settle()
+        check_own(again)
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_who_leaves_a_batch_that_is_run_part_by_part_makes_no_part_fail(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = FaultyRig(tmp_path, cache=False)
+        rig.canary.fault, rig.canary.only_poison = "raise", True
+        bad = rig.ask(POISON, key=CANARY_KEYS[0], timeout_s=5.0)
+        leaves = rig.ask(2, key=CANARY_KEYS[1], timeout_s=1.0)
+        stays = rig.ask(3, key=CANARY_KEYS[2], timeout_s=50.0)
+        await rig.turn()
+        first_part = 2
+        rig.canary.on_enter = lambda: rig.advance(0.9) if len(rig.canary.batches) == first_part else None
+        rig.pool.take()()
+        await rig.settle()
+        check_fell_back(bad)
+        check_fell_back(leaves)
+        check_own(stays)
+        assert rig.canary.batches == [3, 1, 1, 1]
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
 def test_five_runs_that_take_too_long_open_the_breaker(tmp_path: Path) -> None:
     async def scenario() -> None:
         rig = FaultyRig(tmp_path)
@@ -474,6 +547,16 @@ def test_a_run_on_the_event_loop_that_does_not_end_is_called_off_by_a_thread(tmp
         check_fell_back(caller)
         assert rig.canary.aborted
         assert rig.breaker()["state"] == "open"
+        rig.canary.on_enter = lambda: None
+        still = rig.ask(2, pinned="2")
+        await rig.settle()
+        assert isinstance(still.error, InferenceFailed)
+        released = {**PLAIN_FLAG, "defaultVariant": "canary", "targeting": None, "metadata": {"revision": 2}}
+        rig.adopt(released)  # nobody would be answered if it did not run again
+        rig.advance(0.01)
+        again = rig.ask(3)
+        await rig.settle()
+        check_own(again)
         rig.guards.close()
 
     run(scenario)
@@ -579,6 +662,12 @@ ASK = st.fixed_dictionaries(
         "timeout_s": st.sampled_from([0.2, 1.0, 5.0, 5.0]),
     }
 )
+ROUTES: dict[str, dict[str, Any]] = {
+    "split": SPLIT_FLAG,
+    "killed": {**SPLIT_FLAG, "state": "DISABLED"},
+    "promoted": {**SPLIT_FLAG, "defaultVariant": "canary", "targeting": None},
+    "no fallback": {**SPLIT_FLAG, "metadata": {"fallback": False}},
+}
 STEPS = st.lists(
     st.one_of(
         ASK.map(lambda ask: ("ask", ask)),
@@ -587,6 +676,7 @@ STEPS = st.lists(
         st.tuples(st.just("advance"), st.sampled_from([0.05, 0.4, 1.0, 11.0])),
         st.tuples(st.just("fault"), st.sampled_from(["", *FAULTS])),
         st.tuples(st.just("poison"), st.booleans()),
+        st.tuples(st.just("adopt"), st.sampled_from(sorted(ROUTES))),
         st.tuples(st.sampled_from(["turn", "run", "run last"]), st.none()),
     ),
     max_size=40,
@@ -611,6 +701,8 @@ def test_everybody_is_told_once_and_rightly_whatever_the_candidate_does(
                 rig.canary.fault = detail
             elif kind == "poison":
                 rig.canary.only_poison = detail
+            elif kind == "adopt":
+                rig.adopt(ROUTES[detail], cached=cache)
             elif kind == "run" and rig.pool.is_busy:
                 rig.pool.run_one()
             elif kind == "run last" and rig.pool.is_busy:
@@ -623,6 +715,9 @@ def test_everybody_is_told_once_and_rightly_whatever_the_candidate_does(
         for variant in ("canary", "stable"):
             told = rig.told(variant)
             assert max(told["errors"], told["timeouts"], told["invalid"], told["fallbacks"]) <= told["eligible"]
+        later = [rig.ask(*caller.values, pinned="2") for caller in list(rig.callers)]
+        await rig.settle()
+        assert all(caller.answers for caller in later)  # and waits for no run that will never end
         rig.check_nothing_is_held()
 
     run(scenario)
@@ -639,6 +734,9 @@ def check_any(caller: Caller) -> None:
         assert call.pinned is None
         assert call.headers.get("x-targeting-key") in (*CANARY_KEYS, None) or call.headers.get("x-variant") == "canary"
         assert headers["x-model-variant"] == "stable"
+    assert call.decision is not None
+    if call.decision.version == "2" and (call.route.default_version == "2" or not call.route.falls_back):
+        return  # there is nobody to answer in its place
     if error is not None:
         # Only the candidate fails; who may fall back does so unless there is no time or no room for it.
         assert isinstance(error, DeadlineExceeded | Refused) or (call.pinned == "2" and not fell_back)

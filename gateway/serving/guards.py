@@ -109,6 +109,7 @@ class Guards:
 
     def forget(self, model: str) -> None:
         """The flags do not name this model any more."""
+        self.signals.forget(model)
         for key in [key for key in self._guards if key[0] == model]:
             self._retire(key)
         self._overrun.needed(bool(self._guards))

@@ -115,6 +115,7 @@ class _Epoch:
     """The arms of one revision of a route, and what they must remember together."""
 
     def __init__(self, route: Route) -> None:
+        self.is_closed = False
         self._keys: set[int] | None = set()
         self._bad: set[tuple[BadEnd, int]] = set()
         self.arms = {variant: ArmCounts(self, route, variant, version) for variant, version in route.split.items()}
@@ -144,7 +145,7 @@ class _Epoch:
 
     def close(self) -> None:
         """Another revision is in force: no new keys come."""
-        self._keys = None
+        self.is_closed, self._keys = True, None
 
 
 class Signals:
@@ -162,11 +163,17 @@ class Signals:
         if len(set(route.split.values())) < 2:
             return {}
         epochs = self._epochs.setdefault(route.model, {})
-        if route.revision not in epochs:
+        known = epochs.get(route.revision)
+        if known is None or known.is_closed:  # closed: a store that was restored gives its revisions a second time
+            epochs.pop(route.revision, None)
             epochs[route.revision] = _Epoch(route)
             while len(epochs) > _MAX_EPOCHS:
                 del epochs[next(iter(epochs))]
         return epochs[route.revision].arms
+
+    def forget(self, model: str) -> None:
+        """The flags do not name this model any more."""
+        self._epochs.pop(model, None)
 
     def flush(self) -> None:
         """Called each time that the counts go to the metrics."""

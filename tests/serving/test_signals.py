@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,28 @@ def test_the_last_eight_epochs_are_kept() -> None:
     for revision in range(1, 12):
         signals.arms(route(revision))
     assert sorted({arm["revision"] for arm in signals.to_json()}) == list(range(4, 12))
+
+
+def test_a_revision_that_a_restored_store_gives_a_second_time_is_an_epoch_of_its_own() -> None:
+    signals = Signals()
+    signals.arms(route(5))["canary"].saw("a")
+    signals.arms(route(6))
+    other = {"stable": "1", "canary": "3"}
+    again = signals.arms(replace(route(5), split=other))
+    again["canary"].saw("a")
+    assert [arm["revision"] for arm in signals.to_json() if arm["variant"] == "canary"] == [6, 5]
+    newest = signals.to_json()[-2:]
+    assert {arm["variant"]: arm["version"] for arm in newest} == other
+    assert {arm["variant"]: arm["keys"] for arm in newest} == {"stable": 0, "canary": 1}
+    assert signals.arms(replace(route(5), split=other)) is again  # as it is in force
+
+
+def test_nothing_is_told_of_a_model_that_the_flags_do_not_name_any_more() -> None:
+    signals = Signals()
+    signals.arms(route(5))
+    signals.forget("m")
+    signals.forget("n")
+    assert signals.to_json() == []
 
 
 def test_one_run_per_flush_is_looked_at_and_sixty_four_of_its_rows() -> None:

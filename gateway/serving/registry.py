@@ -32,10 +32,6 @@ log = getLogger(__name__)
 State = Literal["loading", "warm", "failed", "quarantined"]
 # How often a failed version looks whether its package has changed.
 _RETRY_S = 1.0
-# How often a load that may only run alone looks whether the others are done.
-_ALONE_RETRY_S = 0.02
-# How long it waits for them, and again for those of its own kind: one that hangs must not keep the others out.
-_ALONE_WAIT_S = 2.5
 # Niceness, in the sense of nice(1), of the threads that load.
 _LOAD_NICENESS = 10
 

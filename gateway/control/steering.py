@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from gateway.control import rollout
+from gateway.control.following import KILLED
 from gateway.control.plan import BLUEGREEN, SHADOW, Plan
 from gateway.control.rollout import (
     ABORTING,
@@ -61,14 +62,29 @@ def _roll_back(plan: Plan, base: Json, state: State, route: Json | None, route_r
         raise ChangeRefused("a shadow changes nothing that could be rolled back")
     if route is None or route["variants"][route["defaultVariant"]] != plan.version:
         raise ChangeRefused(f"the route does not give version {plan.version} by default any more: edit it by hand")
-    if route_revision != state.wrote_revision:
+    if route_revision != state.wrote_revision and not _is_as_promoted(plan, base, state, route):
         raise ChangeRefused("the route was changed since the promotion: edit it by hand, or abort the newer rollout")
     return abort(base, state, route, "rolled back by hand after the promotion")
+
+
+def _is_as_promoted(plan: Plan, base: Json, state: State, route: Json) -> bool:
+    """Whether no more than the kill switch was touched: who pulled it first shall still get the version before."""
+    wrote = promote(plan, base, state, route).route
+    return _words(wrote) == _words(route)
+
+
+def _words(route: Json) -> Json:
+    """A route without what says when it was written, and whether it is on."""
+    metadata = {name: value for name, value in route.get("metadata", {}).items() if name not in ("revision", KILLED)}
+    return {**route, "state": "", "metadata": metadata, "targeting": route.get("targeting")}
 
 
 def _resume(plan: Plan, base: Json, state: State) -> Move:
     if state.phase != PAUSED:
         raise ChangeRefused(f"the rollout is {state.phase}: only one that is paused can be resumed")
+    if state.resume_phase == DECLARED and state.reason != GATE:
+        declared = rollout.moved(state, DECLARED, "resumed by hand")
+        return Move(declared, "rollout.resume", rollout.route_at(plan, base, -1))
     if state.resume_phase == DECLARED:
         raise ChangeRefused(f"nothing can be resumed before the first step: {state.why}")
     if state.reason in (GATE, COMPLETE):

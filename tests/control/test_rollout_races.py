@@ -178,3 +178,26 @@ def test_a_shadow_waits_for_the_end_of_another(books: Books) -> None:
     books.start(strategy="shadow")
     with pytest.raises(ChangeRefused, match=r"in charge of iris\.shadow"):
         put(0)
+
+
+def test_a_promotion_is_rolled_back_also_if_somebody_pulled_the_kill_switch_first(books: Books) -> None:
+    """After a promotion the switch alone does not help: the default variant is what it was pulled for."""
+    rollout_id = progressing(books)
+    books.do(rollout_id, "promoteFull")
+    books.follow()
+    books.edit(state="DISABLED")
+    books.do(rollout_id, "rollback")
+    assert books.route()["variants"] == {"stable": "1"}
+    assert books.route()["state"] == "DISABLED"
+
+
+def test_a_rollout_that_was_declared_when_the_switch_went_off_and_on_again_can_go_on(books: Books) -> None:
+    rollout_id = books.start(steps=STEPS)
+    books.edit(state="DISABLED")
+    books.edit(state="ENABLED")
+    books.tick()
+    assert books.phase(rollout_id) == "paused edited"
+    books.do(rollout_id, "resume")
+    assert books.phase(rollout_id) == "declared"
+    books.follow()
+    assert books.phase(rollout_id) == "progressing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -104,7 +105,7 @@ def _plan(options: argparse.Namespace) -> dict[str, Any]:
         plan["version"] = options.version
     if options.strategy or "strategy" not in plan:
         plan["strategy"] = options.strategy or "canary"
-    if options.steps:
+    if options.steps is not None:
         plan["steps"] = [_step(text) for text in options.steps.split(",")]
     if options.promote:
         plan["promote"] = options.promote
@@ -123,7 +124,8 @@ def _step(text: str) -> dict[str, Any]:
         numbers = [float(part) for part in parts]
     except ValueError:
         numbers = []
-    if not 1 <= len(numbers) <= len(names):
+    whole = all(math.isfinite(number) for number in numbers) and all(number.is_integer() for number in numbers[2:])
+    if not 1 <= len(numbers) <= len(names) or not whole:
         remote.usage("rollout", f"--steps: {text!r} is not PERCENT, PERCENT:SECONDS or PERCENT:SECONDS:REQUESTS")
     step: dict[str, Any] = dict(zip(names, numbers, strict=False))
     if "min_requests" in step:
@@ -251,10 +253,13 @@ def _steer(options: argparse.Namespace) -> int:
 
 
 def _resolved(control: remote.Remote, given: str) -> str:
-    """A rollout's id; of a model's name, that of its newest rollout."""
-    if given.rpartition("-")[2].isdecimal() and given.rpartition("-")[0]:
+    """A rollout's id; of a model's name, that of its newest rollout. A model may have a name that looks like an id."""
+    looks_like_id = given.rpartition("-")[2].isdecimal() and given.rpartition("-")[0]
+    if looks_like_id and any(each["id"] == given for each in control.get(_ROLLOUTS)["rollouts"]):
         return given
     found = control.get(f"/admin/v1/models/{quote(given, safe='')}/rollouts")["rollouts"]
+    if looks_like_id and not found:
+        return given
     if not found:
         raise remote.RemoteFailed(f"no rollout of {given!r} yet")
     newest: str = found[0]["id"]

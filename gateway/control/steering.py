@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from gateway.control import rollout
-from gateway.control.following import KILLED
 from gateway.control.plan import BLUEGREEN, SHADOW, Plan
+from gateway.control.precedence import KILLED
 from gateway.control.rollout import (
     ABORTING,
     BY_HAND,

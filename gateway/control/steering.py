@@ -70,7 +70,7 @@ def _roll_back(plan: Plan, base: Json, state: State, route: Json | None, route_r
 def _is_as_promoted(plan: Plan, base: Json, state: State, route: Json) -> bool:
     """Whether no more than the kill switch was touched: who pulled it first shall still get the version before."""
     wrote = promote(plan, base, state, route).route
-    return _words(wrote) == _words(route)
+    return bool(_words(wrote) == _words(route))
 
 
 def _words(route: Json) -> Json:

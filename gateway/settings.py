@@ -119,6 +119,7 @@ class SamplingSettings:
     segment_max_age_s: float = 60.0
     sync_s: float = 0.2  # longest time that a written record may wait for fdatasync
     min_free_bytes: int = 256 * 1024 * 1024  # below this much free disk, samples are dropped and counted
+    max_by_rules_per_s: float = 100.0  # predictions that rules may add, per model and worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from gateway.cli.dry_run import print_dry_run
 from gateway.errors import InvalidInput
 from gateway.flags import edit
 from gateway.flags.document import BATCHING, CACHE, DISABLED, ENABLED, KINDS, ROUTE, SAMPLING, SHADOW
+from gateway.flags.sampling import of_one_type
 
 if TYPE_CHECKING:
     from gateway.cli import Subparsers
@@ -23,7 +24,11 @@ _FLAGS = "/admin/v1/flags"
 _ACCEPTED = 202  # written down, and waiting for approval
 # Variant of an options flag whose value the command line writes.
 _SET = "set"
-_OPTIONS = {CACHE: ("enabled", "ttl_s"), BATCHING: ("enabled", "max_rows")}
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    CACHE: ("enabled", "ttl_s"),
+    BATCHING: ("enabled", "max_rows"),
+    SAMPLING: ("rate", "errors", "slow_s", "low_confidence", "outliers", "keys", "headers"),
+}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -51,8 +56,10 @@ def add_parser(subparsers: Subparsers) -> None:
         _set,
         key="FLAG",
         more="For a route: VARIANT=PERCENT, as canary=10 or canary=0.25; the default variant takes the rest. For "
-        "<model>.sampling and <model>.shadow: a number from 0 to 1. For <model>.cache and <model>.batching: "
-        "enabled=true or false, ttl_s=SECONDS, max_rows=ROWS.",
+        "<model>.shadow: a number from 0 to 1. For <model>.sampling: such a number, or rate=SHARE and rules for what "
+        "is written besides: errors=true, slow_s=SECONDS, low_confidence=PROBABILITY, outliers=true, keys=KEY,KEY, "
+        "headers=NAME:VALUE,NAME:VALUE. For <model>.cache and <model>.batching: enabled=true or false, ttl_s=SECONDS, "
+        "max_rows=ROWS.",
     )
     add = setting.add_argument
     add("values", nargs="*", metavar="VALUE", help="what to set")
@@ -274,6 +281,8 @@ def _wanted(options: argparse.Namespace, key: str, before: Any | None) -> Any:
         value = _option_value(kind, options.values)
         kept = {} if before is None else before
         variants = {**kept.get("variants", {}), _SET: value}
+        if kind == SAMPLING:
+            variants = of_one_type(variants)
         return {**kept, "state": ENABLED, "variants": variants, "defaultVariant": _SET}
     if before is None:
         raise remote.RemoteFailed(f"no flag {key!r}: is there a package of that model in the models directory?")
@@ -286,27 +295,38 @@ def _wanted(options: argparse.Namespace, key: str, before: Any | None) -> Any:
 
 
 def _option_value(kind: str, values: list[str]) -> Any:
-    if kind in (SAMPLING, SHADOW):
+    if kind == SHADOW or (kind == SAMPLING and "=" not in "".join(values)):
         if len(values) != 1:
             remote.usage("flags", f"{kind} takes one number from 0 to 1")
         return float(_decimal(kind, values[0]))
     if kind not in _OPTIONS:
         remote.usage("flags", f"unknown kind of flag {kind!r}; known: {', '.join(KINDS)}")
-    value: dict[str, Any] = {}
     known = _OPTIONS[kind]
-    for name, text in _pairs(values, "NAME=VALUE"):
+    pairs = _pairs(values, "NAME=VALUE")
+    for name, _text in pairs:
         if name not in known:
             remote.usage("flags", f"{kind} has no option {name!r}; it has {', '.join(known)}")
-        value[name] = _truth(text) if name == "enabled" else float(_decimal(name, text))
-        if isinstance(value[name], float) and value[name].is_integer():
-            value[name] = int(value[name])
-    return value
+    return {name: _field(name, text) for name, text in pairs}
 
 
-def _truth(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise InvalidInput("enabled", repr(text), "true or false")
-    return text == "true"
+def _field(name: str, text: str) -> Any:
+    """One field of an object flag."""
+    if name in ("enabled", "errors", "outliers"):
+        if text not in ("true", "false"):
+            raise InvalidInput(name, repr(text), "true or false")
+        return text == "true"
+    if name == "keys":
+        return text.split(",")
+    if name == "headers":
+        headers: dict[str, list[str]] = {}
+        for pair in text.split(","):
+            header, colon, value = pair.partition(":")
+            if not (header and colon and value):
+                remote.usage("flags", f"{pair!r} is not of the form NAME:VALUE")
+            headers.setdefault(header, []).append(value)
+        return headers
+    number = float(_decimal(name, text))
+    return int(number) if number.is_integer() else number
 
 
 def _weight(name: str, share: str) -> int:

@@ -32,6 +32,7 @@ from gateway.flags.rules import (
     picker,
     refuse_reference,
 )
+from gateway.flags.sampling import SamplingRules, rate_of, rules_of
 
 STATIC = "STATIC"  # the flag has no rule
 TARGETING_MATCH = "TARGETING_MATCH"  # a rule named the variant
@@ -266,7 +267,7 @@ def _variant_name(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What the flags of a model set besides its route; None where the settings decide.
+    """What the flags of a model set besides its route; None where the settings decide, or until they are asked.
 
     cache_purges: version ("": all) -> revision at which its cached answers were last forgotten.
     """
@@ -278,6 +279,7 @@ class ModelOptions:
     max_batch_rows: int | None = None
     cache_purges: Mapping[str, int] = field(default_factory=dict)
     shadow_rate: float = 0.0
+    sampling_rules: SamplingRules | None = None
 
 
 def compile_options(document: FlagDocument, model: str) -> ModelOptions:
@@ -292,13 +294,14 @@ def compile_options(document: FlagDocument, model: str) -> ModelOptions:
     shadow = _option(document, model, SHADOW)
     ttl_s, max_rows = cache.get("ttl_s"), batching.get("max_rows")
     return ModelOptions(
-        sampling_rate=None if sampling is None else float(sampling),
+        sampling_rate=rate_of(sampling),
         cache_enabled=cache.get("enabled", True),
         cache_ttl_s=None if ttl_s is None else float(ttl_s),
         batching_enabled=batching.get("enabled", True),
         max_batch_rows=None if max_rows is None else int(max_rows),
         cache_purges={} if cache_flag is None else purges(cache_flag),
         shadow_rate=0.0 if shadow is None else float(shadow),
+        sampling_rules=rules_of(sampling),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from gateway.errors import InvalidFlag
 from gateway.flags.bucket import FLAGD_V3, GENERATIONS
+from gateway.flags.sampling import check_sampling
 
 Json: TypeAlias = Any  # a value that JSON can say
 
@@ -311,7 +312,7 @@ def _check_switch(where: str, value: Json, other: str) -> None:
 
 _CHECKS = {
     ROUTE: _check_version,
-    SAMPLING: _check_rate,
+    SAMPLING: check_sampling,
     CACHE: _check_cache,
     BATCHING: _check_batching,
     SHADOW: _check_rate,

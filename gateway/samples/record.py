@@ -19,6 +19,9 @@ SCHEMA_FILE = "sample.schema.json"
 
 # The only reason whose rows may enter statistics: every prediction had the same chance to be written.
 RANDOM = "random"
+# Rules by which others are written too, as their rows name them.
+ERROR, KEY, HEADER = "error", "key", "header"
+LOW_CONFIDENCE, OUTLIER, SLOW = "low_confidence", "outlier", "slow"
 
 _HASH_SPAN = 2**32
 
@@ -40,7 +43,8 @@ class Sample:
 
     inputs, outputs: arrays that nobody changes any more, first dimension *rows* (one row if the model is not
     batchable). ts_ns: Unix time. sample_rate: the rate in force, so that readers can weight. queue_s, run_s,
-    batch_rows: zero where no run happened (a cache hit). cache: hit, miss, shared or bypass.
+    batch_rows: zero where no run happened (a cache hit). cache: hit, miss, shared or bypass. error: the code of the
+    error that was the answer; then there are no outputs, and no inputs if they could not be read.
     """
 
     prediction_id: str
@@ -63,6 +67,7 @@ class Sample:
     batch_rows: int
     cache: str
     protocol: str
+    error: str | None = None
 
 
 def to_lines(sample: Sample, max_rows: int) -> list[bytes]:
@@ -119,6 +124,7 @@ class LineBuilder:
             "latency_us": {"queue": round(sample.queue_s * 1e6), "run": round(sample.run_s * 1e6)},
             "batch_rows": sample.batch_rows,
             "cache": sample.cache,
+            "error": sample.error,
         }
         lines: list[bytes] = []
         for row, named_inputs, named_outputs in zip(picks, inputs, outputs, strict=True):
@@ -234,6 +240,12 @@ def _summary(row: Array, shape: Sequence[int]) -> dict[str, Any]:
     }
 
 
+_REASONS = (
+    "random: every answered prediction had the same chance; use no others for statistics. Or the rule that wanted it: "
+    "error, key, header, low_confidence, outlier, slow."
+)
+
+
 def json_schema() -> bytes:
     """The JSON Schema of one line, as it is shipped beside the data. Fields are only ever added."""
     text, whole, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
@@ -262,7 +274,7 @@ def json_schema() -> bytes:
         "flag_revision": {**whole, "description": "Revision that last changed the model's route flag."},
         "reason": {**text, "description": "Why the flag chose this variant."},
         "sample_rate": {**number, "minimum": 0, "maximum": 1, "description": "Share of predictions then written."},
-        "sample_reason": {**text, "description": "random: every prediction had the same chance."},
+        "sample_reason": {**text, "description": _REASONS},
         "protocol": text,
         "inputs": named,
         "outputs": named,
@@ -274,11 +286,13 @@ def json_schema() -> bytes:
         "batch_rows": {**whole, "minimum": 0, "description": "Rows in the run that gave the answer; 0 on a hit."},
         "cache": {"enum": ["hit", "miss", "shared", "bypass"]},
     }
+    required = list(properties)  # of every row, also of those that were written before the fields below were known
+    properties["error"] = {"type": ["string", "null"], "description": "Code of the error that was the answer."}
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "One row of a sampled prediction",
         "type": "object",
         "properties": properties,
-        "required": list(properties),
+        "required": required,
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from gateway.codecs.codec import JSON_HEADERS, Encoded, Headers, Request
 from gateway.errors import GatewayError
 from gateway.flags.compile import FELL_BACK
-from gateway.samples.record import RANDOM, Sample, sample_hash, sampling_limit
+from gateway.samples.record import ERROR, RANDOM, Sample, sample_hash, sampling_limit
 from gateway.serving.cache import Kept, PredictionCache
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
@@ -17,8 +17,9 @@ from gateway.serving.entry import Run
 from gateway.serving.registry import Registry
 from gateway.serving.replies import NO_HEADERS, Block, block
 from gateway.serving.sampler import Sampler
+from gateway.serving.sampling_rules import RuleBudget, confidences_of, why
 from gateway.serving.shadow import Shadow
-from gateway.tensors import Tensors
+from gateway.tensors import Signature, Tensors
 
 # Lanes kept ready: a few per version and revision; more than this are old ones.
 _MAX_LANES = 1024
@@ -58,11 +59,19 @@ class Cut:
             self._cut = {name: array[self._start : stop] for name, array in self._outputs.items()}
         return self._cut
 
+    def confidences(self, signature: Signature, run: Run) -> list[float]:
+        """How sure each row is; worked out once for all rows of the run."""
+        if self._start is None:
+            return confidences_of(signature, self._outputs)
+        if run.confidences is None:
+            run.confidences = confidences_of(signature, self._outputs)
+        return run.confidences[self._start : self._start + self._request.rows]
+
 
 class Answers:
     """Gives calls their answers. Everything runs on the event loop of one worker.
 
-    ttl_s: how long answers are kept where the flags of the model say nothing.
+    ttl_s: how long answers are kept where the flags of the model say nothing. budget: for samples that rules add.
     """
 
     def __init__(
@@ -72,6 +81,7 @@ class Answers:
         sampler: Sampler,
         shadow: Shadow,
         counts: Counts,
+        budget: RuleBudget,
         *,
         ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -82,6 +92,7 @@ class Answers:
         self._sampler = sampler
         self._shadow = shadow
         self._counts = counts
+        self._budget = budget
         self._ttl_s = ttl_s
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
@@ -127,7 +138,7 @@ class Answers:
                 count(now_s - call.started_s)
                 drawn = sample_hash(prediction_id)
                 if drawn < call.sampling_limit:
-                    self._sample(call, Cut(call.request, outputs, start), run)
+                    self._offer(call, Cut(call.request, outputs, start), run, drawn)
                 if drawn < shadow_limit:
                     self._copy(call, outputs, start)
         finally:
@@ -164,7 +175,7 @@ class Answers:
         lane.latencies_s.append(self._clock() - call.started_s)
         drawn = sample_hash(call.prediction_id)
         if drawn < call.sampling_limit:
-            self._sample(call, own, run)
+            self._offer(call, own, run, drawn)
         if run is not None and drawn < self._shadow.limits.get(call.model, 0.0):
             self._copy(call, own.outputs, None)
         call.is_held = False
@@ -179,6 +190,9 @@ class Answers:
             on_reply(call, error, headers, JSON_HEADERS, call.codec.error(error))
         if decision is not None and call.is_held:
             self._counts.failed(call.model, decision.version, decision.variant, error.code)
+            rules = call.options.sampling_rules
+            if rules is not None and rules.errors and self._budget.takes(call.model):
+                self._sample(call, call.known_inputs, {}, call.rows, None, reason=ERROR, error=error.code)
         else:
             self._counts.refused(error.code)
         self.let_go(call)
@@ -194,7 +208,39 @@ class Answers:
         ttl_s = call.options.cache_ttl_s
         return self._ttl_s if ttl_s is None else ttl_s
 
-    def _sample(self, call: Call, own: Cut | Kept, run: Run | None) -> None:
+    def _offer(self, call: Call, own: Cut | Kept, run: Run | None, drawn: int) -> None:
+        """Sample an answered call if chance has drawn it, or else a rule wants it."""
+        rules, reason = call.options.sampling_rules, RANDOM
+        if rules is not None and rules.looks_at_answers and drawn >= _limit(call):
+            took_s = self._clock() - call.started_s if rules.slow_s is not None else 0.0
+            signature = call.live.signature
+            found = why(
+                rules,
+                call,
+                own.inputs,
+                lambda: (
+                    own.confidences(signature, run)
+                    if run is not None and isinstance(own, Cut)
+                    else confidences_of(signature, own.outputs)
+                ),
+                took_s if run is None else max(took_s, run.run_s),
+            )
+            if found is None or not self._budget.takes(call.model):
+                return
+            reason = found
+        self._sample(call, own.inputs, own.outputs, own.rows, run, reason=reason)
+
+    def _sample(
+        self,
+        call: Call,
+        inputs: Tensors,
+        outputs: Tensors,
+        rows: int,
+        run: Run | None,
+        *,
+        reason: str,
+        error: str | None = None,
+    ) -> None:
         """Hand references to the sampler, which never waits."""
         live, decision = call.live, call.decision
         assert decision is not None
@@ -209,17 +255,18 @@ class Answers:
                 variant=decision.variant,
                 flag_revision=call.route.revision,
                 reason=decision.reason,
-                sample_rate=call.sampling_limit / sampling_limit(1),
-                sample_reason=RANDOM,
-                inputs=own.inputs,
-                outputs=own.outputs,
+                sample_rate=_limit(call) / sampling_limit(1),
+                sample_reason=reason,
+                inputs=inputs,
+                outputs=outputs,
                 signature=live.signature,
-                rows=own.rows,
+                rows=rows,
                 queue_s=run.oldest_wait_s if run is not None else 0.0,
                 run_s=run.run_s if run is not None else 0.0,
                 batch_rows=run.rows if run is not None else 0,
                 cache=call.cache,
                 protocol=call.codec.name,
+                error=error,
             )
         )
 
@@ -250,3 +297,9 @@ class Answers:
             )
             found = self._lanes[key] = Lane(headers, self._counts.latencies(model, version, variant, cache))
         return found
+
+
+def _limit(call: Call) -> float:
+    """Below which hash chance draws a call: where rules look at answers, the router lets more come to be looked at."""
+    rate = call.options.sampling_rate
+    return call.sampling_limit if rate is None or call.options.sampling_rules is None else sampling_limit(rate)

@@ -40,6 +40,7 @@ from gateway.serving.registry import Registry
 from gateway.serving.router import Router
 from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
+from gateway.serving.sampling_rules import RuleBudget
 from gateway.serving.shadow import Shadow
 from gateway.serving.tlsdoor import TlsServer
 from gateway.serving.watch import Watch, write_status
@@ -112,7 +113,8 @@ def build(
     shadow = Shadow(registry, pool, settings.shadow, settings.batching, metrics, in_flight=lambda: admission.in_flight)
     watch = Watch(settings, router, registry, cache, shadow, metrics, guards, on_ready=lambda: report("ready"))
     sampler = Sampler(settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
-    answers = Answers(registry, cache, sampler, shadow, counts, ttl_s=settings.cache.ttl_s)
+    budget = RuleBudget(settings.sampling.max_by_rules_per_s, metrics, clock=time.monotonic)
+    answers = Answers(registry, cache, sampler, shadow, counts, budget, ttl_s=settings.cache.ttl_s)
     pipeline = Pipeline(admission, router, cache, answers, guards)
     doorway = Doorway(admission, pipeline, counts, by_name(codecs))
     native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)

@@ -18,10 +18,12 @@ class Run:
     oldest_wait_s: of the entry that waited longest. cost_s: what is learned from; in a thread, without the wait for a
     processor. is_watched: its outputs were checked; bad_rows: those of its rows that were no good. outcomes: how many
     requests each call of the model answered well, and how many not, if one of them failed. failure: what was wrong.
+    confidences: how sure each of its rows is, if somebody has asked.
     """
 
     __slots__ = (
         "bad_rows",
+        "confidences",
         "cost_s",
         "failed",
         "failure",
@@ -46,6 +48,7 @@ class Run:
         self.is_watched = False
         self.bad_rows: Collection[int] = ()
         self.outcomes: list[tuple[int, int]] = []
+        self.confidences: list[float] | None = None
 
 
 def all_in_one(runs: list[Run]) -> Run:
@@ -116,6 +119,11 @@ class Entry:
             request = self._request = Request(1, flat=self.flat, spec=self.spec)
             request.is_plain = True
         return request
+
+    @property
+    def known_inputs(self) -> Tensors:
+        """The inputs, if the body could be read; else nothing."""
+        return {} if self._request is None and self.flat is None else self.request.inputs
 
     def cut(self, start: int, stop: int) -> Tensors:
         """The inputs of rows start..stop."""

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from gateway.errors import GatewayError, PackageInvalid
 from gateway.models.runtime import OnnxRuntime, Runtime, check_same
 from gateway.models.source import ModelSource, Package
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, RunCost
+from gateway.serving.sampling_rules import Ranges, ranges_of
 from gateway.tensors import Array, Signature, Tensors
 
 # Batch sizes that every version is run with before it takes traffic: the first run at a size is the slowest.
@@ -36,6 +37,7 @@ class Loaded:
     digest: str
     cost: RunCost
     best: BestSize
+    ranges: Ranges = field(default_factory=dict)
 
 
 def load(
@@ -74,7 +76,8 @@ def load(
     _warm(runtime, signature, rows, cost, best, max_batch_rows, clock)
     if runtime.aborted:
         raise PackageInvalid(f"{model}/{version}: its first run was called off")
-    return Loaded(runtime, signature, package.digest, cost, best)
+    ranges = {} if package.manifest is None else ranges_of(package.manifest.reference, signature)
+    return Loaded(runtime, signature, package.digest, cost, best, ranges)
 
 
 def _replay(package: Package, runtime: Runtime, signature: Signature) -> Tensors | None:

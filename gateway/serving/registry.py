@@ -53,6 +53,7 @@ class LiveVersion:
         "holders",
         "mark_apart",
         "model",
+        "ranges",
         "runtime",
         "signature",
         "version",
@@ -72,6 +73,7 @@ class LiveVersion:
         self.version = version
         self.digest = loaded.digest
         self.signature = loaded.signature
+        self.ranges = loaded.ranges
         self.runtime = loaded.runtime
         self.cost = loaded.cost
         self.batcher = batcher

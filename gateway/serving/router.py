@@ -24,9 +24,9 @@ _MAX_KEY_CHARS = 128
 class Adopted:
     """A model's route in force in this worker, and the options that its other flags give.
 
-    sampling_limit: ids whose hash is below it are sampled. decisions: by targeting key, for a route that looks at
-    nothing else. lives: the versions that it has given, which stay warm for as long as the route names them. arms:
-    where its requests count, and who stands behind a candidate; empty if all get one version.
+    sampling_limit: ids whose hash is below it are sampled, or looked at by rules. decisions: by targeting key, for a
+    route that looks at nothing else. lives: the versions that it has given, which stay warm for as long as the route
+    names them. arms: where its requests count, and who stands behind a candidate; empty if all get one version.
     """
 
     route: Route

@@ -12,6 +12,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,10 @@ class Watch:
         rate = self._settings.sampling.rate if options.sampling_rate is None else options.sampling_rate
         arms = self._guards.watch(route)
         is_watched = bool(arms.split or arms.ruled)
-        self._router.adopted[model] = Adopted(route, options, sampling_limit(rate), arms=arms, is_watched=is_watched)
+        options = replace(options, sampling_rate=rate)
+        rules = options.sampling_rules
+        looked_at = sampling_limit(1 if rules is not None and rules.looks_at_answers else rate)
+        self._router.adopted[model] = Adopted(route, options, looked_at, arms=arms, is_watched=is_watched)
         self._shadow.follow(model, route.shadow_version, options.shadow_rate)
         if before is not None:
             for live in self._registry.versions(model):

@@ -145,6 +145,38 @@ def test_options_are_set_in_their_own_words(control: ControlProcess, terminal: T
     assert "from 0 to 1" in terminal.fails("flags", "set", "opt.sampling", "5", "--reason", "x")
 
 
+def test_rules_of_sampling_are_set_by_their_names_and_a_number_stays_a_number(
+    control: ControlProcess, terminal: Terminal
+) -> None:
+    rules = (
+        "rate=0.01",
+        "errors=true",
+        "slow_s=0.2",
+        "low_confidence=0.6",
+        "keys=ann,bob",
+        "headers=X-Tier:gold,x-a:1",
+    )
+    terminal.ok("flags", "set", "ruled.sampling", "0.05", "--reason", "as before")
+    flag = terminal.json("flags", "set", "ruled.sampling", *rules, "outliers=true", "--reason", "look closer")
+    assert flag["variants"][flag["defaultVariant"]] == {
+        "rate": 0.01,
+        "errors": True,
+        "slow_s": 0.2,
+        "low_confidence": 0.6,
+        "keys": ["ann", "bob"],
+        "headers": {"X-Tier": ["gold"], "x-a": ["1"]},
+        "outliers": True,
+    }
+    control.put("mixed.sampling", {"state": "ENABLED", "variants": {"few": 0.1}, "defaultVariant": "few"})
+    mixed = terminal.json("flags", "set", "mixed.sampling", "errors=true", "--reason", "x")
+    assert mixed["variants"] == {"few": {"rate": 0.1}, "set": {"errors": True}}  # flagd wants them of one type
+    mixed = terminal.json("flags", "set", "mixed.sampling", "0.5", "--reason", "x")
+    assert mixed["variants"] == {"few": {"rate": 0.1}, "set": {"rate": 0.5}}
+    assert "true or false" in terminal.fails("flags", "set", "ruled.sampling", "errors=yes", "--reason", "x")
+    assert "an unknown field" in terminal.fails("flags", "set", "ruled.sampling", "slow=1", "--reason", "x")
+    terminal.usage("flags", "set", "ruled.sampling", "headers=x-tier", "--reason", "x")
+
+
 def test_a_whole_flag_comes_from_a_file_or_stdin(
     control: ControlProcess, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ from gateway.serving.replies import Block
 from gateway.serving.router import Adopted, Router
 from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
+from gateway.serving.sampling_rules import RuleBudget
 from gateway.serving.shadow import Shadow
 from gateway.serving.target import Target
 from gateway.settings import BatchSettings, CacheSettings, LimitSettings, SamplingSettings, ShadowSettings
@@ -155,7 +156,8 @@ class Rig:
         )  # fmt: skip
         self.adopt()
         self.sampler = Sampler(SamplingSettings(), root / "samples", boot="b", metrics=metrics)
-        answers = Answers(registry, self.kept, self.sampler, self.shadow, counts, ttl_s=300.0, clock=self.clock)
+        budget = RuleBudget(SamplingSettings().max_by_rules_per_s, metrics, clock=self.clock)
+        answers = Answers(registry, self.kept, self.sampler, self.shadow, counts, budget, ttl_s=300.0, clock=self.clock)
         self.pipeline = Pipeline(self.admission, self.router, self.kept, answers, self.guards, clock=self.clock)
         self.callers: list[Caller] = []
 

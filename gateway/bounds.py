@@ -1,8 +1,13 @@
-"""Which values a setting may have, where not every value of its type makes sense."""
+"""Which values a setting may have, where not every value of its type makes sense, and how they are read."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gateway.errors import InvalidSetting
 
 # Smallest and largest value, where not every value of the type makes sense.
 BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -58,3 +63,35 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "log.level": ("debug", "info", "warning", "error", "critical"),
     "server.door": ("fast", "asgi"),
 }
+
+
+def convert(name: str, kind: type, value: Any, origin: str) -> Any:
+    """*value* as *kind*; text is read as a number where one is wanted, since the environment holds only text.
+
+    Raises InvalidSetting.
+    """
+    try:
+        if kind is Path:
+            converted: Any = Path(os.path.expanduser(str(value)))
+        elif kind is str:
+            converted = value if isinstance(value, str) else _wrong()
+        elif isinstance(value, bool) or not isinstance(value, int | float | str):
+            converted = _wrong()
+        else:
+            converted = kind(value)
+            if converted != float(value):  # 1.5 workers
+                _wrong()
+    except (ValueError, OverflowError) as error:
+        wanted = {int: "a whole number", float: "a number", str: "text"}.get(kind, kind.__name__)
+        raise InvalidSetting(f"setting {name!r} ({origin}): expected {wanted}, got {value!r}") from error
+    low, high = BOUNDS.get(name, (-float("inf"), float("inf")))
+    if kind in (int, float) and not low <= converted <= high:
+        raise InvalidSetting(f"setting {name!r} ({origin}): expected {low:g} to {high:g}, got {value!r}")
+    choices = CHOICES.get(name)
+    if choices is not None and converted not in choices:
+        raise InvalidSetting(f"setting {name!r} ({origin}): expected one of {', '.join(choices)}, got {value!r}")
+    return converted
+
+
+def _wrong() -> Any:
+    raise ValueError

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gateway.bounds import BOUNDS, CHOICES
+from gateway.bounds import convert
 from gateway.errors import InvalidSetting
 from gateway.passwords import is_redacted, redacted
+from gateway.redaction import parse_setting
 
 ENVIRONMENT_PREFIX = "SLUICEGATE_"
 # How the addresses of the stores begin.
@@ -119,6 +119,7 @@ class SamplingSettings:
     segment_max_age_s: float = 60.0
     sync_s: float = 0.2  # longest time that a written record may wait for fdatasync
     min_free_bytes: int = 256 * 1024 * 1024  # below this much free disk, samples are dropped and counted
+    redact: str = ""  # "MODEL.NAME=drop; *.NAME=hash; MODEL.NAME=bucket 18 65", beside what the cards say
     max_by_rules_per_s: float = 100.0  # predictions that rules may add, per model and worker
 
 
@@ -241,6 +242,11 @@ class Settings:
         return self.paths.state / "webhook.key"
 
     @property
+    def redaction_key_path(self) -> Path:
+        """What redacted values of the sample log are hashed with."""
+        return self.paths.state / "redaction.key"
+
+    @property
     def token_store_path(self) -> Path:
         return self.paths.state / "tokens.sqlite"
 
@@ -338,39 +344,10 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Settings:
             variable = f" ({_variable(near)})" if origin.startswith(_ENVIRONMENT) else ""
             raise InvalidSetting(f"unknown setting {name!r} ({origin}); the nearest known one is {near!r}{variable}")
         section, key = name.split(".", 1)
-        given[section][key] = _convert(name, known[name], value, origin)
+        given[section][key] = convert(name, known[name], value, origin)
     settings = Settings(**{section: kind(**given[section]) for section, kind in sections.items()})
     _check_together(settings)
     return settings
-
-
-def _convert(name: str, kind: type, value: Any, origin: str) -> Any:
-    """*value* as *kind*; text is read as a number where one is wanted, since the environment holds only text."""
-    try:
-        if kind is Path:
-            converted: Any = Path(os.path.expanduser(str(value)))
-        elif kind is str:
-            converted = value if isinstance(value, str) else _wrong()
-        elif isinstance(value, bool) or not isinstance(value, int | float | str):
-            converted = _wrong()
-        else:
-            converted = kind(value)
-            if converted != float(value):  # 1.5 workers
-                _wrong()
-    except (ValueError, OverflowError) as error:
-        wanted = {int: "a whole number", float: "a number", str: "text"}.get(kind, kind.__name__)
-        raise InvalidSetting(f"setting {name!r} ({origin}): expected {wanted}, got {value!r}") from error
-    low, high = BOUNDS.get(name, (-float("inf"), float("inf")))
-    if kind in (int, float) and not low <= converted <= high:
-        raise InvalidSetting(f"setting {name!r} ({origin}): expected {low:g} to {high:g}, got {value!r}")
-    choices = CHOICES.get(name)
-    if choices is not None and converted not in choices:
-        raise InvalidSetting(f"setting {name!r} ({origin}): expected one of {', '.join(choices)}, got {value!r}")
-    return converted
-
-
-def _wrong() -> Any:
-    raise ValueError
 
 
 def _check_together(settings: Settings) -> None:
@@ -381,6 +358,10 @@ def _check_together(settings: Settings) -> None:
         raise InvalidSetting("setting 'limits.deadline_s' must not be above 'limits.max_deadline_s'")
     if settings.monitor.min_window_rows > settings.monitor.window_rows:
         raise InvalidSetting("setting 'monitor.min_window_rows' must not be above 'monitor.window_rows'")
+    try:
+        parse_setting(settings.sampling.redact)
+    except ValueError as error:
+        raise InvalidSetting(f"setting 'sampling.redact': {error}") from error
     webhook = settings.audit.checkpoint_webhook
     if webhook and not webhook.startswith(("http://", "https://")):
         raise InvalidSetting("setting 'audit.checkpoint_webhook': expected an address that begins with http or https")

@@ -101,6 +101,11 @@ class Signature:
     def output(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.outputs if spec.name == name), None)
 
+    def names(self) -> set[str]:
+        """All names under which a value can stand in the sample log: of tensors, features and output columns."""
+        tensors = {spec.name for spec in (*self.inputs, *self.outputs)}
+        return tensors | {feature.name for feature in self.features} | {column.name for column in self.output_columns()}
+
     def output_columns(self) -> Iterator[OutputColumn]:
         """The columns of all outputs: ``label``, ``probabilities.setosa``; wide outputs are left out."""
         for spec in self.outputs:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gateway import redaction
 from gateway.errors import PackageInvalid
 from gateway.tensors import DTYPES, Feature, Signature, TensorSpec
 
@@ -46,6 +47,11 @@ class Manifest:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Any] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def redact(self) -> redaction.Rules:
+        """What of its predictions may not be written as it is; `parse` has checked it."""
+        return redaction.parse_card(self.card.get("redact"))
 
     def to_json(self) -> bytes:
         """The bytes of manifest.json, ending in a newline."""
@@ -133,6 +139,8 @@ def _check(manifest: Manifest) -> None:
     if MODEL_FILE not in manifest.files:
         raise ValueError(f"files must list {MODEL_FILE}")
     signature = manifest.signature
+    if unknown := manifest.redact.keys() - signature.names():  # a wrong name would let the right one through
+        raise ValueError(f"card.redact names {min(unknown)!r}, which the model has not")
     if not signature.inputs or not signature.outputs:
         raise ValueError("signature must have at least one input and one output")
     inputs = {spec.name: spec for spec in signature.inputs}

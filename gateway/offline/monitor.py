@@ -24,6 +24,7 @@ from gateway.offline.drift import Column, ColumnDrift, Rules, compare
 from gateway.offline.reference import Reference, load_reference, values_of
 from gateway.offline.report import DriftDocument, VersionReport, status_of
 from gateway.offline.windows import Memory, Window, load_memory, replace_file
+from gateway.redaction import parse_setting
 from gateway.samples.record import RANDOM, SCHEMA
 from gateway.samples.segments import SegmentReader
 from gateway.settings import Settings
@@ -64,6 +65,7 @@ class Monitor:
         self._memory = self._remember()
         self._reader = SegmentReader(settings.sample_log_path, self._memory.watermark, clock=clock)
         self._references: dict[tuple[str, str], Reference | str] = {}  # or why there is none
+        self._redact = parse_setting(settings.sampling.redact)
         self._retry_at: dict[tuple[str, str], float] = {}
         self._changed = {model for model, _version in self._memory.windows}
         self._shown_tests: dict[tuple[str, str, str], str] = {}
@@ -189,7 +191,7 @@ class Monitor:
         known = self._references.get(key)
         if known is None or (isinstance(known, str) and self._clock() >= self._retry_at[key]):
             try:
-                known = load_reference(self._settings.paths.models / model / version)
+                known = load_reference(self._settings.paths.models / model / version, self._redact)
             except PackageInvalid as error:
                 known = str(error)
                 self._retry_at[key] = self._clock() + _RETRY_S

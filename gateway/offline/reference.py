@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from gateway.errors import PackageInvalid
 from gateway.models.manifest import MANIFEST_FILE, REFERENCE_FILE, parse, sha256_of
 from gateway.offline.drift import Role
+from gateway.redaction import Rules, rules_for
 from gateway.tensors import Array, Kind, Signature
 
 # A feature of 32 bits is logged with 32 bits, while the reference may hold the 64 bits it was made from. Compared as
@@ -41,8 +42,10 @@ class Reference:
         return tuple(column.name for column in self.columns if column.role == role)
 
 
-def load_reference(package: Path) -> Reference:
+def load_reference(package: Path, redact: Mapping[str, Rules] | None = None) -> Reference:
     """Read the reference of the package in the directory *package*. Needs pyarrow.
+
+    What is redacted, by the card or by *redact* (by model), is left out: the log has nothing to compare it with.
 
     Raises PackageInvalid, in words for people, if there is none, or if it is not the one that the manifest names.
     """
@@ -64,10 +67,11 @@ def load_reference(package: Path) -> Reference:
         if sha256_of(path) != manifest.files[REFERENCE_FILE]:
             raise PackageInvalid(f"{REFERENCE_FILE} is not the file that the manifest names (its sha256 differs)")
         table = pyarrow.parquet.read_table(path)
+        hidden = rules_for(manifest.name, manifest.redact, redact or {})
         columns = tuple(
             ReferenceColumn(name, role, kind, datatype, values_of(table[name].to_pylist(), kind, datatype))
             for name, role, kind, datatype in _described(manifest.signature)
-            if name in table.column_names
+            if name in table.column_names and name not in hidden
         )
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own errors are kinds of these
         raise PackageInvalid(f"cannot read {REFERENCE_FILE}: {error}") from error

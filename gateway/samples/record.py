@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import mmh3
 import numpy as np
 import orjson
 
+from gateway.redaction import NOTHING, Rules, rules_for
 from gateway.tensors import DATATYPES, Array, Signature, Tensors
 
 SCHEMA = 1
@@ -44,7 +45,8 @@ class Sample:
     inputs, outputs: arrays that nobody changes any more, first dimension *rows* (one row if the model is not
     batchable). ts_ns: Unix time. sample_rate: the rate in force, so that readers can weight. queue_s, run_s,
     batch_rows: zero where no run happened (a cache hit). cache: hit, miss, shared or bypass. error: the code of the
-    error that was the answer; then there are no outputs, and no inputs if they could not be read.
+    error that was the answer; then there are no outputs, and no inputs if they could not be read. redact: what the card
+    of the package says of its values.
     """
 
     prediction_id: str
@@ -68,6 +70,7 @@ class Sample:
     cache: str
     protocol: str
     error: str | None = None
+    redact: Rules = field(default_factory=dict)
 
 
 def to_lines(sample: Sample, max_rows: int) -> list[bytes]:
@@ -80,17 +83,29 @@ def picked_rows(rows: int, max_rows: int) -> Sequence[int]:
     return range(rows) if rows <= max_rows else [index * rows // max_rows for index in range(max_rows)]
 
 
+def _no_key() -> bytes:
+    raise OSError("there is no key to hash with")
+
+
 class LineBuilder:
-    """Turns samples into lines, remembering the layout of each signature. Used by one thread."""
+    """Turns samples into lines, remembering the layout of each signature. Used by one thread.
+
+    redact: rules by model, beside those of the samples. key: gives the key of the hashes when it is first needed; what
+    it raises, `lines` raises.
+    """
 
     # Versions come and go; a worker that has served more than this many starts to remember anew.
     _MAX_LAYOUTS = 256
 
-    def __init__(self, max_rows: int) -> None:
+    def __init__(
+        self, max_rows: int, redact: Mapping[str, Rules] | None = None, key: Callable[[], bytes] = _no_key
+    ) -> None:
         self._max_rows = max_rows
+        self._redact = redact or {}
+        self._key = key
         # By identity, since hashing a signature costs more than building a line; the signature itself is kept in the
         # layout, so that its identity cannot be taken over by another one.
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[tuple[int, int, str], _Layout] = {}
 
     def lines(self, sample: Sample) -> list[bytes]:
         """One JSON object with a newline per written row, at most max_rows of them.
@@ -99,7 +114,7 @@ class LineBuilder:
         as the shortest decimal that reads back to the same 16 or 32 bits. An input or output that no feature or
         output column describes is written as a summary: datatype, shape, sha256.
         """
-        layout = self._layout(sample.signature)
+        layout = self._layout(sample)
         picks = picked_rows(sample.rows, self._max_rows)
         inputs = layout.named_rows(layout.inputs, sample.inputs, sample.rows, picks)
         outputs = layout.named_rows(layout.outputs, sample.outputs, sample.rows, picks)
@@ -125,7 +140,10 @@ class LineBuilder:
             "batch_rows": sample.batch_rows,
             "cache": sample.cache,
             "error": sample.error,
+            "redacted": [],
         }
+        if layout.rules:
+            record["redacted"] = sorted({name for named in (*inputs, *outputs) for name in layout.redact(named)})
         lines: list[bytes] = []
         for row, named_inputs, named_outputs in zip(picks, inputs, outputs, strict=True):
             record["row"] = row
@@ -134,12 +152,16 @@ class LineBuilder:
             lines.append(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
         return lines
 
-    def _layout(self, signature: Signature) -> _Layout:
-        layout = self._layouts.get(id(signature))
+    def _layout(self, sample: Sample) -> _Layout:
+        key = (id(sample.signature), id(sample.redact), sample.model)
+        layout = self._layouts.get(key)
         if layout is None:
             if len(self._layouts) >= self._MAX_LAYOUTS:
                 self._layouts.clear()
-            layout = self._layouts[id(signature)] = _Layout(signature)
+            rules = rules_for(sample.model, sample.redact, self._redact)
+            needs_key = any(rule.kind == "hash" for rule in rules.values())
+            secret = self._key() if needs_key else b""
+            layout = self._layouts[key] = _Layout(sample.signature, sample.redact, rules, secret)
         return layout
 
 
@@ -161,18 +183,48 @@ class _Columns:
 
 
 class _Layout:
-    """Which column of which tensor has which name; tensors without an entry are summarized."""
+    """Which column of which tensor has which name; tensors without an entry are summarized.
 
-    __slots__ = ("inputs", "outputs", "signature")
+    rules: what is redacted, by name. secret: the key of the hashes.
+    """
 
-    def __init__(self, signature: Signature) -> None:
+    __slots__ = ("_card", "_hidden", "_secret", "inputs", "outputs", "rules", "signature")
+
+    def __init__(
+        self, signature: Signature, card: Rules = NOTHING, rules: Rules = NOTHING, secret: bytes = b""
+    ) -> None:
         self.signature = signature
+        self.rules = rules
+        self._card = card  # kept for its identity, as the signature is
+        self._secret = secret
         self.inputs: dict[str, _Columns] = {}
         self.outputs: dict[str, _Columns] = {}
         for feature in signature.features:
             _add(self.inputs, feature.input, feature.name, feature.column)
         for column in signature.output_columns():
             _add(self.outputs, column.output, column.name, column.index or 0)
+        # Tensors with a value that is redacted: a summary of all of it would tell of that one.
+        self._hidden = {
+            tensor
+            for side in (self.inputs, self.outputs)
+            for tensor, columns in side.items()
+            if tensor in rules or not rules.keys().isdisjoint(columns.names)
+        }
+
+    def redact(self, row: dict[str, Any]) -> list[str]:
+        """Put into one named row what may be written of it; returns the names that this concerns."""
+        found = [name for name in self.rules if name in row]
+        for name in found:
+            rule = self.rules[name]
+            if rule.kind == "drop" or type(row[name]) is dict:  # a dict is a summary
+                del row[name]
+            else:
+                row[name] = rule.replace(name, row[name], self._secret)
+        for name in self._hidden.intersection(row):
+            if type(row[name]) is dict:
+                del row[name]
+                found.append(name)
+        return found
 
     def named_rows(
         self, side: dict[str, _Columns], tensors: Tensors, rows: int, picks: Sequence[int]
@@ -288,6 +340,11 @@ def json_schema() -> bytes:
     }
     required = list(properties)  # of every row, also of those that were written before the fields below were known
     properties["error"] = {"type": ["string", "null"], "description": "Code of the error that was the answer."}
+    properties["redacted"] = {
+        "type": "array",
+        "items": text,
+        "description": "Names whose values were dropped, hashed or put into ranges; what is dropped is not there.",
+    }
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "One row of a sampled prediction",

@@ -267,6 +267,7 @@ class Answers:
                 cache=call.cache,
                 protocol=call.codec.name,
                 error=error,
+                redact=live.redact,
             )
         )
 

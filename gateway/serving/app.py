@@ -112,7 +112,13 @@ def build(
     router = Router(registry, guards)
     shadow = Shadow(registry, pool, settings.shadow, settings.batching, metrics, in_flight=lambda: admission.in_flight)
     watch = Watch(settings, router, registry, cache, shadow, metrics, guards, on_ready=lambda: report("ready"))
-    sampler = Sampler(settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
+    sampler = Sampler(
+        settings.sampling,
+        settings.sample_log_path,
+        boot=boot,
+        metrics=metrics,
+        redaction_key=settings.redaction_key_path,
+    )
     budget = RuleBudget(settings.sampling.max_by_rules_per_s, metrics, clock=time.monotonic)
     answers = Answers(registry, cache, sampler, shadow, counts, budget, ttl_s=settings.cache.ttl_s)
     pipeline = Pipeline(admission, router, cache, answers, guards)

@@ -16,6 +16,7 @@ from gateway.codecs.oip_json import OipCodec
 from gateway.errors import GatewayError, PackageInvalid
 from gateway.models.runtime import OnnxRuntime, Runtime, check_same
 from gateway.models.source import ModelSource, Package
+from gateway.redaction import Rules
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, RunCost
 from gateway.serving.sampling_rules import Ranges, ranges_of
 from gateway.tensors import Array, Signature, Tensors
@@ -38,6 +39,7 @@ class Loaded:
     cost: RunCost
     best: BestSize
     ranges: Ranges = field(default_factory=dict)
+    redact: Rules = field(default_factory=dict)
 
 
 def load(
@@ -76,8 +78,11 @@ def load(
     _warm(runtime, signature, rows, cost, best, max_batch_rows, clock)
     if runtime.aborted:
         raise PackageInvalid(f"{model}/{version}: its first run was called off")
-    ranges = {} if package.manifest is None else ranges_of(package.manifest.reference, signature)
-    return Loaded(runtime, signature, package.digest, cost, best, ranges)
+    manifest = package.manifest
+    if manifest is None:
+        return Loaded(runtime, signature, package.digest, cost, best)
+    ranges = ranges_of(manifest.reference, signature)
+    return Loaded(runtime, signature, package.digest, cost, best, ranges, manifest.redact)
 
 
 def _replay(package: Package, runtime: Runtime, signature: Signature) -> Tensors | None:

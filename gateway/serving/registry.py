@@ -54,6 +54,7 @@ class LiveVersion:
         "mark_apart",
         "model",
         "ranges",
+        "redact",
         "runtime",
         "signature",
         "version",
@@ -74,6 +75,7 @@ class LiveVersion:
         self.digest = loaded.digest
         self.signature = loaded.signature
         self.ranges = loaded.ranges
+        self.redact = loaded.redact
         self.runtime = loaded.runtime
         self.cost = loaded.cost
         self.batcher = batcher

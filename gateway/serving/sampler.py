@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.metrics import ServingMetrics
+from gateway.redaction import load_key, parse_setting
 from gateway.samples.record import LineBuilder, Sample
 from gateway.samples.segments import SegmentWriter, recover
 from gateway.settings import SamplingSettings
@@ -40,7 +41,7 @@ class Sampler:
 
     Nothing here is ever waited for: what cannot be queued or written is dropped and counted by reason (queue_full,
     disk_full, write_error, closed). Every failure is taken as passing, so the log goes on by itself when its cause is
-    gone.
+    gone. What is redacted is so before it comes near the disk; redaction_key: the file with the key of its hashes.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Sampler:
         *,
         boot: str,
         metrics: ServingMetrics,
+        redaction_key: Path,
         free_bytes: Callable[[Path], int] = free_bytes,
     ) -> None:
         self._settings = settings
@@ -64,7 +66,9 @@ class Sampler:
         self._closed = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-        self._builder = LineBuilder(settings.max_rows_per_request)
+        self._builder = LineBuilder(
+            settings.max_rows_per_request, parse_setting(settings.redact), lambda: load_key(redaction_key)
+        )
         self._segments = SegmentWriter(
             root, boot=boot, max_bytes=settings.segment_max_bytes, max_age_s=settings.segment_max_age_s
         )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gateway.errors import PackageInvalid
 from gateway.models.manifest import sha256_of
 from gateway.offline.reference import load_reference, values_of
+from gateway.redaction import parse_setting
 from tests.builders import classifier, write_bare, write_package
 
 
@@ -26,6 +27,16 @@ def test_a_reference_has_the_features_and_outputs_by_the_names_of_the_log(models
     kinds = {column.name: column.kind for column in reference.columns}
     assert (kinds["label"], kinds["probabilities.no"]) == ("categorical", "numeric")
     assert all(len(column.values) == 50 for column in reference.columns)
+
+
+def test_what_is_redacted_is_left_out_since_the_log_has_nothing_to_compare_it_with(models: Path) -> None:
+    card = {"stakes": "low", "redact": {"sepal_length": "hash"}}
+    package = write_package(models, classifier(), reference_rows=50, card=card)
+    reference = load_reference(
+        package, parse_setting("iris.petal_width=drop; *.probabilities.1=bucket 0.5; x.label=drop")
+    )
+    assert reference.names("input") == ("sepal_width", "petal_length")
+    assert reference.names("output") == ("label", "probabilities.0", "probabilities.2")
 
 
 def test_a_package_without_a_usable_reference_says_why(models: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.samples.record import LineBuilder, json_schema, picked_rows, sample_hash, sampling_limit, to_lines
+from gateway.redaction import parse_card, parse_rule
+from gateway.samples.record import (
+    LineBuilder,
+    Sample,
+    json_schema,
+    picked_rows,
+    sample_hash,
+    sampling_limit,
+    to_lines,
+)
 from gateway.tensors import Array, Feature, Signature, Tensors, TensorSpec, features_of
 from tests.builders import classifier
 from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample, sample_of
@@ -62,6 +72,7 @@ def test_a_line_tells_who_asked_what_was_answered_and_why() -> None:
         "batch_rows": 0,
         "cache": "hit",
         "error": None,
+        "redacted": [],
     }
 
 
@@ -69,7 +80,8 @@ def test_the_schema_beside_the_data_lists_exactly_the_fields_of_a_line() -> None
     record = json.loads(to_lines(linear_sample(iris_rows(1)), 64)[0])
     schema = json.loads(json_schema())
     assert list(record) == list(schema["properties"])
-    assert set(record) - set(schema["required"]) == {"error"}  # rows from before it was known are right without it
+    # Rows from before these were known are right without them.
+    assert set(record) - set(schema["required"]) == {"error", "redacted"}
     assert record["cache"] in schema["properties"]["cache"]["enum"]
 
 
@@ -179,6 +191,43 @@ def test_the_rows_of_a_large_request_carry_their_own_values_and_the_true_number_
     assert {record["rows"] for record in records} == {1000}
     written = np.array([list(record["inputs"].values()) for record in records], np.float32)
     assert written.tolist() == rows[::100].tolist()
+
+
+def _redacted(sample: Sample, **rules: str) -> dict[str, Any]:
+    sample.redact = parse_card(rules)
+    (line,) = LineBuilder(64, key=lambda: bytes(32)).lines(sample)
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def test_what_the_card_redacts_is_not_in_the_line_which_says_whose_it_was() -> None:
+    row = np.array([[30.5, 987.25, 5.5, math.nan]])
+    rules = {"sepal_length": "bucket 18 65", "sepal_width": "drop", "petal_length": "hash", "petal_width": "hash"}
+    record = _redacted(linear_sample(row), **rules, **{"probabilities.0": "drop"})
+    assert record["inputs"] == {
+        "sepal_length": "[18, 65)",
+        "petal_length": parse_rule("hash").replace("petal_length", 5.5, bytes(32)),
+        "petal_width": None,
+    }
+    assert "probabilities.0" not in record["outputs"]
+    assert record["outputs"].keys() >= {"label", "probabilities.1"}
+    assert record["redacted"] == sorted([*rules, "probabilities.0"])
+
+
+def test_no_summary_of_a_tensor_is_written_that_would_tell_of_a_redacted_value_in_it() -> None:
+    signature = _signature(TensorSpec("image", "FP32", (-1, 2000)), TensorSpec("x", "FP32", (2, 2)), batchable=False)
+    signature = replace(signature, features=(Feature("secret", "x", 0), Feature("b", "x", 1)))
+    tensors = {"image": np.zeros((1, 2000), np.float32), "x": np.zeros((2, 2), np.float32)}
+    sample = sample_of(tensors, {"answer": np.zeros(1, np.float32)}, signature, rows=1)
+    assert _redacted(sample)["inputs"].keys() == {"image", "x"}
+    assert _redacted(sample, secret="hash")["inputs"].keys() == {"image"}
+    assert _redacted(sample, image="hash")["inputs"].keys() == {"x"}
+
+
+def test_without_a_key_nothing_that_is_to_be_hashed_is_written() -> None:
+    sample = linear_sample(iris_rows(1), redact=parse_card({"sepal_length": "hash"}))
+    with pytest.raises(OSError, match="no key"):
+        to_lines(sample, 64)
 
 
 def test_one_builder_keeps_the_layouts_of_many_signatures_apart() -> None:

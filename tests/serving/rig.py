@@ -155,7 +155,9 @@ class Rig:
             cost_clock=self.clock, wall_clock=self.clock, executor=self.copies,
         )  # fmt: skip
         self.adopt()
-        self.sampler = Sampler(SamplingSettings(), root / "samples", boot="b", metrics=metrics)
+        self.sampler = Sampler(
+            SamplingSettings(), root / "samples", boot="b", metrics=metrics, redaction_key=root / "redaction.key"
+        )
         budget = RuleBudget(SamplingSettings().max_by_rules_per_s, metrics, clock=self.clock)
         answers = Answers(registry, self.kept, self.sampler, self.shadow, counts, budget, ttl_s=300.0, clock=self.clock)
         self.pipeline = Pipeline(self.admission, self.router, self.kept, answers, self.guards, clock=self.clock)

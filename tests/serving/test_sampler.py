@@ -54,7 +54,8 @@ def make(tmp_path: Path, counters: Counters) -> Iterator[Callable[..., Sampler]]
 
     def start(*, free: Callable[[Path], int] = lambda _path: PLENTY, root: Path = tmp_path, **keys: Any) -> Sampler:
         settings = SamplingSettings(**{"min_free_bytes": 0, "sync_s": 0.01, **keys})
-        sampler = Sampler(settings, root, boot="b1", metrics=counters.metrics, free_bytes=free)
+        key = tmp_path / "redaction.key"
+        sampler = Sampler(settings, root, boot="b1", metrics=counters.metrics, redaction_key=key, free_bytes=free)
         sampler.start()
         made.append(sampler)
         return sampler
@@ -265,6 +266,8 @@ def test_segments_that_dead_processes_left_open_are_closed_at_start(
 
 
 def test_a_sampler_that_was_never_started_can_be_closed(tmp_path: Path, counters: Counters) -> None:
-    sampler = Sampler(SamplingSettings(), tmp_path, boot="b1", metrics=counters.metrics)
+    sampler = Sampler(
+        SamplingSettings(), tmp_path, boot="b1", metrics=counters.metrics, redaction_key=tmp_path / "redaction.key"
+    )
     sampler.offer(linear_sample(iris_rows(1), ts_ns=TEN_O_CLOCK_NS))
     sampler.close(1)

@@ -39,6 +39,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "sampling.segment_max_age_s": (0.1, 86_400),
     "sampling.sync_s": (0.001, 3600),
     "sampling.min_free_bytes": (0, 2**50),
+    "sampling.keep_s": (0, 100 * 365 * 86_400),
+    "sampling.max_log_bytes": (0, 2**50),
     "sampling.max_by_rules_per_s": (0, 1_000_000),
     "shadow.max_queue_copies": (1, 10_000_000),
     "shadow.max_queue_bytes": (1, 2**40),

@@ -224,6 +224,14 @@ class MonitorMetrics:
         self.effect = gauge("sluicegate_drift_effect", "Effect size: KS distance or Cramer's V.", feature)
         self.drifted = gauge("sluicegate_drift_detected", "1 if the feature is found drifted, else 0.", feature)
         self.read_rows = Counter("sluicegate_monitor_rows", "Sample records read by the monitor.", registry=registry)
+        self.log_bytes = gauge("sluicegate_sample_log_bytes", "Size of the sample log on this disk.", ())
+        self.log_removed = Counter(
+            "sluicegate_sample_log_removed_files",
+            "Files removed from the sample log, by why: age, bytes (no room), unread (no room, and the monitor had not "
+            "read it to its end).",
+            ("reason",),
+            registry=registry,
+        )
         self.last_report_s = gauge(
             "sluicegate_drift_report_timestamp_seconds", "Unix time of the latest drift report.", ("model",)
         )

@@ -119,6 +119,8 @@ class SamplingSettings:
     segment_max_age_s: float = 60.0
     sync_s: float = 0.2  # longest time that a written record may wait for fdatasync
     min_free_bytes: int = 256 * 1024 * 1024  # below this much free disk, samples are dropped and counted
+    keep_s: float = 30 * 86_400.0  # how long after its hour a file of the log stays; 0: for ever
+    max_log_bytes: int = 16 * 1024**3  # of the whole log; the oldest files go first; 0: no bound
     redact: str = ""  # "MODEL.NAME=drop; *.NAME=hash; MODEL.NAME=bucket 18 65", beside what the cards say
     max_by_rules_per_s: float = 100.0  # predictions that rules may add, per model and worker
 

@@ -26,6 +26,7 @@ from gateway.offline.report import DriftDocument, VersionReport, status_of
 from gateway.offline.windows import Memory, Window, load_memory, replace_file
 from gateway.redaction import parse_setting
 from gateway.samples.record import RANDOM, SCHEMA
+from gateway.samples.retention import Retention
 from gateway.samples.segments import SegmentReader
 from gateway.settings import Settings
 
@@ -35,6 +36,7 @@ MEMORY_FILE = "memory.json"
 
 _BEAT_S = 1.0
 _TIDY_S = 60.0
+_PRUNE_S = 10.0
 _SAVE_S = 5.0
 # What one step reads at most (about 0.2 s of work), so that it beats and reports while it catches up.
 _STEP_BYTES = 4 * 1024 * 1024
@@ -66,6 +68,8 @@ class Monitor:
         self._reader = SegmentReader(settings.sample_log_path, self._memory.watermark, clock=clock)
         self._references: dict[tuple[str, str], Reference | str] = {}  # or why there is none
         self._redact = parse_setting(settings.sampling.redact)
+        sampling = settings.sampling
+        self._retention = Retention(settings.sample_log_path, sampling.keep_s, sampling.max_log_bytes, clock)
         self._retry_at: dict[tuple[str, str], float] = {}
         self._changed = {model for model, _version in self._memory.windows}
         self._shown_tests: dict[tuple[str, str, str], str] = {}
@@ -139,6 +143,21 @@ class Monitor:
         for model in self._changed - watched:
             self._document_path(model).unlink(missing_ok=True)
         self._changed &= watched
+
+    def prune(self) -> None:
+        """Remove from the log what its bounds do not allow. Raises OSError."""
+        if self._is_dirty:
+            self.save()  # what is removed must not have to be read again
+        removed = self._retention.apply(self._reader.has_read)
+        for reason, files in removed.files.items():
+            if files:
+                self._metrics.log_removed.labels(reason).inc(files)
+        if removed.files["unread"]:
+            log.warning(
+                "the sample log is larger than it may be; rows that the monitor has not read are gone",
+                extra={"files": removed.files["unread"], "max_log_bytes": self._retention.max_bytes},
+            )
+        self._metrics.log_bytes.set(removed.log_bytes)
 
     # -- the parts of a step ---------------------------------------------------------------------------
 
@@ -326,6 +345,7 @@ def _finish(monitor: Monitor) -> None:
 def _follow(monitor: Monitor, poll_s: float, report: Callable[[str], None], stop_fds: tuple[int, int]) -> None:
     """The main loop: read, report, save, each at its own pace, until one of *stop_fds* has something to say."""
     reports, saves, tidying, beats = _Schedule(poll_s), _Schedule(_SAVE_S), _Schedule(_TIDY_S), _Schedule(_BEAT_S)
+    pruning = _Schedule(_PRUNE_S)
     trouble = ""
     pause_s = 0.0
     while not select.select(stop_fds, [], [], pause_s)[0]:
@@ -338,6 +358,8 @@ def _follow(monitor: Monitor, poll_s: float, report: Callable[[str], None], stop
                 saves.run(monitor.save)
             if tidying.is_due():
                 tidying.run(monitor.tidy)
+            if pruning.is_due():
+                pruning.run(monitor.prune)
             trouble = ""
         except OSError as error:  # a full or broken disk: nothing is lost, since the log is read on from the watermark
             if str(error) != trouble:

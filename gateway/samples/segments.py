@@ -24,7 +24,7 @@ OPEN = ".jsonl.open"
 
 _HOUR_NS = 3600 * 10**9
 # Rows of an hour may be written a little after it, since they wait in a queue; after this long it is over.
-_LATE_ROWS_S = 900.0
+LATE_ROWS_S = 900.0
 _SEGMENT_NAME = re.compile(r"(?P<boot>.+)-(?P<pid>\d+)-(?P<seq>\d+)\.jsonl(\.open)?")
 
 
@@ -269,9 +269,13 @@ class SegmentReader:
                 budget -= len(block)
                 yield segment.relative, block
 
+    def has_read(self, relative: str) -> bool:
+        """Whether a closed segment was read to its end."""
+        return relative in self._read_to_end or self._is_finished(relative)
+
     def forget_finished(self) -> None:
         """Drop from the watermark what need not be remembered: hours that are over and read, files that are gone."""
-        over = time.strftime("date=%Y-%m-%d/hour=%H", time.gmtime(self._clock() - 3600.0 - _LATE_ROWS_S))
+        over = time.strftime("date=%Y-%m-%d/hour=%H", time.gmtime(self._clock() - 3600.0 - LATE_ROWS_S))
         waiting: set[str] = set()  # versions with an hour that is not finished; none after it can be
         for version, hour, folder in self._hours():
             inside = f"{version}/{hour}/"

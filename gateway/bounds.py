@@ -52,6 +52,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "monitor.min_window_rows": (2, 10_000_000),
     "monitor.max_false_discovery_rate": (1e-6, 0.5),
     "monitor.min_effect": (0, 1),
+    "monitor.compact_after_s": (0, 30 * 86_400),
     "supervisor.heartbeat_timeout_s": (1, 86_400),
     "supervisor.backoff_min_s": (0.001, 3600),
     "supervisor.backoff_max_s": (0.001, 3600),

@@ -232,6 +232,14 @@ class MonitorMetrics:
             ("reason",),
             registry=registry,
         )
+        self.compacted_rows = Counter(
+            "sluicegate_compacted_rows", "Sample records that were made Parquet.", registry=registry
+        )
+        self.rejected_lines = Counter(
+            "sluicegate_compaction_rejected_lines",
+            "Lines of the sample log that are no samples, found when it was made Parquet; they are kept aside.",
+            registry=registry,
+        )
         self.last_report_s = gauge(
             "sluicegate_drift_report_timestamp_seconds", "Unix time of the latest drift report.", ("model",)
         )

@@ -145,6 +145,7 @@ class MonitorSettings:
     min_window_rows: int = 100  # fewer rows: the verdict is "insufficient data"
     max_false_discovery_rate: float = 0.05
     min_effect: float = 0.08  # KS distance or Cramer's V below this is called negligible however small p is
+    compact_after_s: float = 600.0  # closed segments of the sample log that old become Parquet; 0: never
 
 
 @dataclass(frozen=True, slots=True)

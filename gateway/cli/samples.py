@@ -18,7 +18,7 @@ from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
     from gateway.cli import Subparsers
-    from gateway.samples.search import Selection
+    from gateway.samples.search import Archive, Selection
 
 Row = tuple[dict[str, Any], bytes]
 
@@ -81,6 +81,15 @@ def _log(options: argparse.Namespace) -> Path:
     return root
 
 
+def _archive() -> Archive | None:
+    """What reads the Parquet files of the log; without pyarrow there is none, and where it is needed this is told."""
+    try:
+        from gateway.offline.parts import Parts
+    except ImportError:
+        return None
+    return Parts()
+
+
 # -- tail -----------------------------------------------------------------------------------------
 
 
@@ -88,7 +97,7 @@ def _tail(options: argparse.Namespace) -> int:
     from gateway.samples.search import Selection, newest
 
     root = _log(options)
-    found = newest(root, options.rows, Selection(options.model, options.version))
+    found = newest(root, options.rows, Selection(options.model, options.version), _archive())
     if options.json:
         for _record, line in found:
             sys.stdout.write(line.decode())
@@ -150,7 +159,7 @@ def _progress(root: Path, selection: Selection) -> Iterator[Iterator[Row]]:
     """The selected rows, counted on the screen while they are read if there is a screen."""
     from gateway.samples.search import select
 
-    rows = select(root, selection)
+    rows = select(root, selection, _archive())
     if not sys.stderr.isatty():
         yield rows
         return

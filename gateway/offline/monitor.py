@@ -13,7 +13,9 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -21,14 +23,18 @@ from gateway.errors import PackageInvalid
 from gateway.metrics import MonitorMetrics, process_registry
 from gateway.models.manifest import NAME_PATTERN, VERSION_PATTERN
 from gateway.offline.drift import Column, ColumnDrift, Rules, compare
+from gateway.offline.past import PastReader
 from gateway.offline.reference import Reference, load_reference, values_of
 from gateway.offline.report import DriftDocument, VersionReport, status_of
 from gateway.offline.windows import Memory, Window, load_memory, replace_file
 from gateway.redaction import parse_setting
 from gateway.samples.record import RANDOM, SCHEMA
 from gateway.samples.retention import Retention
-from gateway.samples.segments import SegmentReader
+from gateway.samples.segments import SegmentReader, Watermark
 from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.offline.compactor import Compactor
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +48,9 @@ _SAVE_S = 5.0
 _STEP_BYTES = 4 * 1024 * 1024
 # Reports and saves rest this many times what they cost: however large the windows, that is 10 % of a core at most.
 _REST = 10
+# Compaction rests less, or a log that grows fast would stay as it is.
+_COMPACT_S = 5.0
+_COMPACT_REST = 2
 # A package without a reference is looked at again, since it may be on its way.
 _RETRY_S = 10.0
 # Columns of a version that get metrics of their own; the drift document has them all.
@@ -65,7 +74,11 @@ class Monitor:
         self._clock = clock
         self._memory_path = settings.monitor_path / MEMORY_FILE
         self._memory = self._remember()
-        self._reader = SegmentReader(settings.sample_log_path, self._memory.watermark, clock=clock)
+        watermark = self._memory.watermark
+        self._past = PastReader(settings.sample_log_path, watermark, is_new=not self._memory.windows)
+        self._reader = SegmentReader(settings.sample_log_path, watermark, clock=clock)
+        self._saved = Watermark(dict(watermark.offsets), dict(watermark.finished))
+        self._compactor = _compactor(settings)
         self._references: dict[tuple[str, str], Reference | str] = {}  # or why there is none
         self._redact = parse_setting(settings.sampling.redact)
         sampling = settings.sampling
@@ -89,7 +102,7 @@ class Monitor:
     def step(self) -> bool:
         """Read what is new, up to a bound; returns whether there may be more. Raises OSError."""
         read_bytes = 0
-        for relative, block in self._reader.read(_STEP_BYTES):
+        for relative, block in chain(self._past.read(_STEP_BYTES), self._reader.read(_STEP_BYTES)):
             read_bytes += len(block)
             self._is_dirty = True
             bad_lines = sum(not self._take(line) for line in block.splitlines())
@@ -117,6 +130,7 @@ class Monitor:
         """Make what was read survive a kill. Raises OSError."""
         self._memory.watermark = self._reader.watermark
         self._memory.save(self._memory_path)
+        self._saved = Watermark(dict(self._reader.watermark.offsets), dict(self._reader.watermark.finished))
         self._is_dirty = False
         # Only now: after a kill, rows that were not saved are read, and counted, again.
         self._metrics.read_rows.inc(self._unsaved_rows)
@@ -124,7 +138,8 @@ class Monitor:
 
     def tidy(self) -> None:
         """Forget finished hours of the log, and versions whose package is gone. Raises OSError."""
-        self._reader.forget_finished()
+        if self._past.is_read:
+            self._reader.forget_finished()
         models = self._settings.paths.models
         if not models.is_dir():
             return
@@ -158,6 +173,15 @@ class Monitor:
                 extra={"files": removed.files["unread"], "max_log_bytes": self._retention.max_bytes},
             )
         self._metrics.log_bytes.set(removed.log_bytes)
+
+    def compact(self, go_on: Callable[[], bool]) -> None:
+        """Make some of what was read Parquet, if that is due. go_on: see `Compactor.step`. Raises OSError."""
+        # What was read but not saved would be read again after a kill: it must still be there then.
+        if self._compactor is not None and self._past.is_read:
+            done = self._compactor.step(self._saved, go_on)
+            if done is not None:
+                self._metrics.compacted_rows.inc(done.rows)
+                self._metrics.rejected_lines.inc(done.rejected_lines)
 
     # -- the parts of a step ---------------------------------------------------------------------------
 
@@ -265,6 +289,17 @@ class Monitor:
         return self._settings.drift_path / f"{model}.json"
 
 
+def _compactor(settings: Settings) -> Compactor | None:
+    if settings.monitor.compact_after_s == 0:
+        return None
+    try:
+        from gateway.offline.compactor import Compactor
+    except ImportError:
+        log.warning("samples stay JSON Lines: making them Parquet needs pyarrow, install sluicegate[monitor]")
+        return None
+    return Compactor(settings.sample_log_path, settings.paths.models, after_s=settings.monitor.compact_after_s)
+
+
 def _columns(reference: Reference, window: Window) -> list[Column]:
     values = [row[3] for row in window.rows()]
     return [
@@ -284,10 +319,13 @@ def _or_nan(value: float | None) -> float:
 
 
 class _Schedule:
-    """When something that costs processor time is due again: after *every_s*, or later if it cost much."""
+    """When something that costs processor time is due again: after *every_s*, or *rest* times what it cost if that is
+    more.
+    """
 
-    def __init__(self, every_s: float) -> None:
+    def __init__(self, every_s: float, rest: float = _REST) -> None:
         self._every_s = every_s
+        self._rest = rest
         self._due_at = 0.0
         self._is_first = True
 
@@ -300,7 +338,7 @@ class _Schedule:
         spent_s += time.thread_time()
         if self._is_first:  # libraries were loaded, which says nothing of the next time
             self._is_first, spent_s = False, 0.0
-        self._due_at = time.monotonic() + max(self._every_s, _REST * spent_s)
+        self._due_at = time.monotonic() + max(self._every_s, self._rest * spent_s)
 
 
 def run_monitor(
@@ -324,7 +362,8 @@ def run_monitor(
     monitor = Monitor(settings, MonitorMetrics(process_registry()))
     log.info("following the sample log", extra={"boot": boot, "log": str(settings.sample_log_path)})
     report("ready")
-    _follow(monitor, settings.monitor.poll_s, report, (stop_read_fd, lifeline_fd))
+    compact_s = min(_COMPACT_S, settings.monitor.compact_after_s or _COMPACT_S)
+    _follow(monitor, settings.monitor.poll_s, compact_s, report, (stop_read_fd, lifeline_fd))
     _finish(monitor)
     os.close(stop_read_fd)
     os.close(stop_write_fd)
@@ -342,10 +381,19 @@ def _finish(monitor: Monitor) -> None:
         log.warning("the monitor's memory is not saved; it will read these rows again", extra={"error": str(error)})
 
 
-def _follow(monitor: Monitor, poll_s: float, report: Callable[[str], None], stop_fds: tuple[int, int]) -> None:
-    """The main loop: read, report, save, each at its own pace, until one of *stop_fds* has something to say."""
+def _follow(
+    monitor: Monitor, poll_s: float, compact_s: float, report: Callable[[str], None], stop_fds: tuple[int, int]
+) -> None:
+    """The main loop: read, report, save, compact, each at its own pace, until *stop_fds* have something to say."""
     reports, saves, tidying, beats = _Schedule(poll_s), _Schedule(_SAVE_S), _Schedule(_TIDY_S), _Schedule(_BEAT_S)
     pruning = _Schedule(_PRUNE_S)
+    compactions = _Schedule(compact_s, _COMPACT_REST)
+
+    def go_on() -> bool:
+        if beats.is_due():
+            beats.run(lambda: report("beat"))
+        return not select.select(stop_fds, [], [], 0.0)[0]
+
     trouble = ""
     pause_s = 0.0
     while not select.select(stop_fds, [], [], pause_s)[0]:
@@ -360,6 +408,8 @@ def _follow(monitor: Monitor, poll_s: float, report: Callable[[str], None], stop
                 tidying.run(monitor.tidy)
             if pruning.is_due():
                 pruning.run(monitor.prune)
+            if compactions.is_due():
+                compactions.run(lambda: monitor.compact(go_on))
             trouble = ""
         except OSError as error:  # a full or broken disk: nothing is lost, since the log is read on from the watermark
             if str(error) != trouble:

@@ -43,10 +43,10 @@ _FIELDS: Mapping[str, Kind] = {
     "cache": "text",
 }
 # Fields that say which row it is: without them a line is no sample. Others may be missing in records of other times.
-_IDENTITY = ("schema", "prediction_id", "row", "ts_ns", "sample_reason")
+IDENTITY = ("schema", "prediction_id", "row", "ts_ns", "sample_reason")
 _TIME = "ts"
 _JSON_MARK = {b"sluicegate": b"json"}
-_TYPES: Mapping[Kind, Any] = {
+TYPES: Mapping[Kind, Any] = {
     "none": pyarrow.float64(),  # a type that readers may mix with those of other files, unlike "null"
     "int": pyarrow.int64(),
     "big": pyarrow.uint64(),
@@ -92,7 +92,7 @@ def _is_sample(record: Any, model: str, version: str) -> bool:
         return False
     if type(record["inputs"]) is not dict or type(record["outputs"]) is not dict:
         return False
-    if any(record[name] is None for name in _IDENTITY):
+    if any(record[name] is None for name in IDENTITY):
         return False
     latency_us = record.get("latency_us")
     if latency_us is not None and type(latency_us) is not dict:
@@ -212,7 +212,7 @@ def schema_of(kinds: Kinds) -> Any:
     """The Arrow schema of a table whose columns are of these *kinds*; ts stands beside ts_ns."""
     fields = []
     for name, kind in kinds.items():
-        fields.append(pyarrow.field(name, _TYPES[kind], metadata=_JSON_MARK if kind == "json" else None))
+        fields.append(pyarrow.field(name, TYPES[kind], metadata=_JSON_MARK if kind == "json" else None))
         if name == "ts_ns":
             fields.append(pyarrow.field(_TIME, pyarrow.timestamp("us")))
     return pyarrow.schema(fields)
@@ -221,7 +221,7 @@ def schema_of(kinds: Kinds) -> Any:
 def kinds_in(schema: Any) -> Kinds:
     """The inverse of schema_of. Raises ValueError if it is no such schema."""
     by_type: dict[Any, Kind] = {
-        _TYPES[kind]: kind for kind in ("int", "big", "float", "bool", "text", "texts", "floats")
+        TYPES[kind]: kind for kind in ("int", "big", "float", "bool", "text", "texts", "floats")
     }
     found: Kinds = {}
     for field in schema:
@@ -256,7 +256,7 @@ def _array(name: str, column: list[Any], kind: Kind) -> Any:
     if kind == "float" and str in set(map(type, column)):
         column = [_INFINITE[value] if type(value) is str else value for value in column]
     try:
-        return pyarrow.array(column, _TYPES[kind])
+        return pyarrow.array(column, TYPES[kind])
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
         raise KindMismatch(name) from error
 

@@ -12,15 +12,25 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gateway.errors import PackageInvalid
 from gateway.models.manifest import MANIFEST_FILE, parse
-from gateway.offline.columns import KindMismatch, Kinds, declared_kinds, kinds_in, kinds_of, together, values_by_name
+from gateway.offline.columns import (
+    KindMismatch,
+    Kinds,
+    declared_kinds,
+    kinds_in,
+    kinds_of,
+    read_lines,
+    together,
+    values_by_name,
+)
 from gateway.offline.part_writer import (
     Abandoned,
     GoOn,
@@ -44,6 +54,7 @@ _ENOUGH_BYTES = 32 * 1024 * 1024
 _STEP_BYTES = 64 * 1024 * 1024
 _FULL_BYTES = 64 * 1024 * 1024
 _LOOK_BYTES = 1 << 20
+_FIRST_LINES = 256
 # An hour whose files make trouble, or that somebody reads, is left alone for so long.
 _REST_S = 30.0
 
@@ -179,7 +190,7 @@ class Compactor:
     def _compact(self, folder: Path, segments: list[_Segment], go_on: GoOn) -> Compaction | None:
         """Put the rows of *segments* into the newest part of their hour, or a new one."""
         model, version = version_of(folder)
-        kinds = self._kinds(_first_records(segments, model, version), model, version)
+        kinds = self._kinds([_first_records(segments, model, version)], model, version)
         is_complete = False
         while True:
             try:
@@ -190,11 +201,13 @@ class Compactor:
                     kinds[mismatch.name] = "json"
                 else:
                     every = (
-                        records for segment in segments for records, _bad in read_segment(segment.path, model, version)
+                        read_lines(lines, model, version)[0]
+                        for segment in segments
+                        for lines, _torn in read_segment(segment.path)
                     )
                     kinds, is_complete = self._kinds(every, model, version), True
 
-    def _kinds(self, batches: Iterator[list[dict[str, Any]]], model: str, version: str) -> Kinds:
+    def _kinds(self, batches: Iterable[list[dict[str, Any]]], model: str, version: str) -> Kinds:
         kinds: Kinds = {}
         for records in batches:
             kinds = together(kinds, kinds_of(values_by_name(records)))
@@ -267,12 +280,14 @@ def _is_read(segment: _Segment, read: Watermark) -> bool:
     return True
 
 
-def _first_records(segments: list[_Segment], model: str, version: str) -> Iterator[list[dict[str, Any]]]:
+def _first_records(segments: list[_Segment], model: str, version: str) -> list[dict[str, Any]]:
+    """Some rows, from which the types of the columns are guessed."""
     for segment in segments:
-        for records, _rejected_lines in read_segment(segment.path, model, version):
-            if records:
-                yield records
-                return
+        with segment.path.open("rb") as file:
+            records, _rejected = read_lines(islice(file, _FIRST_LINES), model, version)
+        if records:
+            return records
+    return []
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from gateway.offline.columns import Kinds, read_lines, schema_of, table_of, values_by_name
 from gateway.offline.parts import Part, footer, tables, version_of
+from gateway.offline.usual_lines import UsualLines
 from gateway.samples.segments import CLOSED
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,12 @@ class Written:
     rejected: dict[str, int] = field(default_factory=dict)
 
 
-def read_segment(path: Path, model: str, version: str) -> Iterator[tuple[list[dict[str, Any]], list[bytes]]]:
-    """(rows, lines that are none) of a segment, some MiB at a time."""
+def read_segment(path: Path) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """(whole lines, a torn last one) of a segment, some MiB at a time."""
     with path.open("rb") as file:
         while lines := file.readlines(_READ_BYTES):
             torn = [] if lines[-1].endswith(b"\n") else [lines.pop()]
-            records, rejected = read_lines(lines, model, version)
-            yield records, rejected + torn
+            yield lines, torn
 
 
 def write_part(partial: Path, kinds: Kinds, last: Part | None, segments: Sequence[Path], go_on: GoOn) -> Written:
@@ -61,8 +61,9 @@ def write_part(partial: Path, kinds: Kinds, last: Part | None, segments: Sequenc
             groups = _Groups(writer, go_on)
             for table in tables(last.path) if last is not None else ():
                 groups.add(_with_columns_of(schema, table))
+            usual = UsualLines(kinds, *version_of(partial.parent))
             for segment in segments:
-                _write_segment(segment, kinds, groups, written)
+                _write_segment(segment, usual, kinds, groups, written)
             groups.flush()
             writer.add_key_value_metadata(footer({**(last.sources if last is not None else {}), **written.rows}))
         file.flush()
@@ -70,17 +71,23 @@ def write_part(partial: Path, kinds: Kinds, last: Part | None, segments: Sequenc
     return written
 
 
-def _write_segment(segment: Path, kinds: Kinds, groups: _Groups, written: Written) -> None:
+def _write_segment(segment: Path, usual: UsualLines, kinds: Kinds, groups: _Groups, written: Written) -> None:
     model, version = version_of(segment.parent)
     rows = rejected_lines = 0
     bad = partial_of_rejected(segment)
     bad.unlink(missing_ok=True)
-    for records, rejected in read_segment(segment, model, version):
-        rows += len(records)
-        rejected_lines += len(rejected)
-        if records:
-            groups.add(table_of(values_by_name(records), kinds))
+    for lines, torn in read_segment(segment):
+        rejected = torn
+        table = usual.table(b"".join(lines), len(lines))
+        if table is None:
+            records, rejected = read_lines(lines, model, version)
+            rejected += torn
+            table = table_of(values_by_name(records), kinds) if records else None
+        if table is not None:
+            rows += table.num_rows
+            groups.add(table)
         if rejected:
+            rejected_lines += len(rejected)
             with bad.open("ab") as file:
                 file.writelines(rejected)
                 file.flush()

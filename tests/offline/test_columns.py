@@ -24,6 +24,7 @@ from gateway.offline.columns import (
     together,
     values_by_name,
 )
+from gateway.offline.usual_lines import UsualLines
 from gateway.samples.record import to_lines
 from tests.builders import classifier
 from tests.samples.make import iris_rows, linear_sample
@@ -57,6 +58,10 @@ def _groups(draw: st.DrawFn) -> list[dict[str, Any]]:
 def _record(row: int, /, **fields: Any) -> dict[str, Any]:
     """A record as serving writes it, with other *fields*."""
     return {**json.loads(to_lines(linear_sample(iris_rows(1)), 1)[0]), **{"row": row, **fields}}
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
 @given(_groups(), _groups())
@@ -173,3 +178,48 @@ def test_kinds_that_one_column_cannot_hold_are_kept_as_text() -> None:
         table_of({"x": [2**53 + 1]}, {"x": "float"})
     with pytest.raises(KindMismatch):
         table_of({"y": [1]}, {"x": "int"})
+
+
+def _usual_rows(rows: int) -> list[bytes]:
+    return to_lines(linear_sample(iris_rows(rows)), rows)
+
+
+def test_usual_lines_are_read_into_columns_at_once() -> None:
+    lines = _usual_rows(20)
+    kinds = kinds_of(values_by_name(read_lines(lines, "iris", "1")[0]))
+    found = UsualLines(kinds, "iris", "1").table(b"".join(lines), 20)
+    assert list(map(_line, records_of(found, "iris", "1"))) == lines
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 700), st.binary(max_size=3), st.integers(0, 3)), max_size=2),
+    st.sampled_from(["iris", "house"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_becomes_of_a_line_both_ways_of_reading_agree(
+    damages: list[tuple[int, int, bytes, int]], model: str
+) -> None:
+    """damages: (which line, where in it, what is put there instead of how many bytes)."""
+    lines = _usual_rows(4)
+    kinds = kinds_of(values_by_name(read_lines(lines, "iris", "1")[0]))
+    for which, start, put, instead in damages:
+        line = lines[which][:-1]
+        lines[which] = line[:start] + put.replace(b"\n", b"") + line[start + instead :] + b"\n"
+    found = UsualLines(kinds, model, "1").table(b"".join(lines), len(lines))
+    if found is not None:
+        records, rejected = read_lines(lines, model, "1")
+        assert rejected == []
+        assert found.equals(table_of(values_by_name(records), kinds))
+    elif not damages and model == "iris":
+        raise AssertionError("usual lines were not read")
+
+
+@given(_groups())
+@settings(max_examples=80, deadline=None)
+def test_values_of_any_kind_are_read_alike_or_left_to_the_other_way(inputs: list[dict[str, Any]]) -> None:
+    lines = [orjson.dumps(_record(row, inputs=group)) + b"\n" for row, group in enumerate(inputs)]
+    records, _rejected = read_lines(lines, "iris", "1")
+    values = values_by_name(records)
+    kinds = kinds_of(values)
+    found = UsualLines(kinds, "iris", "1").table(b"".join(lines), len(lines))
+    assert found is None or found.equals(table_of(values, kinds))

@@ -1,4 +1,4 @@
-"""``sluicegate samples``: look at the newest rows of the sample log, or take rows of it elsewhere."""
+"""``sluicegate samples``: look at the newest rows of the sample log, ask it by SQL, or take rows of it elsewhere."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Row = tuple[dict[str, Any], bytes]
 
 _ROWS_PER_TABLE = 20_000
+# What a table on the screen, or in a file, has at most.
+_MAX_SHOWN_ROWS = 1000
+_WIDE = 10_000
 _INFINITE = {"Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
@@ -45,12 +48,26 @@ def add_parser(subparsers: Subparsers) -> None:
         "(inputs.NAME, outputs.NAME), or .jsonl with the lines as they are.",
     )
     export.add_argument("--out", metavar="FILE", type=Path, required=True, help="FILE.parquet, FILE.csv or FILE.jsonl")
+    export.add_argument(
+        "--format", choices=tuple(_WRITERS), help="what to write, where the name of FILE does not say it"
+    )
     export.add_argument("--since", metavar="TIME", type=_time_ns, help="from this time on: 2026-03-01T10:00 (UTC)")
     export.add_argument("--until", metavar="TIME", type=_time_ns, help="up to, but not including, this time")
     export.add_argument("--json", action="store_true", help="print JSON")
     export.set_defaults(run=_export)
-    for verb in (tail, export):
+    sql = verbs.add_parser(
+        "sql",
+        help="ask by SQL",
+        description="Answer one SELECT in DuckDB's SQL over the view samples (a column per field, and per input and "
+        'output: "inputs.NAME", "outputs.NAME", in double quotes) and, where labels came in, the view labels. '
+        "DESCRIBE samples tells the columns. Nothing is written.",
+    )
+    sql.add_argument("query", metavar="QUERY", help='select version, avg("inputs.age") from samples group by version')
+    sql.add_argument("--format", choices=("table", "csv", "jsonl"), default="table", help="(default: table)")
+    sql.set_defaults(run=_sql)
+    for verb in (tail, export, sql):
         verb.add_argument("--state", metavar="DIR", help="the gateway's state directory (default: state)")
+    for verb in (tail, export):
         verb.add_argument("--model", metavar="M", help="only this model")
         verb.add_argument("--version", metavar="V", help="only this version")
 
@@ -128,14 +145,11 @@ def _pairs(values: dict[str, Any]) -> str:
 def _export(options: argparse.Namespace) -> int:
     from gateway.samples.search import Selection
 
-    writers: dict[str, Callable[[Iterable[Row], Path], int]] = {
-        ".parquet": _write_parquet,
-        ".csv": _write_csv,
-        ".jsonl": _write_jsonl,
-    }
-    write = writers.get(options.out.suffix)
-    if write is None:
-        raise GatewayError(f"--out: expected a file that ends in {', '.join(writers)}, got {options.out}")
+    kind = options.format or options.out.suffix.removeprefix(".")
+    if kind not in _WRITERS:
+        suffixes = ", ".join(f".{name}" for name in _WRITERS)
+        raise GatewayError(f"--out: expected a file that ends in {suffixes}, or --format; got {options.out}")
+    write = _WRITERS[kind]
     root = _log(options)
     selection = Selection(options.model, options.version, options.since, options.until)
     partial = options.out.with_name(f".{options.out.name}.partial")
@@ -245,3 +259,66 @@ def _column(values: list[Any]) -> list[Any]:
             return [_INFINITE[value] if isinstance(value, str) else value for value in values]
         return [None if value is None else str(value) for value in values]  # two versions that mean different things
     return values
+
+
+# -- sql ----------------------------------------------------------------------------------------------
+
+
+def _sql(options: argparse.Namespace) -> int:
+    try:
+        import duckdb
+
+        from gateway.offline.query import NotAQuery, opened
+    except ImportError as error:
+        raise GatewayError("SQL needs duckdb and pyarrow: install sluicegate[monitor]") from error
+    root = _log(options)
+    try:
+        with opened(root) as desk:
+            names, rows = desk.rows(options.query)
+            _PRINTERS[options.format](names, rows)
+    except (NotAQuery, duckdb.Error) as error:
+        raise GatewayError(f"cannot answer that: {error}") from error
+    except (OSError, ValueError) as error:
+        raise GatewayError(f"cannot read the sample log: {error}") from error
+    return 0
+
+
+def _print_table(names: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*map(escape, names))
+    for row in islice(rows, _MAX_SHOWN_ROWS):
+        table.add_row(*("" if value is None else escape(str(value)) for value in row))
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
+    if next(rows, None) is not None:
+        print(f"only the first {_MAX_SHOWN_ROWS} rows are shown; --format csv gives all", file=sys.stderr)
+
+
+def _print_csv(names: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+
+
+def _print_jsonl(names: list[str], rows: Iterator[tuple[Any, ...]]) -> None:
+    import orjson
+
+    for row in rows:
+        plain = dict(zip(names, row, strict=True))
+        sys.stdout.write(orjson.dumps(plain, default=str, option=orjson.OPT_APPEND_NEWLINE).decode())
+
+
+_WRITERS: dict[str, Callable[[Iterable[Row], Path], int]] = {
+    "parquet": _write_parquet,
+    "csv": _write_csv,
+    "jsonl": _write_jsonl,
+}
+_PRINTERS: dict[str, Callable[[list[str], Iterator[tuple[Any, ...]]], None]] = {
+    "table": _print_table,
+    "csv": _print_csv,
+    "jsonl": _print_jsonl,
+}

@@ -245,9 +245,6 @@ class Compactor:
             partial.unlink(missing_ok=True)
             for segment in segments:
                 partial_of_rejected(segment.path).unlink(missing_ok=True)
-        for name, lines in written.rejected.items():
-            if lines:
-                log.warning("lines that are no samples are kept aside", extra={"segment": name, "lines": lines})
         return Compaction(len(segments), sum(written.rows.values()), sum(written.rejected.values()))
 
     def _swap(self, partial: Path | None, target: Path, segments: list[_Segment]) -> bool:

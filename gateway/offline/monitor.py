@@ -182,6 +182,8 @@ class Monitor:
             if done is not None:
                 self._metrics.compacted_rows.inc(done.rows)
                 self._metrics.rejected_lines.inc(done.rejected_lines)
+                if done.rejected_lines:
+                    log.warning("lines that are no samples are kept aside", extra={"lines": done.rejected_lines})
 
     # -- the parts of a step ---------------------------------------------------------------------------
 

@@ -151,6 +151,6 @@ def test_an_unknown_format_and_an_unwritable_place_are_refused(
     log: list[bytes], state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _export(state, tmp_path / "out.xlsx") == 1
-    assert "expected a file that ends in .parquet, .csv, .jsonl" in capsys.readouterr().err
+    assert "expected a file that ends in .parquet, .csv, .jsonl, or --format" in capsys.readouterr().err
     assert _export(state, tmp_path / "no" / "such" / "out.csv") == 1
     assert "No such file or directory" in capsys.readouterr().err

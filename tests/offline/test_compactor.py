@@ -316,7 +316,7 @@ def test_pandas_duckdb_and_pyarrow_read_it_without_our_code(shop: Workshop) -> N
     assert pandas.read_parquet(files[0])["inputs.sepal_width"].size == 30
     query = f"select version, count(*), min(ts)::varchar from '{shop.root}/**/*.parquet' group by all order by all"
     first = ["2026-03-01 10:00:00", "2026-03-01 10:00:30"]
-    assert duckdb.sql(query).fetchall() == [(1, 30, first[0]), (2, 30, first[1])]
+    assert duckdb.execute(query).fetchall() == [(1, 30, first[0]), (2, 30, first[1])]
     folder = pyarrow.dataset.dataset(shop.root, format="parquet", partitioning="hive", exclude_invalid_files=True)
     assert sorted(folder.to_table(columns=["inputs.sepal_width"])["inputs.sepal_width"].to_pylist()) == wanted
 

@@ -344,49 +344,56 @@ def test_without_pyarrow_one_is_told_what_to_install(shop: Workshop) -> None:
 
 # -- kill -9 --------------------------------------------------------------------------------------------
 
-# Compacts a log, and kills itself at the n-th time that it opens, renames or removes a file there.
+# Compacts a log, and kills itself when it is about to open, rename or remove such a file for the n-th time.
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from gateway.offline.compactor import Compactor
 from gateway.samples.segments import SegmentReader
 
-root, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+root, wanted, suffix, left = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 reader = SegmentReader(root)
 for block in reader.read(10**9):
     pass
-seen = 0
 
 def watch(event, arguments):
-    global seen
-    if event in ("open", "os.rename", "os.remove") and str(root) in str(arguments[0]):
-        seen += 1
-        if seen == kill_at:
+    global left
+    if event == wanted and str(arguments[0]).startswith(str(root)) and str(arguments[0]).endswith(suffix):
+        left -= 1
+        if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
 compactor = Compactor(root, root, after_s=0.001, clock=lambda: 2e9)
 sys.addaudithook(watch)
 while compactor.step(reader.watermark, lambda: True):
     pass
-print(seen)
 """
 
+# (what it is about to do, with which file, up to which time of doing so)
+_POINTS = [
+    ("open", ".jsonl", 9),
+    ("open", ".tmp", 2),
+    ("os.rename", ".rejected.tmp", 3),
+    ("os.rename", ".parquet.tmp", 1),
+    ("open", "hour=10", 1),  # the part is there, all of its segments too
+    ("os.remove", ".jsonl", 3),
+]
 
-def _run(root: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", _KILLED, str(root), str(kill_at)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+def _run(root: Path, event: str, suffix: str, times: int) -> int:
+    """The exit code of a compactor that is killed there."""
+    command = [sys.executable, "-c", _KILLED, str(root), event, suffix, str(times)]
+    return subprocess.run(command, check=False).returncode
 
 
 def test_killed_at_any_point_each_row_is_there_once_and_the_next_compactor_goes_on(shop: Workshop) -> None:
     rng = random.Random(5)
-    kills = 0
-    for round_ in range(10):
-        shop.write(rng.randrange(5, 40))
+    points = rng.sample(_POINTS * 2, 10)
+    for round_, (event, suffix, most) in enumerate(points):
+        shop.write(rng.randrange(20, 40))  # four segments at least
         shop.writer.write("iris", "1", TEN_O_CLOCK_NS, b"torn in round %d\n" % round_)
         shop.writer.close()
-        killed = _run(shop.root, rng.randrange(1, 30))
-        kills += killed.returncode == -signal.SIGKILL
-        assert killed.returncode in (0, -signal.SIGKILL), killed.stderr
+        assert _run(shop.root, event, suffix, rng.randint(1, most)) == -signal.SIGKILL
         assert shop.ids() == shop.each_once()
         parquet_alone = Counter(
             name
@@ -394,8 +401,7 @@ def test_killed_at_any_point_each_row_is_there_once_and_the_next_compactor_goes_
             for name in pyarrow.parquet.read_table(path)["prediction_id"].to_pylist()
         )
         assert not parquet_alone or max(parquet_alone.values()) == 1
-    assert kills >= 5
-    assert _run(shop.root, 0).returncode == 0
+    assert _run(shop.root, "never", "", 1) == 0
     assert shop.ids() == shop.each_once()
     assert {path.suffix for path in (shop.root / HOUR).iterdir()} == {".parquet", ".rejected"}
     rejected = b"".join(path.read_bytes() for path in (shop.root / HOUR).glob("*.rejected"))

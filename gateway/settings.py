@@ -142,10 +142,13 @@ class MonitorSettings:
 
     poll_s: float = 1.0
     window_rows: int = 1000  # most recent sampled rows that are compared with the reference
+    window_s: float = 0.0  # length of a window, of whose rows at most window_rows are compared; 0: cut by count alone
     min_window_rows: int = 100  # fewer rows: the verdict is "insufficient data"
     max_false_discovery_rate: float = 0.05
     min_effect: float = 0.08  # KS distance or Cramer's V below this is called negligible however small p is
     compact_after_s: float = 600.0  # closed segments of the sample log that old become Parquet; 0: never
+    alarm_windows: int = 3  # an alarm looks at so many finished windows, which have no row in common,
+    alarm_drifted_windows: int = 2  # and is raised if a column drifted in so many of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +368,8 @@ def _check_together(settings: Settings) -> None:
         parse_setting(settings.sampling.redact)
     except ValueError as error:
         raise InvalidSetting(f"setting 'sampling.redact': {error}") from error
+    if settings.monitor.alarm_drifted_windows > settings.monitor.alarm_windows:
+        raise InvalidSetting("setting 'monitor.alarm_drifted_windows' must not be above 'monitor.alarm_windows'")
     webhook = settings.audit.checkpoint_webhook
     if webhook and not webhook.startswith(("http://", "https://")):
         raise InvalidSetting("setting 'audit.checkpoint_webhook': expected an address that begins with http or https")

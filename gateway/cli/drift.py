@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Columns that did not drift are many and say little; so many are shown unless all are asked for.
 _QUIET_COLUMNS = 5
 
+_SHOWN_IDS = 2
+
 _NUMBERS = ("statistic", "q", "effect", "missing")
 _HEADINGS = ("column", "verdict", "test", *_NUMBERS, "because")
 
@@ -84,6 +86,10 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
     for version in document.versions:
         print(f"{document.model} {version.version}: {version.status} ({version.reason})")
         print(f"  {_window(version)}; written {_time(document.written_at)}")
+        for alarm in version.alarms:
+            ids = ", ".join(alarm.prediction_ids[:_SHOWN_IDS])
+            often = f"{alarm.drifted_windows} of {alarm.judged_windows} windows"
+            print(f"  ALARM {alarm.name}: drifted in {often}; look at {ids}")
         others = [column for column in version.columns if column.verdict != "drifted"]
         others.sort(key=lambda column: -(column.effect or 0.0))
         shown = others if show_all else others[:_QUIET_COLUMNS]

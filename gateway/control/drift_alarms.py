@@ -1,4 +1,4 @@
-"""Drift documents as alarms: one row when columns have become drifted, and one when they have recovered."""
+"""Drift documents as alarms: one row when columns drifted in enough windows, and one when they have recovered."""
 
 from __future__ import annotations
 
@@ -26,10 +26,17 @@ _NAMED_IN_TEXT = 3
 
 DRIFTED, STABLE = "drifted", "stable"
 
+# What a row tells of a column: how much, how sure, by how many rows of when, what else moved, and where to look.
+_TOLD = (
+    "name", "role", "test", "statistic", "p", "q", "effect", "n_ref", "n_cur", "window_from_ns", "window_to_ns",
+    "drifted_windows", "judged_windows", "top_features", "prediction_ids",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One version in a drift document. columns: name -> what the monitor found for it."""
+    """One version in a drift document. columns: name -> its alarm, and a verdict: drifted if it has one, else stable.
+    Columns of which too few windows were judged to say either are left out."""
 
     digest: str
     columns: Mapping[str, Mapping[str, Any]]
@@ -116,17 +123,22 @@ def _parse(raw: bytes) -> tuple[float, dict[str, Seen]]:
     if document["schema"] != SCHEMA:
         raise ValueError(f"schema {document['schema']!r}")
     versions = {
-        str(version["version"]): Seen(str(version["digest"]), {str(c["name"]): c for c in version["columns"]})
-        for version in document["versions"]
+        str(version["version"]): Seen(str(version["digest"]), _columns(version)) for version in document["versions"]
     }
-    for seen in versions.values():
-        seen.named(DRIFTED)  # a column without a verdict shows here
     return float(document["written_at"]), versions
 
 
+def _columns(version: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {str(name): {"verdict": STABLE} for name in version["quiet"]}
+    for alarm in version["alarms"]:
+        effect = float(alarm["effect"])
+        found[str(alarm["name"])] = {**{key: alarm[key] for key in _TOLD}, "effect": effect, "verdict": DRIFTED}
+    return found
+
+
 def _drifted(model: str, version: str, seen: Seen, new: set[str]) -> Note:
-    columns = sorted((seen.columns[name] for name in new), key=lambda column: -(column.get("effect") or 0.0))
-    shown = [{key: column.get(key) for key in ("name", "role", "effect", "q", "test")} for column in columns]
+    columns = sorted((seen.columns[name] for name in new), key=lambda column: -column["effect"])
+    shown = [{key: column[key] for key in _TOLD} for column in columns]
     why = f"{model} {version} has drifted: {_words([str(column['name']) for column in columns])}"
     return _note(model, version, "drifted", len(shown), shown[:MAX_COLUMNS], why)
 

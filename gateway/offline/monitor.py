@@ -12,19 +12,23 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from gateway.errors import PackageInvalid
 from gateway.metrics import MonitorMetrics, process_registry
 from gateway.models.manifest import NAME_PATTERN, VERSION_PATTERN
+from gateway.offline.cuts import Row
 from gateway.offline.drift import Column, ColumnDrift, Rules, compare
+from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
+from gateway.offline.measures import measure
 from gateway.offline.past import PastReader
-from gateway.offline.reference import Reference, load_reference, values_of
+from gateway.offline.reference import Reference, ReferenceColumn, count_no_numbers, load_reference, values_of
 from gateway.offline.report import DriftDocument, VersionReport, status_of
 from gateway.offline.windows import Memory, Window, load_memory, replace_file
 from gateway.redaction import parse_setting
@@ -70,6 +74,8 @@ class Monitor:
         self._rules = Rules(
             settings.monitor.min_window_rows, settings.monitor.max_false_discovery_rate, settings.monitor.min_effect
         )
+        self._alarm_rule = AlarmRule(settings.monitor.alarm_drifted_windows, settings.monitor.alarm_windows)
+        self._window_ns = int(settings.monitor.window_s * 1e9)
         self._metrics = metrics
         self._clock = clock
         self._memory_path = settings.monitor_path / MEMORY_FILE
@@ -108,7 +114,9 @@ class Monitor:
             bad_lines = sum(not self._take(line) for line in block.splitlines())
             if bad_lines:
                 log.warning("lines that are no samples", extra={"file": relative, "lines": bad_lines})
-        return read_bytes >= _STEP_BYTES
+        has_more = read_bytes >= _STEP_BYTES
+        self._finish_windows(is_all_read=not has_more)
+        return has_more
 
     def report(self) -> None:
         """Write the drift documents of all models whose windows changed. Raises OSError."""
@@ -119,7 +127,10 @@ class Monitor:
                 if name == model and (model, version) in self._memory.windows
             )
             now = self._clock()
-            document = DriftDocument(model, now, self._settings.monitor.window_rows, self._rules, versions)
+            monitor = self._settings.monitor
+            document = DriftDocument(
+                model, now, monitor.window_rows, self._rules, versions, self._alarm_rule, monitor.window_s
+            )
             replace_file(self._document_path(model), document.to_json(), sync=False)
             for found in versions:
                 self._show(model, found)
@@ -149,6 +160,7 @@ class Monitor:
                 self._references.pop((model, version), None)
                 self._metrics.window_rows.labels(model, version).set(0)
                 self._metrics.drifted_features.labels(model, version).set(0)
+                self._metrics.alarms.labels(model, version).set(0)
                 for labels in [labels for labels in self._shown_tests if labels[:2] == (model, version)]:
                     self._metrics.drifted.labels(*labels).set(0)
                     del self._shown_tests[labels]
@@ -189,7 +201,9 @@ class Monitor:
 
     def _remember(self) -> Memory:
         try:
-            return load_memory(self._memory_path, limit_rows=self._settings.monitor.window_rows)
+            return load_memory(
+                self._memory_path, limit_rows=self._settings.monitor.window_rows, window_ns=self._window_ns
+            )
         except ValueError as error:
             # The log is still there: reading it again from its start gives the same windows.
             log.warning("the monitor's memory cannot be read; reading the whole log again", extra={"error": str(error)})
@@ -221,7 +235,7 @@ class Monitor:
         if window is None:
             if not (NAME_PATTERN.fullmatch(model) and VERSION_PATTERN.fullmatch(version)):
                 raise ValueError("neither may lead out of the directories that they name files in")
-            window = Window(self._settings.monitor.window_rows, digest)
+            window = Window(self._settings.monitor.window_rows, digest, window_ns=self._window_ns)
             window.restart(digest, self._reference(model, version))
             self._memory.windows[model, version] = window
         elif window.digest != digest:
@@ -243,6 +257,25 @@ class Monitor:
             self._references[key] = known
         return None if isinstance(known, str) else known
 
+    def _finish_windows(self, *, is_all_read: bool) -> None:
+        """Judge the windows that are finished, and remember what was found in them."""
+        clock_ns = int(self._clock() * 1e9)
+        for (model, version), window in self._memory.windows.items():
+            cuts = window.cut(clock_ns, is_all_read=is_all_read)
+            reference = self._reference(model, version) if cuts else None
+            if reference is None or not window.has_columns_of(reference):
+                continue
+            for cut in cuts:
+                columns = _columns(reference, cut.rows)
+                ids = [row[1] for row in cut.rows]
+                findings = tuple(
+                    finding(drift, column, ids)
+                    for drift, column in zip(compare(columns, self._rules), columns, strict=True)
+                )
+                window.finish(FinishedWindow(cut.rows[0][0], cut.rows[-1][0], len(ids), cut.rows_seen, findings))
+                self._changed.add(model)
+                self._is_dirty = True
+
     def _examine(self, model: str, version: str) -> VersionReport:
         """Compare one version's window with its reference."""
         window = self._memory.windows[model, version]
@@ -252,10 +285,15 @@ class Monitor:
         rows = window.rows()
         found: tuple[ColumnDrift, ...] = ()
         if reference is not None:
-            found = tuple(compare(_columns(reference, window), self._rules))
+            columns = _columns(reference, window.rows())
+            found = tuple(
+                replace(drift, measures=measure(column))
+                for drift, column in zip(compare(columns, self._rules), columns, strict=True)
+            )
             status, reason = status_of(found)
         else:
             status, reason = "no reference", str(self._references[model, version])
+        alarmed, quiet = alarms(window.history, self._alarm_rule)
         return VersionReport(
             version,
             window.digest,
@@ -267,6 +305,10 @@ class Monitor:
             rows_total=window.rows_total,
             reference_rows=reference.rows if reference is not None else 0,
             columns=found,
+            alarms=tuple(alarmed),
+            quiet=tuple(quiet),
+            late_rows=window.uncut.late_rows,
+            timeline=timeline(window.history),
         )
 
     def _show(self, model: str, found: VersionReport) -> None:
@@ -274,6 +316,7 @@ class Monitor:
         metrics, version = self._metrics, found.version
         metrics.window_rows.labels(model, version).set(found.window_rows)
         metrics.drifted_features.labels(model, version).set(len(found.drifted))
+        metrics.alarms.labels(model, version).set(len(found.alarms))
         outputs_first = sorted(found.columns, key=lambda column: column.role == "input")
         for column in outputs_first[:_MAX_METRIC_COLUMNS]:
             labels = (model, version, column.name)
@@ -302,18 +345,23 @@ def _compactor(settings: Settings) -> Compactor | None:
     return Compactor(settings.sample_log_path, settings.paths.models, after_s=settings.monitor.compact_after_s)
 
 
-def _columns(reference: Reference, window: Window) -> list[Column]:
-    values = [row[3] for row in window.rows()]
+def _columns(reference: Reference, rows: Sequence[Row]) -> list[Column]:
+    """The reference's columns with what *rows* hold of them."""
     return [
-        Column(
-            column.name,
-            column.role,
-            column.kind,
-            column.values,
-            values_of([row[index] for row in values], column.kind, column.datatype),
-        )
+        _column(column, [values[index] for _ts_ns, _id, _row, values in rows])
         for index, column in enumerate(reference.columns)
     ]
+
+
+def _column(column: ReferenceColumn, plain: Sequence[Any]) -> Column:
+    return Column(
+        column.name,
+        column.role,
+        column.kind,
+        column.values,
+        values_of(plain, column.kind, column.datatype),
+        count_no_numbers(plain) if column.kind == "numeric" else 0,
+    )
 
 
 def _or_nan(value: float | None) -> float:

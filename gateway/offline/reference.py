@@ -18,6 +18,7 @@ from gateway.tensors import Array, Kind, Signature
 # A feature of 32 bits is logged with 32 bits, while the reference may hold the 64 bits it was made from. Compared as
 # they are, 0.1 and float32(0.1) are different values, and a column of few distinct ones would seem all new.
 _PRECISION = {"FP16": np.float16, "FP32": np.float32}
+_NUMBER_WORDS = ("NaN", "Infinity", "-Infinity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,13 @@ def values_of(values: Sequence[Any], kind: Kind, datatype: str) -> Array:
         return numbers
     with np.errstate(over="ignore"):
         return numbers.astype(precision).astype(np.float64)
+
+
+def count_no_numbers(values: Sequence[Any]) -> int:
+    """How many values from the log are neither missing nor a number, nor one of the words for what JSON cannot say."""
+    return sum(
+        not isinstance(value, int | float) and value is not None and value not in _NUMBER_WORDS for value in values
+    )
 
 
 def _number(value: Any) -> float:

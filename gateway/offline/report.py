@@ -9,6 +9,8 @@ from typing import Any, Literal
 import orjson
 
 from gateway.offline.drift import ColumnDrift, Rules
+from gateway.offline.history import Alarm, AlarmRule, TimelinePoint, alarm_of
+from gateway.offline.measures import Histogram, Measures
 
 SCHEMA = 1
 
@@ -20,7 +22,8 @@ class VersionReport:
     """What was found for one version.
 
     window_rows: rows compared, from window_from_ns to window_to_ns (Unix time; 0 if there are none). rows_total: rows
-    ever counted. columns: features, then outputs; empty if there is no reference.
+    ever counted. columns: features, then outputs; empty if there is no reference. alarms: columns that drifted in
+    enough finished windows; quiet: those that surely do not. late_rows: came after their window was finished.
     """
 
     version: str
@@ -33,6 +36,10 @@ class VersionReport:
     rows_total: int
     reference_rows: int
     columns: tuple[ColumnDrift, ...]
+    alarms: tuple[Alarm, ...] = ()
+    quiet: tuple[str, ...] = ()
+    late_rows: int = 0
+    timeline: tuple[TimelinePoint, ...] = ()
 
     @property
     def drifted(self) -> tuple[ColumnDrift, ...]:
@@ -43,13 +50,16 @@ class VersionReport:
 
 @dataclass(frozen=True, slots=True)
 class DriftDocument:
-    """The latest findings on one model. written_at: Unix time in seconds. window_rows: the bound of each window."""
+    """The latest findings on one model. written_at: Unix time in seconds. window_rows: the bound of each window;
+    window_s: its length, 0 if windows are cut by count."""
 
     model: str
     written_at: float
     window_rows: int
     rules: Rules
     versions: tuple[VersionReport, ...]
+    alarm_rule: AlarmRule
+    window_s: float = 0.0
 
     def to_json(self) -> bytes:
         plain = {
@@ -57,7 +67,9 @@ class DriftDocument:
             "model": self.model,
             "written_at": self.written_at,
             "window_rows": self.window_rows,
+            "window_s": self.window_s,
             "rules": self.rules,
+            "alarm_rule": self.alarm_rule,
             "versions": self.versions,
         }
         return orjson.dumps(plain, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
@@ -78,12 +90,35 @@ def parse(plain: Mapping[str, Any]) -> DriftDocument:
     if plain.get("schema") != SCHEMA:
         raise ValueError(f"expected a drift document of schema {SCHEMA}, got {plain.get('schema')!r}")
     try:
-        versions = tuple(
-            VersionReport(**{**version, "columns": tuple(ColumnDrift(**column) for column in version["columns"])})
-            for version in plain["versions"]
-        )
         return DriftDocument(
-            plain["model"], plain["written_at"], plain["window_rows"], Rules(**plain["rules"]), versions
+            plain["model"],
+            plain["written_at"],
+            plain["window_rows"],
+            Rules(**plain["rules"]),
+            tuple(_version(version) for version in plain["versions"]),
+            AlarmRule(**plain.get("alarm_rule", {"drifted": 1, "windows": 1})),
+            plain.get("window_s", 0.0),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a drift document: {error}") from error
+
+
+def _version(plain: Mapping[str, Any]) -> VersionReport:
+    parts = {
+        "columns": tuple(_column(column) for column in plain["columns"]),
+        "alarms": tuple(alarm_of(alarm) for alarm in plain.get("alarms", ())),
+        "quiet": tuple(plain.get("quiet", ())),
+        "timeline": tuple(_point(point) for point in plain.get("timeline", ())),
+    }
+    return VersionReport(**{**plain, **parts})
+
+
+def _point(plain: Mapping[str, Any]) -> TimelinePoint:
+    return TimelinePoint(**{**plain, "drifted": tuple(plain["drifted"])})
+
+
+def _column(plain: Mapping[str, Any]) -> ColumnDrift:
+    measures = plain.get("measures")
+    if measures is not None:
+        measures = Measures(**{**measures, "histogram": Histogram(**measures["histogram"])})
+    return ColumnDrift(**{**plain, "measures": measures})

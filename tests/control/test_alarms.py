@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,8 +17,9 @@ from gateway.errors import StoreUnavailable
 from gateway.flags.audit import AuditRow
 from gateway.flags.sqlite import SqliteStore
 from gateway.flags.store import verify_trail
-from gateway.offline.drift import ColumnDrift, Rules
-from gateway.offline.report import DriftDocument, VersionReport, status_of
+from gateway.offline.drift import Rules
+from gateway.offline.history import Alarm, AlarmRule, TopFeature
+from gateway.offline.report import DriftDocument, VersionReport
 from gateway.offline.windows import replace_file
 from gateway.settings import PathSettings, Settings
 from tests.control.process import ControlProcess, route
@@ -29,17 +29,17 @@ from tests.receiver import Receiver
 HOUR_S = 3600.0
 
 
-def column(name: str, verdict: str, effect: float = 0.3) -> ColumnDrift:
-    found: Any = verdict  # one of the monitor's words
-    return ColumnDrift(name, "input", "numeric", 500, 500, 0.0, 0.0, "ks", effect, 1e-9, 1e-8, effect, found, "")
+def alarm(name: str, effect: float = 0.3) -> Alarm:
+    top = (TopFeature("a", 0.4),)
+    return Alarm(name, "input", 2, 3, 1, 2, 500, 400, "ks", effect, 1e-9, 1e-8, effect, "", top, ("p1", "p2"))
 
 
 def write_drift(directory: Path, written_at: float, *, digest: str = "d1", version: str = "3", **verdicts: str) -> None:
     """A drift document of the model iris, as the monitor writes it. verdicts: column -> verdict."""
-    columns = tuple(column(name, verdict) for name, verdict in verdicts.items())
-    status, reason = status_of(columns) if columns else ("no reference", "there is none")
-    report = VersionReport(version, digest, status, reason, 500, 1, 2, 500, 500, columns)
-    document = DriftDocument("iris", written_at, 1000, Rules(100, 0.05, 0.08), (report,))
+    alarms = tuple(alarm(name) for name, verdict in verdicts.items() if verdict == "drifted")
+    quiet = tuple(name for name, verdict in verdicts.items() if verdict == "stable")
+    report = VersionReport(version, digest, "stable", "", 500, 1, 2, 500, 500, (), alarms, quiet)
+    document = DriftDocument("iris", written_at, 1000, Rules(100, 0.05, 0.08), (report,), AlarmRule(2, 3))
     directory.mkdir(exist_ok=True)
     replace_file(directory / "iris.json", document.to_json(), sync=False)
 
@@ -101,7 +101,24 @@ def test_a_column_is_told_once_when_it_drifts_and_once_when_it_has_recovered(rig
     row = rig.rows[0]
     assert (row.verb, row.target, row.actor) == ("alarm.drift", "drift:iris", "system")
     assert row.after["model"] == "iris"
-    assert row.after["columns"] == [{"name": "a", "role": "input", "effect": 0.3, "q": 1e-8, "test": "ks"}]
+    (told,) = row.after["columns"]
+    assert told == {
+        "name": "a",
+        "role": "input",
+        "test": "ks",
+        "statistic": 0.3,
+        "p": 1e-9,
+        "q": 1e-8,
+        "effect": 0.3,
+        "n_ref": 500,
+        "n_cur": 400,
+        "window_from_ns": 1,
+        "window_to_ns": 2,
+        "drifted_windows": 2,
+        "judged_windows": 3,
+        "top_features": [{"name": "a", "effect": 0.4}],
+        "prediction_ids": ["p1", "p2"],
+    }
     assert row.reason == "iris 3 has drifted: a"
 
 
@@ -147,11 +164,10 @@ def test_a_package_that_is_replaced_begins_anew_and_a_version_that_is_gone_has_r
 
 
 def test_a_row_names_the_columns_of_the_largest_effect_and_counts_the_others(rig: Rig) -> None:
-    columns = tuple(column(f"c{number}", "drifted", effect=number / 1000) for number in range(200))
-    status, reason = status_of(columns)
-    report = VersionReport("3", "d", status, reason, 500, 1, 2, 500, 500, columns)
+    alarms = tuple(alarm(f"c{number}", effect=number / 1000) for number in range(200))
+    report = VersionReport("3", "d", "drifted", "", 500, 1, 2, 500, 500, (), alarms)
     rig.drift.mkdir()
-    document = DriftDocument("iris", 0.0, 1000, Rules(100, 0.05, 0.08), (report,))
+    document = DriftDocument("iris", 0.0, 1000, Rules(100, 0.05, 0.08), (report,), AlarmRule(2, 3))
     (rig.drift / "iris.json").write_bytes(document.to_json())
     rig.alarms.look()
     (row,) = rig.rows
@@ -177,7 +193,7 @@ def test_drift_that_the_store_could_not_take_is_told_when_it_can(rig: Rig, tmp_p
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b"[]", b"null", b'{"schema": 2}', b'{"schema": 1, "written_at": 1, "versions": [{}]}',
-     b'{"schema": 1, "written_at": 1, "versions": [{"version": "1", "digest": "d", "columns": [{"name": "a"}]}]}'],
+     b'{"schema": 1, "written_at": 1, "versions": [{"version": "1", "digest": "d", "quiet": [], "alarms": [{}]}]}'],
 )  # fmt: skip
 def test_what_is_no_drift_document_is_passed_by(rig: Rig, raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
     rig.report(0, a="drifted")

@@ -82,11 +82,26 @@ def test_a_shift_of_the_traffic_is_found_reported_and_survives_kill_9_of_the_mon
     assert (found.status, found.rows_total, found.window_rows) == ("drifted", 800, 400)
     assert "sepal_width" in {column.name for column in found.drifted}
 
+    assert found.alarms == ()  # one finished window is not enough
+    ids += send(gateway, "iris", IRIS.features, shifted)
+    found = watched(gateway, "iris", 1200)
+    (alarm,) = (alarm for alarm in found.alarms if alarm.name == "sepal_width")
+    assert (alarm.drifted_windows, alarm.judged_windows) == (2, 3)
+    assert set(alarm.prediction_ids) <= set(ids)
+
+    def told() -> list[dict[str, Any]]:
+        rows = gateway.control.get("/admin/v1/audit", params={"limit": 100}).json()["rows"]
+        return [row for row in rows if row["verb"] == "alarm.drift"]
+
+    row = eventually(told, "the alarm is in the audit trail")[0]
+    columns = {column["name"]: column for column in row["after"]["columns"]}
+    assert columns["sepal_width"]["prediction_ids"] == list(alarm.prediction_ids)
+
     # What clients were told and what is in the log agree, row by row.
     logged = [record for record in records(state) if record["model"] == "iris"]
     assert sorted({record["prediction_id"] for record in logged}) == sorted(ids)
     written = np.array([list(record["inputs"].values()) for record in logged], np.float32)
-    sent = np.concatenate([iris_rows(400, 1), shifted])
+    sent = np.concatenate([iris_rows(400, 1), shifted, shifted])
     assert sorted(map(tuple, written.tolist())) == sorted(map(tuple, sent.tolist()))
     labels = [record["outputs"]["label"] for record in logged]
     assert labels == IRIS.answer(written)["label"].tolist()
@@ -107,7 +122,7 @@ def test_a_shift_of_the_traffic_is_found_reported_and_survives_kill_9_of_the_mon
 
     page = gateway.control.get("/metrics").text
     assert 'sluicegate_drift_detected{feature="sepal_width",model="iris",version="1"} 1.0' in page
-    assert "sluicegate_samples_written_total 820.0" in page
+    assert "sluicegate_samples_written_total 1220.0" in page
 
 
 def test_cache_hits_are_in_the_log_as_hits_and_under_ids_of_their_own(gateway: LiveGateway, state: Path) -> None:

@@ -113,6 +113,31 @@ def test_a_column_without_any_value_is_told_apart_from_one_that_lost_them(rng: n
     assert only(categorical([None] * 500, [None] * 500)).reason == "missing everywhere"
 
 
+def test_a_column_enters_the_family_once_at_twice_the_p_of_the_clearer_of_its_two_tests(
+    rng: np.random.Generator,
+) -> None:
+    values = rng.normal(0.4, size=600)
+    values[:60] = np.nan
+    holes = numeric(np.where(np.arange(2000) % 10 < 1, np.nan, rng.normal(size=2000)), values, "holes")
+    others = [numeric(rng.normal(size=2000), rng.normal(size=600), f"x{index}") for index in range(4)]
+    found = compare([holes, *others], RULES)
+    present = stats.ks_2samp(holes.reference, values, method="asymp", nan_policy="omit")
+    assert found[0].test == "ks"
+    assert found[0].p == pytest.approx(2 * present.pvalue, rel=1e-6)
+    assert [one.q for one in found] == pytest.approx(stats.false_discovery_control([one.p or 0 for one in found]))
+
+
+def test_a_small_but_sure_difference_does_not_hide_a_large_one(rng: np.random.Generator) -> None:
+    reference, current = rng.normal(size=20_000), rng.normal(0.12, size=20_000)
+    current[:30] = np.nan
+    reference[:10] = np.nan
+    before = only(numeric(reference, current))
+    assert (before.test, before.verdict) == ("ks", "stable")
+    current[: 20_000 // 50] = np.nan
+    after = only(numeric(reference, current))
+    assert (after.test, after.verdict) == ("missing", "drifted")
+
+
 # -- categories ---------------------------------------------------------------------------------------
 
 

@@ -188,6 +188,69 @@ def test_categories_and_short_decimals_compare_equal_though_log_and_reference_wr
     }
 
 
+# -- alarms -------------------------------------------------------------------------------------------
+
+
+def test_a_column_alarms_once_it_drifted_in_two_windows_without_a_row_in_common_and_a_restart_forgets_nothing(
+    settings: Settings, log: Log
+) -> None:
+    write_package(settings.paths.models, classifier(), reference_rows=2000)
+    monitor = start(settings)
+    log.write(*samples(clean()), *samples(shifted(), start_row=300))
+    run(monitor)
+    found = document(settings, "iris").versions[0]
+    assert (found.status, found.alarms) == ("drifted", ())
+    assert [len(point.drifted) > 0 for point in found.timeline] == [False, True]
+    monitor.save()
+
+    monitor = start(settings)
+    log.write(*samples(shifted(5), start_row=600))
+    run(monitor)
+    found = document(settings, "iris").versions[0]
+    alarm = next(alarm for alarm in found.alarms if alarm.name == "sepal_width")
+    assert (alarm.drifted_windows, alarm.judged_windows, alarm.n_ref, alarm.n_cur) == (2, 3, 2000, 300)
+    assert (alarm.window_from_ns, alarm.window_to_ns) == (
+        TEN_O_CLOCK_NS + 600 * 10**9,
+        TEN_O_CLOCK_NS + 899 * 10**9,
+    )
+    (column,) = (column for column in found.columns if column.name == "sepal_width")
+    assert (alarm.statistic, alarm.p, alarm.q) == (column.statistic, column.p, column.q)
+    assert alarm.top_features[0].name == "sepal_width"
+    assert {int(name[1:]) // 300 for name in alarm.prediction_ids} == {2}
+    assert "petal_length" in found.quiet
+
+    for window, seed in enumerate((8, 9), 3):
+        log.write(*samples(clean(seed), start_row=300 * window))
+    run(monitor)
+    assert document(settings, "iris").versions[0].alarms == ()
+
+
+def test_windows_by_time_are_judged_when_their_time_is_over_and_short_ones_are_no_verdict(
+    models: Path, state: Path
+) -> None:
+    settings = monitor_settings(models, state, window_rows=300, window_s=600.0)
+    write_package(models, classifier(), reference_rows=2000)
+    written, clock = Log(settings), FakeClock(TEN_O_CLOCK_NS / 1e9)
+    monitor = start(settings, clock)
+    written.write(*samples(clean(rows=600)), *samples(shifted(rows=650), start_row=600))
+    run(monitor)
+    assert document(settings, "iris").versions[0].timeline == ()
+    clock.advance(1206)
+    run(monitor)
+    found = document(settings, "iris").versions[0]
+    assert [(point.rows, len(point.drifted) > 0) for point in found.timeline] == [(300, False), (300, True)]
+    clock.advance(600)
+    monitor.save()
+    monitor = start(settings, clock)
+    run(monitor)
+    last = document(settings, "iris").versions[0].timeline[-1]
+    assert (last.rows, last.effects, last.drifted) == (50, {}, ())
+    written.write(*samples(clean(rows=20)))
+    run(monitor)
+    assert document(settings, "iris").versions[0].late_rows == 20
+    written.close()
+
+
 # -- which rows ---------------------------------------------------------------------------------------
 
 
@@ -369,6 +432,7 @@ def test_the_gauges_say_what_the_document_says(settings: Settings, log: Log) -> 
     assert registry.get_sample_value("sluicegate_drift_window_rows", version) == 300
     assert registry.get_sample_value("sluicegate_drift_features", version) == len(found.drifted)
     assert registry.get_sample_value("sluicegate_monitor_rows_total") == 300
+    assert registry.get_sample_value("sluicegate_drift_alarms", version) == 0
     for column in found.columns:
         labels = {**version, "feature": column.name}
         assert registry.get_sample_value("sluicegate_drift_detected", labels) == (column.verdict == "drifted")
@@ -384,6 +448,8 @@ def test_the_document_is_plain_json_with_a_schema_number(settings: Settings, log
     run(start(settings))
     plain = json.loads((settings.drift_path / "iris.json").read_bytes(), parse_constant=lambda name: pytest.fail(name))
     assert (plain["schema"], plain["model"]) == (1, "iris")
+    assert plain["alarm_rule"] == {"drifted": 2, "windows": 3}
+    assert plain["versions"][0]["columns"][1]["measures"]["wasserstein"] > 0.5
     assert plain["rules"] == {"min_rows": 100, "max_false_discovery_rate": 0.05, "min_effect": 0.08}
     column = plain["versions"][0]["columns"][1]
     assert (column["name"], column["role"], column["kind"], column["test"]) == ("sepal_width", "input", "numeric", "ks")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import PackageInvalid
 from gateway.models.manifest import sha256_of
-from gateway.offline.reference import load_reference, values_of
+from gateway.offline.reference import count_no_numbers, load_reference, values_of
 from gateway.redaction import parse_setting
 from tests.builders import classifier, write_bare, write_package
 
@@ -92,3 +92,8 @@ def test_numbers_are_rounded_as_the_model_rounds_its_input(values: list[float]) 
         wanted = np.array(values, np.float64).astype(np.float32)
     assert values_of(values, "numeric", "FP32").tolist() == wanted.astype(np.float64).tolist()
     assert values_of(values, "numeric", "FP64").tolist() == values
+
+
+def test_what_is_no_number_is_counted_but_missing_values_and_the_words_of_the_log_are_not() -> None:
+    assert count_no_numbers([1, 2.5, None, "NaN", "Infinity", "-Infinity", float("nan")]) == 0
+    assert count_no_numbers([1, "1.5", "red", [2], {"a": 1}]) == 4

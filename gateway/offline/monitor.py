@@ -16,20 +16,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
 from gateway.errors import PackageInvalid
 from gateway.metrics import MonitorMetrics, process_registry
 from gateway.models.manifest import NAME_PATTERN, VERSION_PATTERN
-from gateway.offline.cuts import Row
 from gateway.offline.drift import Column, ColumnDrift, Rules, compare
 from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
 from gateway.offline.measures import measure
 from gateway.offline.past import PastReader
-from gateway.offline.reference import Reference, ReferenceColumn, count_no_numbers, load_reference, values_of
+from gateway.offline.reference import Reference, columns_of, load_reference
 from gateway.offline.report import DriftDocument, VersionReport, status_of
+from gateway.offline.together import Fit, Together
 from gateway.offline.windows import Memory, Window, load_memory, replace_file
 from gateway.redaction import parse_setting
 from gateway.samples.record import RANDOM, SCHEMA
@@ -89,6 +89,7 @@ class Monitor:
         self._redact = parse_setting(settings.sampling.redact)
         sampling = settings.sampling
         self._retention = Retention(settings.sample_log_path, sampling.keep_s, sampling.max_log_bytes, clock)
+        self._fits: dict[tuple[str, str], tuple[Reference | str, Fit | None]] = {}
         self._retry_at: dict[tuple[str, str], float] = {}
         self._changed = {model for model, _version in self._memory.windows}
         self._shown_tests: dict[tuple[str, str, str], str] = {}
@@ -158,6 +159,7 @@ class Monitor:
             if not (models / model / version).is_dir():
                 del self._memory.windows[model, version]
                 self._references.pop((model, version), None)
+                self._fits.pop((model, version), None)
                 self._metrics.window_rows.labels(model, version).set(0)
                 self._metrics.drifted_features.labels(model, version).set(0)
                 self._metrics.alarms.labels(model, version).set(0)
@@ -266,7 +268,7 @@ class Monitor:
             if reference is None or not window.has_columns_of(reference):
                 continue
             for cut in cuts:
-                columns = _columns(reference, cut.rows)
+                columns = columns_of(reference, cut.rows)
                 ids = [row[1] for row in cut.rows]
                 findings = tuple(
                     finding(drift, column, ids)
@@ -284,8 +286,9 @@ class Monitor:
             window.restart(window.digest, reference)  # the reference came, or changed, after the first rows
         rows = window.rows()
         found: tuple[ColumnDrift, ...] = ()
+        columns: list[Column] = []
         if reference is not None:
-            columns = _columns(reference, window.rows())
+            columns = columns_of(reference, window.rows())
             found = tuple(
                 replace(drift, measures=measure(column))
                 for drift, column in zip(compare(columns, self._rules), columns, strict=True)
@@ -309,7 +312,23 @@ class Monitor:
             quiet=tuple(quiet),
             late_rows=window.uncut.late_rows,
             timeline=timeline(window.history),
+            together=self._together(model, version, columns),
         )
+
+    def _together(self, model: str, version: str, columns: Sequence[Column]) -> Together | None:
+        """All features as one figure; None if reference or window have too little to say."""
+        features = [column for column in columns if column.role == "input"]
+        if not features or len(features[0].current) < self._rules.min_rows:
+            return None
+        reference = self._references[model, version]
+        known = self._fits.get((model, version))
+        if known is None or known[0] is not reference:
+            try:
+                fit = Fit(features)
+            except ValueError:
+                fit = None
+            self._fits[model, version] = known = (reference, fit)
+        return None if known[1] is None else known[1].judge(features)
 
     def _show(self, model: str, found: VersionReport) -> None:
         """Set the gauges of one version."""
@@ -343,25 +362,6 @@ def _compactor(settings: Settings) -> Compactor | None:
         log.warning("samples stay JSON Lines: making them Parquet needs pyarrow, install sluicegate[monitor]")
         return None
     return Compactor(settings.sample_log_path, settings.paths.models, after_s=settings.monitor.compact_after_s)
-
-
-def _columns(reference: Reference, rows: Sequence[Row]) -> list[Column]:
-    """The reference's columns with what *rows* hold of them."""
-    return [
-        _column(column, [values[index] for _ts_ns, _id, _row, values in rows])
-        for index, column in enumerate(reference.columns)
-    ]
-
-
-def _column(column: ReferenceColumn, plain: Sequence[Any]) -> Column:
-    return Column(
-        column.name,
-        column.role,
-        column.kind,
-        column.values,
-        values_of(plain, column.kind, column.datatype),
-        count_no_numbers(plain) if column.kind == "numeric" else 0,
-    )
 
 
 def _or_nan(value: float | None) -> float:

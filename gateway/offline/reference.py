@@ -11,7 +11,8 @@ import numpy as np
 
 from gateway.errors import PackageInvalid
 from gateway.models.manifest import MANIFEST_FILE, REFERENCE_FILE, parse, sha256_of
-from gateway.offline.drift import Role
+from gateway.offline.cuts import Row
+from gateway.offline.drift import Column, Role
 from gateway.redaction import Rules, rules_for
 from gateway.tensors import Array, Kind, Signature
 
@@ -77,6 +78,25 @@ def load_reference(package: Path, redact: Mapping[str, Rules] | None = None) -> 
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own errors are kinds of these
         raise PackageInvalid(f"cannot read {REFERENCE_FILE}: {error}") from error
     return Reference(table.num_rows, columns)
+
+
+def columns_of(reference: Reference, rows: Sequence[Row]) -> list[Column]:
+    """The reference's columns with what *rows* hold of them."""
+    return [
+        _column(column, [values[index] for _ts_ns, _id, _row, values in rows])
+        for index, column in enumerate(reference.columns)
+    ]
+
+
+def _column(column: ReferenceColumn, plain: Sequence[Any]) -> Column:
+    return Column(
+        column.name,
+        column.role,
+        column.kind,
+        column.values,
+        values_of(plain, column.kind, column.datatype),
+        count_no_numbers(plain) if column.kind == "numeric" else 0,
+    )
 
 
 def _described(signature: Signature) -> list[tuple[str, Role, Kind, str]]:

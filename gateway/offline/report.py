@@ -11,6 +11,7 @@ import orjson
 from gateway.offline.drift import ColumnDrift, Rules
 from gateway.offline.history import Alarm, AlarmRule, TimelinePoint, alarm_of
 from gateway.offline.measures import Histogram, Measures
+from gateway.offline.together import Together
 
 SCHEMA = 1
 
@@ -24,6 +25,7 @@ class VersionReport:
     window_rows: rows compared, from window_from_ns to window_to_ns (Unix time; 0 if there are none). rows_total: rows
     ever counted. columns: features, then outputs; empty if there is no reference. alarms: columns that drifted in
     enough finished windows; quiet: those that surely do not. late_rows: came after their window was finished.
+    together: all features as one figure; None if reference or window have too little to say.
     """
 
     version: str
@@ -40,6 +42,7 @@ class VersionReport:
     quiet: tuple[str, ...] = ()
     late_rows: int = 0
     timeline: tuple[TimelinePoint, ...] = ()
+    together: Together | None = None
 
     @property
     def drifted(self) -> tuple[ColumnDrift, ...]:
@@ -108,6 +111,7 @@ def _version(plain: Mapping[str, Any]) -> VersionReport:
         "columns": tuple(_column(column) for column in plain["columns"]),
         "alarms": tuple(alarm_of(alarm) for alarm in plain.get("alarms", ())),
         "quiet": tuple(plain.get("quiet", ())),
+        "together": None if plain.get("together") is None else Together(**plain["together"]),
         "timeline": tuple(_point(point) for point in plain.get("timeline", ())),
     }
     return VersionReport(**{**plain, **parts})

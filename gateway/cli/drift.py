@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -39,15 +41,23 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     report.add_argument("model", metavar="MODEL", nargs="?", help="only this model (default: all)")
     report.add_argument("--all", action="store_true", help="show every column that did not drift, too")
+    report.add_argument(
+        "--html", metavar="FILE", type=Path, help="write MODEL's report as a page that needs nothing else"
+    )
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.html is not None and options.model is None:
+        print("sluicegate: --html writes the report of one MODEL; name it", file=sys.stderr)
+        return 2
     with remote.connect(options) as control:
         if options.model is not None:
             found = {options.model: control.get(_path(options.model))}
         else:
             models = [entry["model"] for entry in control.get("/admin/v1/models")["models"]]
             found = {model: _latest(control, model) for model in models}
+    if options.html is not None:
+        _write_page(_parsed(found[options.model]), options.html)
     if options.json:
         remote.print_json(found[options.model] if options.model is not None else found)
         return 0
@@ -80,6 +90,15 @@ def _parsed(plain: Any) -> DriftDocument:
         return parse(plain)
     except (ValueError, AttributeError) as error:
         raise remote.RemoteFailed(f"the control plane's drift report cannot be read: {error}") from error
+
+
+def _write_page(document: DriftDocument, path: Path) -> None:
+    from gateway.offline.page import page
+
+    try:
+        path.write_text(page(document), "utf-8")
+    except OSError as error:
+        raise remote.RemoteFailed(f"cannot write {path}: {error.strerror}") from error
 
 
 def _print(document: DriftDocument, *, show_all: bool) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def records(state: Path) -> list[dict[str, Any]]:
 
 
 def test_a_shift_of_the_traffic_is_found_reported_and_survives_kill_9_of_the_monitor(
-    gateway: LiveGateway, state: Path, capsys: pytest.CaptureFixture[str]
+    gateway: LiveGateway, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = ["drift", "report", "--url", gateway.control_url, "--token-file", str(state / "admin.token")]
     assert main([*report, "iris"]) == 1
@@ -100,11 +101,11 @@ def test_a_shift_of_the_traffic_is_found_reported_and_survives_kill_9_of_the_mon
     # What clients were told and what is in the log agree, row by row.
     logged = [record for record in records(state) if record["model"] == "iris"]
     assert sorted({record["prediction_id"] for record in logged}) == sorted(ids)
-    written = np.array([list(record["inputs"].values()) for record in logged], np.float32)
+    in_log = np.array([list(record["inputs"].values()) for record in logged], np.float32)
     sent = np.concatenate([iris_rows(400, 1), shifted, shifted])
-    assert sorted(map(tuple, written.tolist())) == sorted(map(tuple, sent.tolist()))
+    assert sorted(map(tuple, in_log.tolist())) == sorted(map(tuple, sent.tolist()))
     labels = [record["outputs"]["label"] for record in logged]
-    assert labels == IRIS.answer(written)["label"].tolist()
+    assert labels == IRIS.answer(in_log)["label"].tolist()
 
     assert main(report) == 0
     printed = capsys.readouterr().out
@@ -117,6 +118,15 @@ def test_a_shift_of_the_traffic_is_found_reported_and_survives_kill_9_of_the_mon
     assert "sepal_width" in rows[0]
     assert main([*report, "iris", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["versions"][0]["status"] == "drifted"
+    written = tmp_path / "drift.html"
+    assert main([*report, "iris", "--html", str(written)]) == 0
+    assert "ALARM sepal_width: drifted in 2 of 3 windows" in capsys.readouterr().out
+    content = written.read_text("utf-8")
+    assert ElementTree.fromstring(content.removeprefix("<!DOCTYPE html>\n")).tag == "html"
+    assert alarm.prediction_ids[0] in content
+    assert main([*report, "--html", str(written)]) == 2
+    assert main([*report, "iris", "--html", str(tmp_path / "no" / "drift.html")]) == 1
+    assert "cannot write" in capsys.readouterr().err
     assert main([*report, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["idle"] is None
 

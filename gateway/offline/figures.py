@@ -1,0 +1,151 @@
+"""The plots of the drift page: small SVGs without a library, coloured by the page's style sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+from gateway.offline.history import TimelinePoint
+from gateway.offline.measures import Histogram
+from gateway.offline.together import Together
+
+_WIDTH, _HEIGHT = 300, 120
+_FOOT = 16  # below the bars, for the axis
+_BAR_ROW = 17
+_LABEL_WIDTH = 110
+_TIMELINE_WIDTH, _TIMELINE_HEIGHT = 720, 180
+_MAX_LINES = 5
+_LEGEND_ROW = 16
+
+
+def text(value: object) -> str:
+    """*value* as HTML text that cannot be anything else: names come from whoever made the model.
+
+    What does not print, controls and marks that turn the direction of writing among it, is shown as U+FFFD.
+    """
+    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value)))
+
+
+def short(value: object, limit: int) -> str:
+    """*value* cut to so many characters, as `text`."""
+    plain = str(value)
+    return text(plain if len(plain) <= limit else plain[: limit - 1] + "…")
+
+
+def histogram(shown: Histogram, title: str) -> str:
+    """Reference and window, one over the other; nothing if there are no values."""
+    if shown.edges:
+        return _numbers(shown, title)
+    return _categories(shown, title) if shown.categories else ""
+
+
+def timeline(points: Sequence[TimelinePoint], floor: float, when: Callable[[int], str]) -> str:
+    """The effect of the columns that moved most, window by window, and the floor below which nothing counts.
+
+    when: writes a Unix time in nanoseconds.
+    """
+    most: dict[str, float] = {}
+    for point in points:
+        for name, effect in point.effects.items():
+            most[name] = max(most.get(name, 0.0), effect)
+    names = sorted(most, key=lambda name: (-most[name], name))[:_MAX_LINES]
+    if not names:
+        return ""
+    top = max(1.25 * floor, *(most[name] for name in names), 1e-9) * 1.05
+    left, right, base = 36, 10, _TIMELINE_HEIGHT - _FOOT
+    step = (_TIMELINE_WIDTH - left - right) / max(len(points) - 1, 1)
+
+    def x(index: int) -> float:
+        return left + index * step
+
+    def y(effect: float) -> float:
+        return base - effect / top * (base - 8)
+
+    parts = [
+        f'<line class="axis" x1="{left}" y1="{base}" x2="{_TIMELINE_WIDTH - right}" y2="{base}"/>',
+        f'<line class="floor" x1="{left}" y1="{y(floor):.1f}" x2="{_TIMELINE_WIDTH - right}" y2="{y(floor):.1f}"/>',
+        f'<text x="{left - 4}" y="{y(floor) + 4:.1f}" text-anchor="end">{floor:g}</text>',
+        f'<text x="{left - 4}" y="{base}" text-anchor="end">0</text>',
+        f'<text x="{left - 4}" y="14" text-anchor="end">{top:.2g}</text>',
+        f'<text x="{left}" y="{base + 13}">{text(when(points[0].from_ns))}</text>',
+        f'<text x="{_TIMELINE_WIDTH - right}" y="{base + 13}" text-anchor="end">{text(when(points[-1].to_ns))}</text>',
+    ]
+    for number, name in enumerate(names):
+        at = [(index, point.effects[name]) for index, point in enumerate(points) if name in point.effects]
+        line = " ".join(f"{x(index):.1f},{y(effect):.1f}" for index, effect in at)
+        parts.append(f'<polyline class="line c{number}" points="{line}"/>')
+        parts += [
+            f'<circle class="dot c{number}{"" if name in points[index].drifted else " calm"}"'
+            f' cx="{x(index):.1f}" cy="{y(effect):.1f}" r="3.5"/>'
+            for index, effect in at
+        ]
+        row = _TIMELINE_HEIGHT + 6 + number * _LEGEND_ROW
+        parts.append(f'<rect class="key c{number}" x="{left}" y="{row}" width="10" height="10"/>')
+        parts.append(f'<text x="{left + 16}" y="{row + 9}">{short(name, 60)}</text>')
+    height = _TIMELINE_HEIGHT + 8 + len(names) * _LEGEND_ROW
+    return _svg(_TIMELINE_WIDTH, height, "effect of each column, window by window", parts)
+
+
+def band(found: Together) -> str:
+    """Where the window's error lies beside the band of the reference."""
+    low, high = min(found.low, found.error), max(found.high, found.error)
+    margin = (high - low or 1.0) * 0.1
+
+    def x(value: float) -> float:
+        return 30 + (value - low + margin) / (high - low + 2 * margin) * (_WIDTH - 60)
+
+    outside = " drifted" if found.is_outside else ""
+    return _svg(
+        _WIDTH,
+        36,
+        "reconstruction error of the window, and the band of the reference",
+        [
+            f'<line class="axis" x1="10" y1="14" x2="{_WIDTH - 10}" y2="14"/>',
+            f'<rect class="ref" x="{x(found.low):.1f}" y="6" width="{x(found.high) - x(found.low):.1f}" height="16"/>',
+            f'<circle class="now{outside}" cx="{x(found.error):.1f}" cy="14" r="5"/>',
+            f'<text x="{x(found.low):.1f}" y="34" text-anchor="end">{found.low:.3g}</text>',
+            f'<text x="{x(found.high):.1f}" y="34" text-anchor="start">{found.high:.3g}</text>',
+        ],
+    )
+
+
+def _numbers(shown: Histogram, title: str) -> str:
+    top = max(*shown.reference, *shown.current, 1e-9)
+    base, width = _HEIGHT - _FOOT, _WIDTH / len(shown.reference)
+
+    def outline(shares: Sequence[float]) -> str:
+        corners = [f"0,{base}"]
+        for index, share in enumerate(shares):
+            height = f"{base - share / top * (base - 4):.1f}"
+            corners += [f"{index * width:.1f},{height}", f"{(index + 1) * width:.1f},{height}"]
+        return " ".join([*corners, f"{_WIDTH},{base}"])
+
+    parts = [
+        f'<polygon class="ref" points="{outline(shown.reference)}"/>',
+        f'<polyline class="now" points="{outline(shown.current)}"/>',
+        f'<line class="axis" x1="0" y1="{base}" x2="{_WIDTH}" y2="{base}"/>',
+        f'<text x="0" y="{_HEIGHT - 3}">{shown.edges[0]:.4g}</text>',
+        f'<text x="{_WIDTH}" y="{_HEIGHT - 3}" text-anchor="end">{shown.edges[-1]:.4g}</text>',
+    ]
+    return _svg(_WIDTH, _HEIGHT, title, parts)
+
+
+def _categories(shown: Histogram, title: str) -> str:
+    top = max(*shown.reference, *shown.current, 1e-9)
+    scale = (_WIDTH - _LABEL_WIDTH - 4) / top
+    parts = []
+    for row, (name, then, now) in enumerate(zip(shown.categories, shown.reference, shown.current, strict=True)):
+        y = row * _BAR_ROW
+        parts += [
+            f'<text x="{_LABEL_WIDTH - 6}" y="{y + 11}" text-anchor="end">{short(name, 15)}</text>',
+            f'<rect class="ref" x="{_LABEL_WIDTH}" y="{y + 1}" width="{then * scale:.1f}" height="7"/>',
+            f'<rect class="now" x="{_LABEL_WIDTH}" y="{y + 8}" width="{now * scale:.1f}" height="6"/>',
+        ]
+    return _svg(_WIDTH, _BAR_ROW * len(shown.categories), title, parts)
+
+
+def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"'
+        f' aria-label="{text(title)}"><title>{text(title)}</title>{"".join(parts)}</svg>'
+    )

@@ -1,0 +1,186 @@
+"""The drift document as one page for people: a file that needs nothing but a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from gateway.offline import figures
+from gateway.offline.drift import FISHER, KS, MISSING, ColumnDrift
+from gateway.offline.figures import short, text
+from gateway.offline.history import Alarm
+from gateway.offline.report import DriftDocument, VersionReport
+from gateway.offline.together import Together
+
+_TESTS = {KS: "Kolmogorov-Smirnov", "chi2": "chi-square", FISHER: "Fisher's exact test", MISSING: "share missing"}
+_MAX_NAME = 80
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #fff; --card: #f6f7f9; --ink: #1b1f24; --soft: #59636e; --rule: #d1d9e0;
+  --ref: #b4bcc6; --now: #0b62d6; --bad: #c2260f; --good: #1a7f37; --c0: #c2260f; --c1: #0b62d6; --c2: #1a7f37;
+  --c3: #8250df; --c4: #9a6700; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #0f1318; --card: #181d24; --ink: #e6eaef; --soft: #9aa5b1; --rule: #343c46; --ref: #56616e;
+    --now: #6cb0ff; --bad: #ff8070; --good: #58c878; --c0: #ff8070; --c1: #6cb0ff; --c2: #58c878; --c3: #c3a0ff;
+    --c4: #e0b040; } }
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--page); color: var(--ink);
+  font: 15px/1.45 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .3rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } p { margin: .3rem 0; max-width: 60rem; }
+h1, h2, h3, h4, p, li, dd { overflow-wrap: anywhere; }
+.soft { color: var(--soft); } .drifted, .alarm { color: var(--bad); } .stable { color: var(--good); }
+.badge { border: 1px solid currentColor; border-radius: 1rem; padding: 0 .6rem; font-size: .8rem; font-weight: 600;
+  white-space: nowrap; align-self: flex-start; }
+.alarms { list-style: none; padding: 0; margin: .6rem 0; }
+.alarms li { border-left: 4px solid var(--bad); background: var(--card); padding: .6rem .9rem; margin: .5rem 0; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }
+.card { background: var(--card); border: 1px solid var(--rule); border-radius: .5rem; padding: .8rem; min-width: 0; }
+.card h4 { margin: 0; font-size: .95rem; display: flex; gap: .5rem; justify-content: space-between; }
+dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .8rem; margin: .4rem 0 0; font-size: .85rem; }
+dt { color: var(--soft); } dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
+code { font-size: .85em; overflow-wrap: anywhere; }
+svg { max-width: 100%; height: auto; display: block; margin: .5rem 0; overflow: visible; }
+.card svg { width: 100%; max-width: 24rem; }
+svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
+.axis { stroke: var(--rule); } .floor { stroke: var(--soft); stroke-dasharray: 4 4; }
+.ref { fill: var(--ref); } polyline.now { fill: none; stroke: var(--now); stroke-width: 2; }
+rect.now, circle.now { fill: var(--now); } circle.now.drifted { fill: var(--bad); }
+.line { fill: none; stroke-width: 1.5; opacity: .6; } .dot { stroke-width: 1.5; } .dot.calm { fill: var(--page); }
+.c0 { fill: var(--c0); stroke: var(--c0); } .c1 { fill: var(--c1); stroke: var(--c1); }
+.c2 { fill: var(--c2); stroke: var(--c2); } .c3 { fill: var(--c3); stroke: var(--c3); }
+.c4 { fill: var(--c4); stroke: var(--c4); } .line.c0, .line.c1, .line.c2, .line.c3, .line.c4 { fill: none; }
+.dot.calm { fill: var(--page); }
+.legend span { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; vertical-align: -.05em; }
+@media print { .card { break-inside: avoid; } }
+"""
+
+
+def page(document: DriftDocument) -> str:
+    """*document* as HTML that is also well-formed XML. It loads nothing, runs nothing, and holds no link."""
+    title = f"Drift of {document.model}"
+    body = "".join(part for version in document.versions for part in _version(document, version))
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>"
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        f"<title>{text(title)}</title><style>{_STYLE}</style></head><body>"
+        f'<h1>{text(title)}</h1><p class="soft">Written {_time(document.written_at)}. {text(_rules(document))}</p>'
+        f"{body or '<p>No version was watched yet.</p>'}</body></html>\n"
+    )
+
+
+def _rules(document: DriftDocument) -> str:
+    rules, alarm = document.rules, document.alarm_rule
+    length = f"{document.window_s:g} s, at most" if document.window_s else "the newest"
+    return (
+        f"A window is {length} {document.window_rows} rows. A column has drifted in it if q is at most "
+        f"{rules.max_false_discovery_rate:g} and the effect at least {rules.min_effect:g}; with fewer than "
+        f"{rules.min_rows} rows nothing is said. It alarms if it drifted in {alarm.drifted} of the {alarm.windows} "
+        "newest finished windows, which have no row in common."
+    )
+
+
+def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
+    yield f"<h2>Version {text(version.version)} {_badge(version.status)}</h2>"
+    window = f"{version.window_rows} rows"
+    if version.window_rows:
+        window += f", {_time(version.window_from_ns / 1e9)} to {_time(version.window_to_ns / 1e9)}"
+    yield (
+        f'<p>{text(version.reason)}.</p><p class="soft">Window: {window}. Reference: {version.reference_rows} rows. '
+        f"Package <code>{text(version.digest)}</code>.</p>"
+    )
+    if version.alarms:
+        yield f'<h3>Alarms</h3><ul class="alarms">{"".join(_alarm(alarm) for alarm in version.alarms)}</ul>'
+    elif version.columns:
+        yield "<h3>Alarms</h3><p>None.</p>"
+    if plot := figures.timeline(version.timeline, document.rules.min_effect, _clock):
+        yield (
+            '<h3>Windows one after the other</h3><p class="soft">Effect of the columns that moved most, in each '
+            "finished window; a full dot is drift, the dashed line the smallest effect that counts.</p>" + plot
+        )
+    if version.together is not None:
+        yield from _together(version.together)
+    if version.columns:
+        yield (
+            '<h3>Columns now, against the reference</h3><p class="legend soft"><span style="background: var(--ref)">'
+            '</span>reference<span style="background: var(--now)"></span>window</p><div class="grid">'
+        )
+        order = {"drifted": 0, "stable": 1, "insufficient": 2}
+        for column in sorted(version.columns, key=lambda one: (order[one.verdict], -(one.effect or 0.0))):
+            yield _card(column)
+        yield "</div>"
+
+
+def _alarm(alarm: Alarm) -> str:
+    what = {
+        MISSING: "is missing in another share of the rows than in the reference",
+        KS: "has other values than in the reference",
+    }.get(alarm.test, "has its categories in other shares than in the reference")
+    kind = "feature" if alarm.role == "input" else "output"
+    others = [
+        f"{short(top.name, _MAX_NAME)} ({top.effect:.2f})" for top in alarm.top_features if top.name != alarm.name
+    ]
+    moved = f"<p>Features that moved in the same window: {', '.join(others)}.</p>" if others else ""
+    ids = ", ".join(f"<code>{text(one)}</code>" for one in alarm.prediction_ids)
+    return (
+        f"<li><p><strong>{short(alarm.name, _MAX_NAME)}</strong> ({kind}) {what}: in {alarm.drifted_windows} of the "
+        f"last {alarm.judged_windows} windows.</p>"
+        f"<p>In the newest of them, {_time(alarm.window_from_ns / 1e9)} to {_time(alarm.window_to_ns / 1e9)}, "
+        f"{alarm.n_cur} rows against {alarm.n_ref}: effect {alarm.effect:.2f} of 1, q {alarm.q:.2g} "
+        f"({text(_TESTS.get(alarm.test, alarm.test))} {alarm.statistic:.3g}, p {alarm.p:.2g}).</p>"
+        f"{moved}<p>Predictions to look at: {ids or 'none'}.</p></li>"
+    )
+
+
+def _together(found: Together) -> Iterator[str]:
+    words = "inside of the band, as ever"
+    if found.is_outside:
+        words = "outside of the band; features do not go together as they did"
+    yield (
+        f'<h3>All features together</h3><p class="soft">How far rows lie from their reconstruction by '
+        f"{found.components} principal components of {found.columns} features: {found.error:.3g}, {words}. The band is "
+        f"that of the reference. Shown only; it never alarms.</p>{figures.band(found)}"
+    )
+
+
+def _card(column: ColumnDrift) -> str:
+    facts: list[tuple[str, str]] = []
+    if column.test:
+        facts.append((_TESTS.get(column.test, column.test), _number(column.statistic)))
+        facts += [("effect", _number(column.effect)), ("p", _number(column.p)), ("q", _number(column.q))]
+    plot = ""
+    if (shown := column.measures) is not None:
+        plot = figures.histogram(shown.histogram, f"{column.name}: reference and window")
+        facts += [("PSI", _number(shown.psi)), ("Jensen-Shannon", _number(shown.jensen_shannon))]
+        if column.kind == "numeric":
+            facts += [("Wasserstein, sd", _number(shown.wasserstein)), ("out of range", f"{shown.outside:.1%}")]
+            facts += [("wrong type", f"{shown.wrong_type:.1%}")] if shown.wrong_type else []
+        else:
+            facts.append(("in new categories", f"{shown.outside:.1%}"))
+            if shown.new_categories:
+                facts.append(("new", ", ".join(short(one, 30) for one in shown.new_categories)))
+    facts.append(("missing", f"{column.missing_ref:.1%} → {column.missing_cur:.1%}"))
+    facts.append(("rows", f"{column.n_ref} → {column.n_cur}"))
+    listed = "".join(f"<dt>{text(name)}</dt><dd>{value}</dd>" for name, value in facts)
+    kind = "feature" if column.role == "input" else "output"
+    return (
+        f'<div class="card"><h4><span>{short(column.name, _MAX_NAME)}</span>{_badge(column.verdict)}</h4>'
+        f'<p class="soft">{kind}, {column.kind}: {text(column.reason)}</p>{plot}<dl>{listed}</dl></div>'
+    )
+
+
+def _badge(verdict: str) -> str:
+    known = verdict if verdict in ("drifted", "stable") else "soft"
+    return f'<span class="badge {known}">{text(verdict)}</span>'
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _time(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _clock(unix_ns: int) -> str:
+    return datetime.fromtimestamp(unix_ns / 1e9, UTC).strftime("%m-%d %H:%M:%S")

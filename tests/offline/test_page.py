@@ -1,0 +1,138 @@
+"""The drift page: whole, self-contained, in plain words, and safe with names that somebody made up."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
+
+from gateway.offline.drift import Column, Rules, compare
+from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
+from gateway.offline.measures import measure
+from gateway.offline.page import page
+from gateway.offline.report import DriftDocument, VersionReport, status_of
+from gateway.offline.together import Fit
+from tests.samples.make import TEN_O_CLOCK_NS
+
+RULES = Rules(100, 0.05, 0.08)
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</title></style><img src=x onerror=alert(1)>",
+    '"><svg onload="alert(1)">',
+    "a' style='x",
+    "\x00\x08\x1b[31m\u202ecod.exe\ud800",
+    "&lt;&#60;",
+    "]]>",
+    "x" * 5000,
+]
+
+
+def columns(names: tuple[str, ...], seed: int) -> list[Column]:
+    """A shifted column, a calm one, categories with a new one, an output; named so."""
+    rng = np.random.default_rng(seed)
+    numbers = [
+        Column(name, "input", "numeric", rng.normal(size=1000), rng.normal(shift, size=300))
+        for name, shift in zip(names, (0.8, 0.0), strict=False)
+    ]
+    then = rng.choice([names[3], "blue", "green"], size=1000).astype(object)
+    now = rng.choice([names[4], "blue", "green"], size=300).astype(object)
+    label = rng.choice(["a", "b"], size=1000).astype(object)
+    return [*numbers, Column(names[2], "input", "categorical", then, now),
+            Column("label", "output", "categorical", label, label[:300])]  # fmt: skip
+
+
+def document(
+    names: tuple[str, ...] = ("dose", "age", "colour", "red", "ultraviolet"), model: str = "iris"
+) -> DriftDocument:
+    """What a monitor would have written after three windows."""
+    history = []
+    for window in range(3):
+        every = columns(names, window)
+        ids = [f"{names[0][:20]}-{index}" for index in range(300)]
+        findings = tuple(finding(drift, one, ids) for drift, one in zip(compare(every, RULES), every, strict=True))
+        start_ns = TEN_O_CLOCK_NS + window * 10**12
+        history.append(FinishedWindow(start_ns, start_ns + 10**12, 300, 300, findings))
+    found = tuple(
+        replace(drift, measures=measure(one)) for drift, one in zip(compare(every, RULES), every, strict=True)
+    )
+    alarmed, quiet = alarms(history, AlarmRule(2, 3))
+    together = Fit(every[:3]).judge(every[:3])
+    status, reason = status_of(found)
+    version = VersionReport(
+        "3", "d1", status, reason, 300, history[-1].from_ns, history[-1].to_ns, 900, 1000, found, tuple(alarmed),
+        tuple(quiet), 0, timeline(history), together,
+    )  # fmt: skip
+    empty = VersionReport("4", "d2", "no reference", "the package has no manifest.json", 0, 0, 0, 0, 0, ())
+    return DriftDocument(model, TEN_O_CLOCK_NS / 1e9, 300, RULES, (version, empty), AlarmRule(2, 3))
+
+
+class Elements(HTMLParser):
+    """Every element and attribute as a browser's parser sees them."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.words = ""
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_page_says_in_words_what_alarmed_by_how_much_and_where_to_look() -> None:
+    words = re.sub(r"\s+", " ", Elements(page(document())).words)
+    assert "Drift of iris" in words
+    assert "dose (feature) has other values than in the reference: in 3 of the last 3 windows." in words
+    assert "colour (feature) has its categories in other shares than in the reference" in words
+    assert "Features that moved in the same window: colour (" in words
+    assert "Predictions to look at: dose-" in words
+    assert "10:33:20 UTC to 2026-03-01 10:50:00 UTC, 300 rows against 1000" in words
+    assert "ultraviolet" in words  # the new category
+    assert "no reference" in words
+
+
+def test_every_column_is_drawn_and_so_are_the_windows_one_after_the_other() -> None:
+    tree = ElementTree.fromstring(page(document()).removeprefix("<!DOCTYPE html>\n"))
+    titles = [title.text for svg in tree.iter("svg") for title in svg.iter("title")]
+    assert {f"{name}: reference and window" for name in ("dose", "age", "colour", "label")} < set(titles)
+    assert "effect of each column, window by window" in titles
+    assert "reconstruction error of the window, and the band of the reference" in titles
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_names_stay_text_and_nothing_is_loaded_or_run(hostile: str) -> None:
+    names = tuple(f"{hostile}{index}" for index in range(5))
+    calm, content = page(document()), page(document(names, model=hostile))
+    ElementTree.fromstring(content.removeprefix("<!DOCTYPE html>\n"))
+    content.encode("utf-8")
+    found, expected = Elements(content), Elements(calm)
+    assert found.tags == expected.tags
+    assert {name for name, _ in found.attributes} == {name for name, _ in expected.attributes}
+    assert found.tags.isdisjoint({"script", "link", "img", "iframe", "a", "object", "image", "use"})
+    assert {name for name, _ in found.attributes}.isdisjoint({"src", "href", "onload", "onerror", "xlink:href"})
+    assert "url(" not in calm
+    assert "@import" not in calm
+    assert "://" not in calm
+
+
+@given(st.text(max_size=40))
+@settings_of_hypothesis(max_examples=20, deadline=None)
+def test_any_name_gives_a_well_formed_page(name: str) -> None:
+    ElementTree.fromstring(page(document((name, name + "2", name + "3", name, name + "5"))).split("\n", 1)[1])
+
+
+def test_a_model_that_nobody_asked_has_a_page_too() -> None:
+    content = page(replace(document(), versions=()))
+    assert "No version was watched yet." in content

@@ -84,10 +84,11 @@ class Rollouts:
         return live if live is not None and live.revision == record.revision else from_record(record)
 
     def all(self, model: str | None = None) -> list[Rollout]:
-        """All rollouts, newest first."""
+        """All rollouts, newest first; those of one model by their numbers, since a clock may be set back."""
         records = [*self._store.records(GOING_ON), *self._store.records(OVER)]
         found = self._readable(record for record in records if model is None or record.body["model"] == model)
-        return sorted(found, key=lambda each: (each.started_s, each.id), reverse=True)
+        found.sort(key=lambda each: _number(each.id), reverse=True)
+        return found if model is not None else sorted(found, key=lambda each: -each.started_s)
 
     def find(self, rollout_id: str) -> Rollout:
         """Raises UnknownRollout."""

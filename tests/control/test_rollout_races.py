@@ -201,3 +201,16 @@ def test_a_rollout_that_was_declared_when_the_switch_went_off_and_on_again_can_g
     assert books.phase(rollout_id) == "declared"
     books.follow()
     assert books.phase(rollout_id) == "progressing"
+
+
+def test_the_newest_rollout_is_the_newest_though_the_clock_was_set_back(books: Books) -> None:
+    first = progressing(books)
+    books.do(first, "promoteFull")
+    books.follow()
+    books.wall_s -= 86_400
+    second = progressing(books, version="3")
+    books.do(second, "promoteFull")
+    books.follow()
+    assert [each.id for each in books.rollouts.all(MODEL)] == [second, first]
+    books.do(second, "rollback")
+    assert books.route()["variants"] == {"stable": "2", "previous": "1"}

@@ -81,7 +81,7 @@ class Guards:
                 self._retire(key)
         retired = {guard.live: guard for guard in self._retired}
         for live in self._registry.versions(model):
-            check = OutputCheck(live.signature) if live.version in watched else None
+            check = OutputCheck(live.signature, live.misdeclared) if live.version in watched else None
             if live.version in candidates and self._registry.find(model, live.version) is live:
                 _watch(live, check, self._guard(live, route))
                 if live in retired:

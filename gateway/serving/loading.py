@@ -18,6 +18,7 @@ from gateway.models.runtime import OnnxRuntime, Runtime, check_same
 from gateway.models.source import ModelSource, Package
 from gateway.redaction import Rules
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, RunCost
+from gateway.serving.outputs import misdeclared
 from gateway.serving.sampling_rules import Ranges, ranges_of
 from gateway.tensors import Array, Signature, Tensors
 
@@ -31,13 +32,14 @@ _INVARIANCE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A version ready to be queued for."""
+    """A version ready to be queued for. misdeclared: outputs that it gives in another shape than its signature says."""
 
     runtime: Runtime
     signature: Signature
     digest: str
     cost: RunCost
     best: BestSize
+    misdeclared: frozenset[str] = frozenset()
     ranges: Ranges = field(default_factory=dict)
     redact: Rules = field(default_factory=dict)
 
@@ -75,14 +77,14 @@ def load(
     cost, best = RunCost(), BestSize(inline_budget_s)
     # With several threads in a run, the time of the one that asked is not what it costs.
     clock = time.thread_time if intra_op_threads == 1 else time.monotonic
-    _warm(runtime, signature, rows, cost, best, max_batch_rows, clock)
+    outputs = _warm(runtime, signature, rows, cost, best, max_batch_rows, clock)
     if runtime.aborted:
         raise PackageInvalid(f"{model}/{version}: its first run was called off")
-    manifest = package.manifest
+    manifest, wrong = package.manifest, misdeclared(signature, outputs)
     if manifest is None:
-        return Loaded(runtime, signature, package.digest, cost, best)
+        return Loaded(runtime, signature, package.digest, cost, best, wrong)
     ranges = ranges_of(manifest.reference, signature)
-    return Loaded(runtime, signature, package.digest, cost, best, ranges, manifest.redact)
+    return Loaded(runtime, signature, package.digest, cost, best, wrong, ranges, manifest.redact)
 
 
 def _replay(package: Package, runtime: Runtime, signature: Signature) -> Tensors | None:
@@ -169,25 +171,30 @@ def _warm(
     best: BestSize,
     max_batch_rows: int,
     clock: Callable[[], float],
-) -> None:
-    """Run every warm size until the cost of a run is known; made-up rows that the model refuses end it early."""
+) -> Tensors:
+    """Run every warm size until the cost of a run is known; made-up rows that the model refuses end it early.
+
+    Returns the outputs of the last run, none if there was none.
+    """
     until_s = time.monotonic() + _WARM_BUDGET_S
     sizes = [size for size in _WARM_ROWS if size <= max_batch_rows] if signature.batchable else [1]
+    outputs: Tensors = {}
     # The first run at each size pays for memory that later runs reuse: it teaches nothing about them.
     for turn in range(-len(sizes), MIN_RUNS):
         size = sizes[turn % len(sizes)]
         inputs = rows if not signature.batchable else {name: _resized(array, size) for name, array in rows.items()}
         begun_s = clock()
         try:
-            runtime.run(inputs)
+            outputs = runtime.run(inputs)
         except GatewayError:
-            return
+            break
         run_s = clock() - begun_s
         if turn >= 0:
             cost.observe(size, run_s)
             best.observe(size, run_s)
         if time.monotonic() > until_s:
-            return
+            break
+    return outputs
 
 
 def _resized(array: Array, rows: int) -> Array:

@@ -17,14 +17,18 @@ _NONE: frozenset[int] = frozenset()
 
 
 class OutputCheck:
-    """The check of one version's runs. Made once; may be called on any thread."""
+    """The check of one version's runs. Made once; may be called on any thread.
+
+    misdeclared: outputs whose shape the signature does not tell.
+    """
 
     __slots__ = ("_expected", "_float_inputs", "_skip")
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, misdeclared: frozenset[str] = frozenset()) -> None:
         self._skip = skip = 1 if signature.batchable else 0
         self._expected = [
-            (spec.name, spec.dtype, spec.shape[skip:], spec.dtype.kind == "f") for spec in signature.outputs
+            (spec.name, spec.dtype, None if spec.name in misdeclared else spec.shape[skip:], spec.dtype.kind == "f")
+            for spec in signature.outputs
         ]
         self._float_inputs = [spec.name for spec in signature.inputs if spec.dtype.kind == "f"]
 
@@ -38,7 +42,7 @@ class OutputCheck:
         for name, dtype, shape, is_float in self._expected:
             array = outputs[name]
             found = array.shape[skip:]
-            if found != shape and not _fits(found, shape):
+            if found != shape and shape is not None and not _fits(found, shape):
                 return frozenset(range(rows))
             if array.dtype is not dtype and array.dtype != dtype:
                 return frozenset(range(rows))
@@ -58,6 +62,19 @@ class OutputCheck:
             missing = np.isnan(inputs[name].reshape(rows, -1)).any(axis=1)
             bad &= ~(missing & ~np.isinf(table).any(axis=1))
         return frozenset(np.flatnonzero(bad).tolist())
+
+
+def misdeclared(signature: Signature, outputs: Tensors) -> frozenset[str]:
+    """The outputs that a model gives in another shape than its signature says, as it may well: converters guess.
+
+    outputs: of a run on rows that are known to be good; may be empty.
+    """
+    skip = 1 if signature.batchable else 0
+    return frozenset(
+        spec.name
+        for spec in signature.outputs
+        if spec.name in outputs and not _fits(outputs[spec.name].shape[skip:], spec.shape[skip:])
+    )
 
 
 def _fits(found: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -52,6 +52,7 @@ class LiveVersion:
         "digest",
         "holders",
         "mark_apart",
+        "misdeclared",
         "model",
         "ranges",
         "redact",
@@ -76,6 +77,7 @@ class LiveVersion:
         self.signature = loaded.signature
         self.ranges = loaded.ranges
         self.redact = loaded.redact
+        self.misdeclared = loaded.misdeclared
         self.runtime = loaded.runtime
         self.cost = loaded.cost
         self.batcher = batcher

@@ -278,6 +278,8 @@ def _sql(options: argparse.Namespace) -> int:
             _PRINTERS[options.format](names, rows)
     except (NotAQuery, duckdb.Error) as error:
         raise GatewayError(f"cannot answer that: {error}") from error
+    except BrokenPipeError:  # whoever reads this has seen enough
+        raise
     except (OSError, ValueError) as error:
         raise GatewayError(f"cannot read the sample log: {error}") from error
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from gateway.cli import main
+from gateway.cli import EXIT_BROKEN_PIPE, main
 from gateway.offline.compactor import Compactor
 from gateway.samples.record import to_lines
 from gateway.samples.segments import SegmentReader, SegmentWriter
@@ -146,3 +148,15 @@ def test_tail_and_export_see_both_forms(
             assert set(table["version"].to_pylist()) == {"1", "2"}
         else:
             assert len(out.read_text().splitlines()) == len(lines) + 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(lines: list[bytes], state: Path) -> None:
+    query = "select a.prediction_id from samples a, samples b, samples c"
+    command = [sys.executable, "-m", "gateway", "samples", "sql", query, "--state", str(state), "--format", "csv"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "prediction_id\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(30) == EXIT_BROKEN_PIPE

@@ -121,6 +121,12 @@ class ModelNotReady(Refused):
     code = "model_not_ready"
 
 
+class SampleLogUnavailable(Refused):
+    """The answer must be in the sample log before it is given, and the log cannot take it now."""
+
+    code = "sample_log_unavailable"
+
+
 class VersionShut(Refused):
     """This version has failed too often, or hangs, and the default version cannot answer in its place now."""
 

@@ -58,8 +58,8 @@ def add_parser(subparsers: Subparsers) -> None:
         more="For a route: VARIANT=PERCENT, as canary=10 or canary=0.25; the default variant takes the rest. For "
         "<model>.shadow: a number from 0 to 1. For <model>.sampling: such a number, or rate=SHARE and rules for what "
         "is written besides: errors=true, slow_s=SECONDS, low_confidence=PROBABILITY, outliers=true, keys=KEY,KEY, "
-        "headers=NAME:VALUE,NAME:VALUE. For <model>.cache and <model>.batching: enabled=true or false, ttl_s=SECONDS, "
-        "max_rows=ROWS.",
+        "headers=NAME:VALUE,NAME:VALUE; durable=true if sampled answers wait for the disk. For <model>.cache and "
+        "<model>.batching: enabled=true or false, ttl_s=SECONDS, max_rows=ROWS.",
     )
     add = setting.add_argument
     add("values", nargs="*", metavar="VALUE", help="what to set")
@@ -311,7 +311,7 @@ def _option_value(kind: str, values: list[str]) -> Any:
 
 def _field(name: str, text: str) -> Any:
     """One field of an object flag."""
-    if name in ("enabled", "errors", "outliers"):
+    if name in ("enabled", "errors", "outliers", "durable"):
         if text not in ("true", "false"):
             raise InvalidInput(name, repr(text), "true or false")
         return text == "true"

@@ -32,7 +32,7 @@ from gateway.flags.rules import (
     picker,
     refuse_reference,
 )
-from gateway.flags.sampling import SamplingRules, rate_of, rules_of
+from gateway.flags.sampling import SamplingRules, is_durable, rate_of, rules_of
 
 STATIC = "STATIC"  # the flag has no rule
 TARGETING_MATCH = "TARGETING_MATCH"  # a rule named the variant
@@ -280,6 +280,7 @@ class ModelOptions:
     cache_purges: Mapping[str, int] = field(default_factory=dict)
     shadow_rate: float = 0.0
     sampling_rules: SamplingRules | None = None
+    is_durable: bool = False
 
 
 def compile_options(document: FlagDocument, model: str) -> ModelOptions:
@@ -302,6 +303,7 @@ def compile_options(document: FlagDocument, model: str) -> ModelOptions:
         cache_purges={} if cache_flag is None else purges(cache_flag),
         shadow_rate=0.0 if shadow is None else float(shadow),
         sampling_rules=rules_of(sampling),
+        is_durable=is_durable(sampling),
     )
 
 

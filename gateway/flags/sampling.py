@@ -72,6 +72,11 @@ def rules_of(value: Any) -> SamplingRules | None:
     return rules if rules != SamplingRules() else None
 
 
+def is_durable(value: Any) -> bool:
+    """Whether a sampled answer waits until the disk has it. value: one that check_sampling has passed."""
+    return isinstance(value, dict) and bool(value.get("durable", False))
+
+
 def of_one_type(variants: Mapping[str, Any]) -> dict[str, Any]:
     """The variants of a sampling flag, of which flagd wants one type: beside an object, a number n is {"rate": n}."""
     if not any(isinstance(value, dict) for value in variants.values()):
@@ -121,6 +126,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "keys": (_are_texts, f"a list of 1 to {MAX_NAMED} targeting keys"),
     "headers": (_are_headers, 'an object such as {"x-tier": ["gold"]}, each name once'),
     "outliers": _TRUTH,
+    "durable": _TRUTH,
 }
 
 

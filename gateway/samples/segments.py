@@ -129,6 +129,12 @@ class SegmentWriter:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
         with suppress(OSError):  # a filesystem without locks: recovery then goes by boot and pid alone
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            for parent in (folder, *folder.parents[: len(Path(partition).parts)]):
+                _sync_folder(parent)  # else a power cut could take the file, whose lines the disk has
+        except OSError:
+            os.close(fd)
+            raise
         return _Segment(path, fd, self.clock())
 
     def _close(self, key: tuple[str, str, int]) -> None:
@@ -146,6 +152,14 @@ class SegmentWriter:
         self._unsynced.discard(key)
         with suppress(OSError):
             os.close(segment.fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _append(fd: int, lines: bytes) -> None:

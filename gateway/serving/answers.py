@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gateway.codecs.codec import JSON_HEADERS, Encoded, Headers, Request
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, SampleLogUnavailable
 from gateway.flags.compile import FELL_BACK
 from gateway.samples.record import ERROR, RANDOM, Sample, sample_hash, sampling_limit
 from gateway.serving.cache import Kept, PredictionCache
@@ -16,7 +16,7 @@ from gateway.serving.counts import Counts
 from gateway.serving.entry import Run
 from gateway.serving.registry import Registry
 from gateway.serving.replies import NO_HEADERS, Block, block
-from gateway.serving.sampler import Sampler
+from gateway.serving.sampler import Done, Sampler
 from gateway.serving.sampling_rules import RuleBudget, confidences_of, why
 from gateway.serving.shadow import Shadow
 from gateway.tensors import Signature, Tensors
@@ -108,7 +108,8 @@ class Answers:
         live, codec, decision, route = first.live, first.codec, first.decision, first.route
         bound = live.bound[codec.name]
         bodies = bound.encode_rows(outputs)
-        if bodies is None:
+        # Calls stand in the order in which they came: a flag that made answers wait holds for the last one at least.
+        if bodies is None or calls[-1].options.is_durable or first.options.is_durable:
             for call, start in zip(calls, starts, strict=True):  # what ran alone may have outputs without rows
                 self.complete(call, Cut(call.request, outputs, start if run.requests > 1 else None), run)
             return
@@ -162,24 +163,52 @@ class Answers:
 
     def answer(self, call: Call, body: bytes, content: Headers, own: Cut | Kept, run: Run | None) -> None:
         """Reply with an encoded body, count, offer to the sample log, let go of the version."""
-        on_reply, decision, live = call.on_reply, call.decision, call.live
-        if on_reply is None:
+        decision = call.decision
+        if call.on_reply is None:
             return
         assert decision is not None
-        call.on_reply = None
-        lane = self._lane(call)
-        stamp = live.bound[call.codec.name].stamp
+        stamp = call.live.bound[call.codec.name].stamp
         if stamp is not None:
             body = stamp(body, decision.variant, call.prediction_id)
-        on_reply(call, None, lane.headers, content, body)
-        lane.latencies_s.append(self._clock() - call.started_s)
         drawn = sample_hash(call.prediction_id)
+        if call.options.is_durable and drawn < call.sampling_limit:
+            self._log_first(call, body, content, own, run, drawn)
+            return
+        self._give(call, body, content)
         if drawn < call.sampling_limit:
             self._offer(call, own, run, drawn)
         if run is not None and drawn < self._shadow.limits.get(call.model, 0.0):
             self._copy(call, own.outputs, None)
-        call.is_held = False
-        self._registry.release(live)
+        self.let_go(call)
+
+    def _give(self, call: Call, body: bytes, content: Headers) -> None:
+        """The reply itself, and its count."""
+        on_reply, call.on_reply = call.on_reply, None
+        assert on_reply is not None
+        lane = self._lane(call)
+        on_reply(call, None, lane.headers, content, body)
+        lane.latencies_s.append(self._clock() - call.started_s)
+
+    def _log_first(
+        self, call: Call, body: bytes, content: Headers, own: Cut | Kept, run: Run | None, drawn: int
+    ) -> None:
+        """Answer once the disk has the sample; refuse if it cannot. Who leaves or expires meanwhile has been let go."""
+
+        def done(error: OSError | None) -> None:
+            call.waits_for_log = False
+            if call.on_reply is None:
+                return
+            if error is not None:
+                self.refuse(call, SampleLogUnavailable(f"the answer could not be logged: {error}"))
+                return
+            self._give(call, body, content)
+            if run is not None and drawn < self._shadow.limits.get(call.model, 0.0):
+                self._copy(call, own.outputs, None)
+            self.let_go(call)
+
+        call.waits_for_log = True
+        if not self._offer(call, own, run, drawn, done):  # no rule wants it: it need not be in the log
+            done(None)
 
     def refuse(self, call: Call, error: GatewayError) -> None:
         """Reply with an error in the protocol's own shape, count it, let go of the version."""
@@ -208,8 +237,11 @@ class Answers:
         ttl_s = call.options.cache_ttl_s
         return self._ttl_s if ttl_s is None else ttl_s
 
-    def _offer(self, call: Call, own: Cut | Kept, run: Run | None, drawn: int) -> None:
-        """Sample an answered call if chance has drawn it, or else a rule wants it."""
+    def _offer(self, call: Call, own: Cut | Kept, run: Run | None, drawn: int, done: Done | None = None) -> bool:
+        """Sample an answered call if chance has drawn it, or else a rule wants it. Returns whether it is so.
+
+        done: is told when the disk has it, or that it never will.
+        """
         rules, reason = call.options.sampling_rules, RANDOM
         if rules is not None and rules.looks_at_answers and drawn >= _limit(call):
             took_s = self._clock() - call.started_s if rules.slow_s is not None else 0.0
@@ -226,9 +258,10 @@ class Answers:
                 took_s if run is None else max(took_s, run.run_s),
             )
             if found is None or not self._budget.takes(call.model):
-                return
+                return False
             reason = found
-        self._sample(call, own.inputs, own.outputs, own.rows, run, reason=reason)
+        self._sample(call, own.inputs, own.outputs, own.rows, run, reason=reason, done=done)
+        return True
 
     def _sample(
         self,
@@ -240,6 +273,7 @@ class Answers:
         *,
         reason: str,
         error: str | None = None,
+        done: Done | None = None,
     ) -> None:
         """Hand references to the sampler, which never waits."""
         live, decision = call.live, call.decision
@@ -268,7 +302,8 @@ class Answers:
                 protocol=call.codec.name,
                 error=error,
                 redact=live.redact,
-            )
+            ),
+            done,
         )
 
     def _copy(self, call: Call, outputs: Tensors, start: int | None) -> None:

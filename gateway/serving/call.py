@@ -49,6 +49,7 @@ class Call(Entry):
     leader: Call | None = None  # the equal call whose run it waits for
     followers: tuple[Call, ...] = ()  # equal calls that wait for this one's run
     left: bool = False
+    waits_for_log: bool = False  # its answer is ready, and goes out once the disk has it
 
     def __init__(
         self,

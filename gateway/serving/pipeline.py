@@ -19,6 +19,7 @@ from gateway.errors import (
     InferenceFailed,
     InvalidOutput,
     QueueFull,
+    SampleLogUnavailable,
     VersionShut,
 )
 from gateway.serving.admission import Admission
@@ -344,7 +345,12 @@ class Pipeline:
             return
         if call.arm is not None and call.taken > 0:
             self._guards.failed(call, "timeouts")
-        self._answers.refuse(call, DeadlineExceeded("the deadline passed before the answer was ready"))
+        if call.waits_for_log:
+            self._answers.refuse(
+                call, SampleLogUnavailable("the sample log did not take the answer before the deadline")
+            )
+        else:
+            self._answers.refuse(call, DeadlineExceeded("the deadline passed before the answer was ready"))
         call.left = True
         self._leave(call)
 

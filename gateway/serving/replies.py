@@ -26,6 +26,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.Draining: 503,
     errors.ModelNotReady: 503,
     errors.VersionShut: 503,
+    errors.SampleLogUnavailable: 503,
     errors.DeadlineExceeded: 504,
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -28,6 +30,11 @@ _LINES_PER_BREATH = 32
 _BREATH_S = 100e-6
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+# Told on the event loop what became of a sample: None if the disk has it.
+Done = Callable[[OSError | None], None]
+_Queued = tuple[Sample, int, Done | None]
 
 
 def free_bytes(path: Path) -> int:
@@ -59,12 +66,14 @@ class Sampler:
         self._boot = boot
         self._metrics = metrics
         self._free_bytes = free_bytes
-        self._queue: deque[tuple[Sample, int]] = deque()  # append and popleft are atomic
+        self._queue: deque[_Queued] = deque()  # append and popleft are atomic
         # Each counter has one writer, so neither needs a lock: the loop adds to the first, the thread to the second.
         self._offered_bytes = 0
         self._taken_bytes = 0
         self._closed = False
         self._stop = threading.Event()
+        self._awake = threading.Event()  # somebody waits for the disk, or for the end
+        self._loop: asyncio.AbstractEventLoop | None = None  # of those who wait
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self._builder = LineBuilder(
             settings.max_rows_per_request, parse_setting(settings.redact), lambda: load_key(redaction_key)
@@ -78,10 +87,16 @@ class Sampler:
         """Start the writer thread. It first closes what dead processes have left open in the log."""
         self._thread.start()
 
-    def offer(self, sample: Sample) -> None:
-        """Queue one sample; never blocks, never raises. Called on the event loop (or any one thread)."""
+    def offer(self, sample: Sample, done: Done | None = None) -> None:
+        """Queue one sample; never blocks, never raises. Called on the event loop (or any one thread).
+
+        done: is called on the event loop, perhaps before this returns, once the disk has all lines of the sample
+        (fdatasync, one for all who wait) or it is clear that it will not. Nobody else is told.
+        """
         if self._closed:
             self._metrics.samples_dropped.labels("closed").inc()
+            if done is not None:
+                done(OSError(errno.ESHUTDOWN, "the sample log is closed"))
             return
         size = 0
         for tensors in (sample.inputs, sample.outputs):
@@ -94,9 +109,15 @@ class Sampler:
             or self._offered_bytes - self._taken_bytes + size > self._settings.max_queue_bytes
         ):
             self._metrics.samples_dropped.labels("queue_full").inc()
+            if done is not None:
+                done(OSError(errno.EAGAIN, "too much waits for the disk"))
             return
         self._offered_bytes += size
-        self._queue.append((sample, size))
+        self._queue.append((sample, size, done))
+        if done is not None:
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._awake.set()
 
     def close(self, timeout_s: float) -> None:
         """Take no more samples, write what is queued and close the segments, waiting at most *timeout_s* for it.
@@ -105,6 +126,7 @@ class Sampler:
         """
         self._closed = True
         self._stop.set()
+        self._awake.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
@@ -123,9 +145,11 @@ class Sampler:
         last_sync = time.monotonic()
         stopping = False
         while not stopping:
-            stopping = self._stop.wait(_TICK_S)
+            self._awake.wait(_TICK_S)
+            self._awake.clear()
+            stopping = self._stop.is_set()
             while self._queue:
-                self._write(self._take())
+                self._write_and_tell(self._take())
                 last_sync = self._tend(last_sync)
             last_sync = self._tend(last_sync)
         try:
@@ -133,13 +157,27 @@ class Sampler:
         except OSError as error:
             self._report("write_error", error)
 
-    def _take(self) -> list[Sample]:
-        taken: list[Sample] = []
+    def _take(self) -> list[_Queued]:
+        taken: list[_Queued] = []
         while self._queue and len(taken) < _BATCH_SAMPLES:
-            sample, size = self._queue.popleft()
-            self._taken_bytes += size
-            taken.append(sample)
+            taken.append(self._queue.popleft())
+            self._taken_bytes += taken[-1][1]
         return taken
+
+    def _write_and_tell(self, taken: list[_Queued]) -> None:
+        """Write samples, and tell those who wait what became of theirs: one sync for all of them."""
+        lost = self._write([sample for sample, _, _ in taken])
+        waiting = [(done, lost.get(id(sample))) for sample, _, done in taken if done is not None]
+        if not waiting:
+            return
+        try:
+            self._segments.sync()
+        except OSError as error:
+            self._report("write_error", error)
+            waiting = [(done, error) for done, _ in waiting]
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_tell, waiting)
 
     def _tend(self, last_sync: float) -> float:
         """Sync and rotate what is due; returns the time of the latest sync."""
@@ -153,8 +191,12 @@ class Sampler:
             self._report("write_error", error)
         return last_sync
 
-    def _write(self, samples: list[Sample]) -> None:
-        """Build and write the lines of *samples*: one write per version and hour."""
+    def _write(self, samples: list[Sample]) -> dict[int, OSError]:
+        """Build and write the lines of *samples*: one write per version and hour.
+
+        Returns, by id(), why some are lost.
+        """
+        lost: dict[int, OSError] = {}
         groups: dict[tuple[str, str, int], list[Sample]] = {}
         for sample in samples:
             groups.setdefault((sample.model, sample.version, sample.ts_ns // (3600 * 10**9)), []).append(sample)
@@ -164,22 +206,26 @@ class Sampler:
                 self._root.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away
                 if self._free_bytes(self._root) < self._settings.min_free_bytes:
                     raise OSError(errno.ENOSPC, f"less than sampling.min_free_bytes free in {self._root}")
-                lines, kept = self._build(group)
+                lines, broken = self._build(group)
                 if lines:
                     self._segments.write(model, version, group[0].ts_ns, b"".join(lines))
             except OSError as error:
                 reason = "disk_full" if error.errno in _DISK_FULL else "write_error"
                 self._metrics.samples_dropped.labels(reason).inc(len(group))
                 self._report(reason, error)
+                lost.update(dict.fromkeys(map(id, group), error))
                 continue
             self._metrics.samples_written.inc(len(lines))
-            if kept == len(group):
+            lost.update(broken)
+            if not broken:
                 self._report("", None)
+        return lost
 
-    def _build(self, samples: list[Sample]) -> tuple[list[bytes], int]:
-        """The lines of *samples*, and how many samples they hold."""
+    def _build(self, samples: list[Sample]) -> tuple[list[bytes], dict[int, OSError]]:
+        """The lines of *samples*, and, by id(), why some have none."""
         lines: list[bytes] = []
-        kept = breath = 0
+        broken: dict[int, OSError] = {}
+        breath = 0
         for sample in samples:
             try:
                 lines += self._builder.lines(sample)
@@ -187,12 +233,11 @@ class Sampler:
                 # Arrays that are not what their signature says: this sample is lost, its neighbours are not.
                 self._metrics.samples_dropped.labels("write_error").inc()
                 self._report("write_error", error)
-            else:
-                kept += 1
+                broken[id(sample)] = OSError(errno.EINVAL, f"no lines can be made of it: {error}")
             if len(lines) - breath >= _LINES_PER_BREATH and not self._closed:
                 breath = len(lines)
                 time.sleep(_BREATH_S)
-        return lines, kept
+        return lines, broken
 
     def _report(self, reason: str, error: Exception | None) -> None:
         """Log the begin and the end of trouble once, not each lost sample."""
@@ -203,3 +248,12 @@ class Sampler:
         else:
             log.info("the sample log is written again", extra={"was": self._trouble})
         self._trouble = reason
+
+
+def _tell(waiting: list[tuple[Done, OSError | None]]) -> None:
+    """On the event loop; who fails at it must not keep it from the others."""
+    for done, error in waiting:
+        try:
+            done(error)
+        except Exception:
+            log.exception("an answer that was logged could not be given")

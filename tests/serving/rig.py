@@ -171,13 +171,19 @@ class Rig:
         self.kept.purge(live.digest)
 
     def adopt(
-        self, flag: dict[str, Any] = FLAG, *, cached: bool = True, sampled: float = 0.0, shadowed: float = 0.0
+        self,
+        flag: dict[str, Any] = FLAG,
+        *,
+        cached: bool = True,
+        sampled: float = 0.0,
+        shadowed: float = 0.0,
+        durable: bool = False,
     ) -> None:
         """Put a route flag in force, as the watch does."""
         route = compile_route("m", parse({"flags": {"m.route": flag}}).flags["m.route"])
         arms = self.guards.watch(route)
         self.router.adopted["m"] = Adopted(
-            route, ModelOptions(cache_enabled=cached), sampling_limit(sampled), arms=arms,
+            route, ModelOptions(cache_enabled=cached, is_durable=durable), sampling_limit(sampled), arms=arms,
             is_watched=bool(arms.split or arms.ruled),
         )  # fmt: skip
         self.router.known.add("m")

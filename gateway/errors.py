@@ -133,6 +133,12 @@ class VersionShut(Refused):
     code = "version_shut"
 
 
+class LabelsUnavailable(Refused):
+    """Labels cannot be written down now: too many wait for the disk, or it is full or broken."""
+
+    code = "labels_unavailable"
+
+
 class DeadlineExceeded(GatewayError):
     """The answer would come too late for this request's deadline."""
 

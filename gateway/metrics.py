@@ -140,6 +140,12 @@ class ServingMetrics:
         self.samples_dropped = Counter(
             "sluicegate_samples_dropped", "Sampled predictions that were not written.", ("reason",), registry=r
         )
+        self.labels = Counter(
+            "sluicegate_labels",
+            "Labels that came, by what became of them: accepted, invalid, refused.",
+            ("outcome",),
+            registry=r,
+        )
         self.shadow_pairs = Counter(
             "sluicegate_shadow_pairs",
             "Answered requests that a shadow version has run too, with outputs that could be compared.",

@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 from gateway.bounds import convert
 from gateway.errors import InvalidSetting
+from gateway.labelling import LabelSettings
 from gateway.passwords import is_redacted, redacted
 from gateway.redaction import parse_setting
 
@@ -204,6 +205,7 @@ class Settings:
     log: LogSettings = field(default_factory=LogSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     approvals: ApprovalSettings = field(default_factory=ApprovalSettings)
+    labels: LabelSettings = field(default_factory=LabelSettings)
 
     @property
     def flag_store_path(self) -> Path:

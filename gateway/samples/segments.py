@@ -47,7 +47,8 @@ class SegmentWriter:
     """Appends lines to the open segments of this process and closes them by size and age. Used by one thread.
 
     boot and pid name the files, so that no two processes ever write to the same one. Each open segment is locked
-    (flock) for as long as its process lives, by which recovery tells a living writer from a dead one.
+    (flock) for as long as its process lives, by which recovery tells a living writer from a dead one. partition: the
+    folder of a version's rows of a time.
     """
 
     root: Path
@@ -56,6 +57,7 @@ class SegmentWriter:
     max_age_s: float
     pid: int = field(default_factory=os.getpid)
     clock: Callable[[], float] = time.monotonic
+    partition: Callable[[str, str, int], str] = partition_of
     _open: dict[tuple[str, str, int], _Segment] = field(default_factory=dict)
     _unsynced: set[tuple[str, str, int]] = field(default_factory=set)
     _seq: int = 0
@@ -79,7 +81,7 @@ class SegmentWriter:
         key = (model, version, ts_ns // _HOUR_NS)
         segment = self._open.get(key)
         if segment is None:
-            segment = self._open[key] = self._create(partition_of(model, version, ts_ns))
+            segment = self._open[key] = self._create(self.partition(model, version, ts_ns))
         try:
             _append(segment.fd, lines)
         except OSError:
@@ -174,7 +176,7 @@ def closed_name(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(OPEN) + CLOSED)
 
 
-def recover(root: Path, *, boot: str) -> int:
+def recover(root: Path, *, boot: str, pattern: str = f"model=*/version=*/date=*/hour=*/*{OPEN}") -> int:
     """Close the open segments that dead processes have left: cut each after its last newline and rename it.
 
     A segment is left alone if it belongs to a living process of this *boot*, or if its writer still holds its lock.
@@ -182,7 +184,7 @@ def recover(root: Path, *, boot: str) -> int:
     closed; one that cannot be closed now is left for the next start.
     """
     closed = 0
-    for path in root.glob(f"model=*/version=*/date=*/hour=*/*{OPEN}"):
+    for path in root.glob(pattern):
         name = _SEGMENT_NAME.fullmatch(path.name)
         if name is None or (name["boot"] == boot and _is_alive(int(name["pid"]))):
             continue

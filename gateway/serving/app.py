@@ -34,7 +34,10 @@ from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
 from gateway.serving.doorway import Doorway, by_name
 from gateway.serving.endpoints import PredictionEndpoint, Questions, on_gateway_error, on_unknown_path
 from gateway.serving.fastdoor import UVICORN, FastDoor
+from gateway.serving.feedback import PATH as FEEDBACK_PATH
+from gateway.serving.feedback import FeedbackEndpoint
 from gateway.serving.guards import Guards
+from gateway.serving.label_writer import LabelWriter
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
@@ -64,6 +67,7 @@ class Worker:
     registry: Registry
     cache: PredictionCache
     sampler: Sampler
+    label_writer: LabelWriter
     shadow: Shadow
     counts: Counts
     metrics: ServingMetrics
@@ -121,6 +125,7 @@ def build(
     )
     budget = RuleBudget(settings.sampling.max_by_rules_per_s, metrics, clock=time.monotonic)
     answers = Answers(registry, cache, sampler, shadow, counts, budget, ttl_s=settings.cache.ttl_s)
+    label_writer = LabelWriter(settings.labels, settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
     pipeline = Pipeline(admission, router, cache, answers, guards)
     doorway = Doorway(admission, pipeline, counts, by_name(codecs))
     native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)
@@ -130,6 +135,7 @@ def build(
             Route("/predict/{model}", native),
             Route("/v2/models/{model}/infer", oip),
             Route("/v2/models/{model}/versions/{version}/infer", oip),
+            Route(FEEDBACK_PATH, FeedbackEndpoint(label_writer, max_body_bytes=settings.labels.max_body_bytes)),
             *_questions(questions),
         ],
         exception_handlers={
@@ -139,7 +145,23 @@ def build(
     )
     doors = Doors(doorway, settings.server, fast=settings.server.door == "fast", clock=time.monotonic)
     app.state.doors = doors
-    return Worker(admission, registry, cache, sampler, shadow, counts, metrics, guards, pipeline, watch, doors, app)
+    return Worker(
+        *(
+            admission,
+            registry,
+            cache,
+            sampler,
+            label_writer,
+            shadow,
+            counts,
+            metrics,
+            guards,
+            pipeline,
+            watch,
+            doors,
+            app,
+        )
+    )
 
 
 def _questions(questions: Questions) -> list[Route]:
@@ -164,6 +186,7 @@ async def _background(
 ) -> AsyncIterator[None]:
     """The worker's own tasks: flags followed, status written, counts flushed; ended in order."""
     worker.sampler.start()
+    worker.label_writer.start()
     status = run_dir / "status" / f"worker-{slot}.json"
     status.parent.mkdir(parents=True, exist_ok=True)
     writing = write_status(
@@ -190,6 +213,7 @@ async def _background(
         worker.registry.close()
         worker.counts.flush()
         worker.watch.close()
+        await asyncio.to_thread(worker.label_writer.close, 5.0)
         await asyncio.to_thread(worker.sampler.close, 5.0)
 
 

@@ -44,7 +44,7 @@ class PredictionEndpoint:
         try:
             try:
                 async with asyncio.timeout(max(0.0, call.deadline_s - self._admission.now_s())):
-                    body = await _read_body(receive, self._admission.max_body_bytes)
+                    body = await read_body(receive, self._admission.max_body_bytes)
             except TimeoutError:
                 raise BodyTooSlow("body: expected whole before the deadline, got a part of it") from None
             if body is None:
@@ -85,7 +85,7 @@ def _resolve(future: asyncio.Future[Reply]) -> OnReply:
     return on_reply
 
 
-async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
+async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
     """The whole body; None if the client leaves before its end. Raises BodyTooLarge."""
     chunks: list[bytes] = []
     size = 0
@@ -167,7 +167,7 @@ async def on_gateway_error(request: Request, error: Exception) -> Response:
 async def on_unknown_path(request: Request, error: Exception) -> Response:
     """404 and 405 of the router, as JSON."""
     status = getattr(error, "status_code", 404)
-    known = "/predict/{model}, /v2, /v2/models/{model}/infer, /livez, /readyz"
+    known = "/predict/{model}, /v2, /v2/models/{model}/infer, /v1/feedback, /livez, /readyz"
     text = f"no such path: {request.url.path}; known: {known}" if status == 404 else f"{request.method} is not answered"
     response = _json({"error": text}, status)
     response.headers.update(getattr(error, "headers", None) or {})

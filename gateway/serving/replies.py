@@ -27,6 +27,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.ModelNotReady: 503,
     errors.VersionShut: 503,
     errors.SampleLogUnavailable: 503,
+    errors.LabelsUnavailable: 503,
     errors.DeadlineExceeded: 504,
 }
 

@@ -1,0 +1,64 @@
+"""`POST /v1/feedback`: labels of predictions, by prediction id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from gateway.codecs.codec import JSON_HEADERS
+from gateway.errors import GatewayError, InvalidInput, MethodNotAllowed, UnsupportedEncoding
+from gateway.serving.endpoints import read_body
+from gateway.serving.label_writer import LabelWriter, Taken
+from gateway.serving.replies import error_headers, status_of
+
+PATH = "/v1/feedback"
+
+
+class FeedbackEndpoint:
+    """A plain ASGI app. It only reads the body; everything else about labels happens in the writer's thread."""
+
+    def __init__(self, writer: LabelWriter, *, max_body_bytes: int) -> None:
+        self._writer = writer
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error: GatewayError | None = None
+        try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(scope["method"], "POST")
+            _check_encoding(dict(scope["headers"]).get(b"content-encoding", b""))
+            body = await read_body(receive, self._max_body_bytes)
+            if body is None:
+                return
+            taken = await self._writer.offer(body)
+            error, told = _told(taken)
+        except GatewayError as problem:
+            error, told = problem, {"error": _plain(problem)}
+        content = orjson.dumps(told)
+        headers = [*JSON_HEADERS, *error_headers(error), (b"content-length", b"%d" % len(content))]
+        await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+
+def _told(taken: Taken) -> tuple[GatewayError | None, dict[str, Any]]:
+    """What a client reads: 200 if all its labels are kept, 400 if some were wrong; the others are kept all the same."""
+    counts: dict[str, Any] = {"accepted": taken.accepted, "rejected": taken.wrong}
+    if not taken.wrong:
+        return None, counts
+    first = taken.rejected[0][1]
+    errors = [{"item": item, **_plain(error)} for item, error in taken.rejected]
+    return first, {"error": _plain(first), **counts, "errors": errors}
+
+
+def _plain(error: GatewayError) -> dict[str, Any]:
+    told: dict[str, Any] = {"code": error.code, "message": str(error)}
+    if isinstance(error, InvalidInput):
+        told |= {"field": error.field, "came": error.came, "expected": error.expected}
+    return told
+
+
+def _check_encoding(came: bytes) -> None:
+    if came.strip().lower() not in (b"", b"identity"):
+        raise UnsupportedEncoding(f"header content-encoding: expected identity, got {came[:40].decode('latin-1')!r}")

@@ -67,6 +67,9 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "labels.max_body_bytes": (1024, 2**26),
     "labels.max_items": (1, 1_000_000),
     "labels.max_queue_bytes": (1024, 2**32),
+    "labels.wait_s": (1, 366 * 86_400),
+    "labels.max_waiting_rows": (100, 10_000_000),
+    "labels.recent_rows": (10, 1_000_000),
 }
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "log.level": ("debug", "info", "warning", "error", "critical"),

@@ -247,6 +247,23 @@ class MonitorMetrics:
             "Lines of the sample log that are no samples, found when it was made Parquet; they are kept aside.",
             registry=registry,
         )
+        self.performance = gauge(
+            "sluicegate_performance",
+            "How good labelled predictions were: accuracy, f1, auc, rmse ...",
+            (*_VARIANT, "metric"),
+        )
+        self.label_coverage = gauge(
+            "sluicegate_label_coverage", "Share of sampled rows that got a label while it was awaited.", _VARIANT
+        )
+        self.label_delay_s = gauge(
+            "sluicegate_label_delay_seconds", "Time from a prediction to its label, 90th percentile.", _VARIANT
+        )
+        self.labels_read = Counter(
+            "sluicegate_labels_read",
+            "Labels read by the monitor, by what became of them; rows that were let go.",
+            ("outcome",),
+            registry=registry,
+        )
         self.last_report_s = gauge(
             "sluicegate_drift_report_timestamp_seconds", "Unix time of the latest drift report.", ("model",)
         )

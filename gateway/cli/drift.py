@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,8 @@ def add_parser(subparsers: Subparsers) -> None:
         _report,
         more="It tells how the most recent sampled rows of each version compare with the reference in its package: "
         "drifted columns first, with test, statistic, q (the p-value after Benjamini-Hochberg) and effect (KS distance "
-        "or Cramer's V, 0 to 1); where values are missing, their share in the reference and now.",
+        "or Cramer's V, 0 to 1); where values are missing, their share in the reference and now. Where labels came, "
+        "how good the predictions were.",
     )
     report.add_argument("model", metavar="MODEL", nargs="?", help="only this model (default: all)")
     report.add_argument("--all", action="store_true", help="show every column that did not drift, too")
@@ -116,6 +117,8 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
             _print_columns((*version.drifted, *shown))
             if len(shown) < len(others):
                 print(f"  and {len(others) - len(shown)} more that did not drift; --all shows them")
+        for line in _performance(document.performance or {}, version.version):
+            print(f"  {line}")
         print()
 
 
@@ -129,6 +132,32 @@ def _print_columns(columns: Sequence[ColumnDrift]) -> None:
     remote.print_table(
         "", {name: styles.get(name, {}) for name in shown}, [tuple(row[n] for n in shown) for row in cells]
     )
+
+
+def _performance(section: Mapping[str, Any], version: str) -> Iterator[str]:
+    """What labels say of a version: one line per variant, and one per slice."""
+    for variant in section.get("variants", ()):
+        if variant["version"] != version:
+            continue
+        rows, labelled = variant["over"] + variant["waiting"], variant["labelled"] + variant["waiting_labelled"]
+        told = f"labels of {variant['variant']}: {labelled} of {rows} rows"
+        if variant["coverage"] is not None:
+            told += f" ({variant['coverage']:.1%} of those that no longer wait)"
+        if variant["delay_s"] is not None:
+            told += f", after {variant['delay_s']['p50']:.0f} s (median)"
+        yield told
+        if variant["scores"] is None:
+            if variant["reason"]:
+                yield f"  performance is not known: {variant['reason']}"
+            continue
+        yield f"  {_scores(variant['scores'])}"
+        for each in variant["slices"]:
+            yield f"  {section['slice_feature']} = {each['value']}: {_scores(each)}"
+
+
+def _scores(scores: Mapping[str, Any]) -> str:
+    told = [f"{name} {_number(value)}" for name, value in scores.items() if name not in ("rows", "classes")]
+    return f"{', '.join(each for each in told if not each.endswith(' '))} ({scores['rows']} rows)"
 
 
 def _window(version: VersionReport) -> str:

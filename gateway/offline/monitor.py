@@ -27,6 +27,7 @@ from gateway.offline.drift import Column, ColumnDrift, Rules, compare
 from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
 from gateway.offline.measures import measure
 from gateway.offline.past import PastReader
+from gateway.offline.performance import Performance
 from gateway.offline.reference import Reference, columns_of, load_reference
 from gateway.offline.report import DriftDocument, VersionReport, status_of
 from gateway.offline.together import Fit, Together
@@ -85,6 +86,14 @@ class Monitor:
         self._reader = SegmentReader(settings.sample_log_path, watermark, clock=clock)
         self._saved = Watermark(dict(watermark.offsets), dict(watermark.finished))
         self._compactor = _compactor(settings)
+        self._performance = Performance(
+            settings.labels,
+            models=settings.paths.models,
+            sample_log=settings.sample_log_path,
+            memory=settings.monitor_path,
+            metrics=metrics,
+            clock=clock,
+        )
         self._references: dict[tuple[str, str], Reference | str] = {}  # or why there is none
         self._redact = parse_setting(settings.sampling.redact)
         sampling = settings.sampling
@@ -98,13 +107,13 @@ class Monitor:
 
     @property
     def has_reports_due(self) -> bool:
-        """Whether rows came in since the last report."""
-        return bool(self._changed)
+        """Whether rows or labels came in since the last report."""
+        return bool(self._changed or self._performance.changed)
 
     @property
     def has_unsaved(self) -> bool:
         """Whether something was read since the memory was saved."""
-        return self._is_dirty
+        return self._is_dirty or self._performance.has_unsaved
 
     def step(self) -> bool:
         """Read what is new, up to a bound; returns whether there may be more. Raises OSError."""
@@ -117,10 +126,13 @@ class Monitor:
                 log.warning("lines that are no samples", extra={"file": relative, "lines": bad_lines})
         has_more = read_bytes >= _STEP_BYTES
         self._finish_windows(is_all_read=not has_more)
-        return has_more
+        has_labels_left = self._performance.step()
+        return has_more or has_labels_left
 
     def report(self) -> None:
         """Write the drift documents of all models whose windows changed. Raises OSError."""
+        self._changed |= self._performance.changed
+        self._performance.changed.clear()
         for model in sorted(self._changed):
             versions = tuple(
                 self._examine(model, version)
@@ -129,8 +141,16 @@ class Monitor:
             )
             now = self._clock()
             monitor = self._settings.monitor
+            performance = self._performance.section(model)
             document = DriftDocument(
-                model, now, monitor.window_rows, self._rules, versions, self._alarm_rule, monitor.window_s
+                model,
+                now,
+                monitor.window_rows,
+                self._rules,
+                versions,
+                self._alarm_rule,
+                monitor.window_s,
+                performance,
             )
             replace_file(self._document_path(model), document.to_json(), sync=False)
             for found in versions:
@@ -143,6 +163,7 @@ class Monitor:
         self._memory.watermark = self._reader.watermark
         self._memory.save(self._memory_path)
         self._saved = Watermark(dict(self._reader.watermark.offsets), dict(self._reader.watermark.finished))
+        self._performance.save()
         self._is_dirty = False
         # Only now: after a kill, rows that were not saved are read, and counted, again.
         self._metrics.read_rows.inc(self._unsaved_rows)
@@ -152,6 +173,7 @@ class Monitor:
         """Forget finished hours of the log, and versions whose package is gone. Raises OSError."""
         if self._past.is_read:
             self._reader.forget_finished()
+        self._performance.tidy()
         models = self._settings.paths.models
         if not models.is_dir():
             return

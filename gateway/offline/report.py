@@ -63,6 +63,7 @@ class DriftDocument:
     versions: tuple[VersionReport, ...]
     alarm_rule: AlarmRule
     window_s: float = 0.0
+    performance: Mapping[str, Any] | None = None  # how good predictions with labels were; None without labels
 
     def to_json(self) -> bytes:
         plain = {
@@ -74,6 +75,7 @@ class DriftDocument:
             "rules": self.rules,
             "alarm_rule": self.alarm_rule,
             "versions": self.versions,
+            "performance": self.performance,
         }
         return orjson.dumps(plain, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -101,6 +103,7 @@ def parse(plain: Mapping[str, Any]) -> DriftDocument:
             tuple(_version(version) for version in plain["versions"]),
             AlarmRule(**plain.get("alarm_rule", {"drifted": 1, "windows": 1})),
             plain.get("window_s", 0.0),
+            plain.get("performance"),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a drift document: {error}") from error

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def kept(root: Path) -> list[str]:
 
 
 def run(
-    root: Path, test: Callable[[LabelWriter, Disk], Coroutine[Any, Any, None]], **settings: int
+    root: Path, test: Callable[[LabelWriter, Disk], Coroutine[Any, Any, None]], **settings: Any
 ) -> dict[str, float]:
     """Run *test* with a writer; returns what it counted, by outcome."""
     registry = process_registry()
@@ -53,7 +54,7 @@ def run(
 
     async def main() -> None:
         writer = LabelWriter(
-            LabelSettings(**settings),
+            replace(LabelSettings(), **settings),
             SamplingSettings(min_free_bytes=1000),
             root,
             boot="b1",

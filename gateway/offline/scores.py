@@ -1,0 +1,117 @@
+"""How good predictions were whose truth is known: one table of rows in, one set of numbers out.
+
+Pure; scikit-learn's definitions. Everything that cannot be told of these rows is None.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gateway.offline.targets import Answer, Target
+from gateway.tensors import Array
+
+# So many classes are told one by one; beyond that, the most frequent ones.
+_MAX_CLASSES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One row whose truth is known. scores: probabilities in the order of the target's classes."""
+
+    ts_ns: int
+    prediction_id: str
+    row: int
+    predicted: Answer
+    scores: list[float] | None
+    truth: Answer
+    weight: float
+    slice: str
+    delay_s: float
+
+
+def scores_of(rows: Sequence[Judged], target: Target) -> dict[str, Any]:
+    """The numbers of *rows*, of which there is one at least. Needs scikit-learn."""
+    weights = np.array([row.weight for row in rows])
+    return _of_classes(rows, target, weights) if target.is_classes else _of_numbers(rows, weights)
+
+
+def _of_numbers(rows: Sequence[Judged], weights: Array) -> dict[str, Any]:
+    """Mean absolute error, root of the mean squared error, and bias: the mean of prediction minus truth."""
+    from sklearn import metrics
+
+    predicted = np.array([row.predicted for row in rows], dtype=np.float64)
+    truth = np.array([row.truth for row in rows], dtype=np.float64)
+    return {
+        "rows": len(rows),
+        "mae": float(metrics.mean_absolute_error(truth, predicted, sample_weight=weights)),
+        "rmse": float(np.sqrt(metrics.mean_squared_error(truth, predicted, sample_weight=weights))),
+        "bias": float(np.average(predicted - truth, weights=weights)),
+    }
+
+
+def _of_classes(rows: Sequence[Judged], target: Target, weights: Array) -> dict[str, Any]:
+    """Accuracy; precision, recall and F1 per class and as plain means over the classes that occur (macro); and of the
+    probabilities: AUC (one against the rest, plain mean), Brier score and log loss."""
+    from sklearn import metrics
+
+    truth, predicted = [str(row.truth) for row in rows], [str(row.predicted) for row in rows]
+    names = sorted({*truth, *predicted})
+    by_class = metrics.precision_recall_fscore_support(
+        truth, predicted, labels=names, sample_weight=weights, zero_division=0.0
+    )
+    counts = Counter(truth)
+    told = sorted(range(len(names)), key=lambda index: (-counts[names[index]], names[index]))[:_MAX_CLASSES]
+    return {
+        "rows": len(rows),
+        "accuracy": float(metrics.accuracy_score(truth, predicted, sample_weight=weights)),
+        "precision": float(np.mean(by_class[0])),
+        "recall": float(np.mean(by_class[1])),
+        "f1": float(np.mean(by_class[2])),
+        **_of_probabilities(rows, target, weights),
+        "classes": [
+            {
+                "class": names[index],
+                "rows": counts[names[index]],
+                "precision": float(by_class[0][index]),
+                "recall": float(by_class[1][index]),
+                "f1": float(by_class[2][index]),
+            }
+            for index in sorted(told)
+        ],
+    }
+
+
+def _of_probabilities(rows: Sequence[Judged], target: Target, weights: Array) -> dict[str, float | None]:
+    """AUC, Brier score (of two classes that of the second, of more the sum over all) and log loss.
+
+    Rows without probabilities, or of a class that the model does not know, are left out.
+    """
+    from sklearn import metrics
+
+    place = {name: index for index, name in enumerate(target.classes)}
+    usable = [index for index, row in enumerate(rows) if row.scores is not None and row.truth in place]
+    if not usable or not target.scores:
+        return {"auc": None, "brier": None, "log_loss": None}
+    scores = np.array([rows[index].scores for index in usable], dtype=np.float64)
+    truth = np.array([place[str(rows[index].truth)] for index in usable])
+    weights = weights[usable]
+    hot = np.eye(len(target.classes))[truth]
+    squared = ((scores - hot) ** 2).sum(axis=1)
+    given = np.clip(scores[np.arange(len(truth)), truth], np.finfo(np.float64).eps, 1.0)
+    # Of two classes, both say the same.
+    columns = [1] if len(target.classes) == 2 else range(len(target.classes))
+    areas = [
+        metrics.roc_auc_score(truth == column, scores[:, column], sample_weight=weights)
+        for column in columns
+        if 0 < np.count_nonzero(truth == column) < len(truth)
+    ]
+    return {
+        "auc": float(np.mean(areas)) if areas else None,
+        "brier": float(np.average(squared, weights=weights)) / (2 if len(target.classes) == 2 else 1),
+        "log_loss": float(np.average(-np.log(given), weights=weights)),
+    }

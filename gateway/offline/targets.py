@@ -1,0 +1,133 @@
+"""What a version predicts, as labels know it: where its answer stands in a row of the sample log, and what is equal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from gateway.errors import PackageInvalid
+from gateway.models.manifest import MANIFEST_FILE, NAME_PATTERN, VERSION_PATTERN, parse
+from gateway.offline.reference import values_of
+from gateway.tensors import Signature
+
+# A class by its text, or a number.
+Answer: TypeAlias = str | float
+
+_RETRY_S = 10.0  # a package whose manifest cannot be read is looked at again
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The output that labels are about.
+
+    output: its name, for labels that name it. column: of the predicted label or number in the rows; empty if only
+    probabilities are given. classes: texts, in the order of the probabilities' columns *scores*, which are empty if the
+    model gives none.
+    """
+
+    output: str
+    column: str
+    is_classes: bool
+    classes: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
+
+    def predicted(self, outputs: Mapping[str, Any]) -> tuple[Answer, list[float] | None]:
+        """What a row of the log predicts, and its probabilities. Raises ValueError, TypeError or KeyError."""
+        if not self.is_classes:
+            return _number(outputs[self.column]), None
+        scores: list[float] | None = None
+        if self.scores:
+            scores = [_number(outputs[name]) for name in self.scores]
+        if self.column:
+            return text_of(outputs[self.column]), scores
+        if scores is None:
+            raise ValueError("neither a label nor probabilities")
+        return self.classes[scores.index(max(scores))], scores
+
+    def truth(self, label: Any) -> Answer:
+        """What a label says of this target. Raises ValueError or TypeError if it says nothing of it."""
+        if isinstance(label, dict):
+            if self.output not in label:
+                raise ValueError(f"the label does not name {self.output!r}")
+            label = label[self.output]
+        if not self.is_classes:
+            if isinstance(label, bool):
+                raise TypeError("true and false are no numbers")
+            return _number(label)
+        text = text_of(label)
+        if isinstance(label, bool) and text not in self.classes and "1" in self.classes:
+            return "1" if label else "0"
+        return text
+
+
+def target_of(signature: Signature) -> Target | None:
+    """What labels of this model are about: its first label, else its probabilities, else its first number."""
+    label = next((spec for spec in signature.outputs if spec.role == "label"), None)
+    probabilities = next((spec for spec in signature.outputs if spec.role == "probabilities"), None)
+    named: dict[str, list[str]] = {}
+    for column in signature.output_columns():
+        named.setdefault(column.output, []).append(column.name)
+    if label is not None or probabilities is not None:
+        classes = tuple(map(text_of, signature.classes or ()))
+        scores = tuple(named.get(probabilities.name, ())) if probabilities is not None else ()
+        if len(scores) != len(classes) or len(classes) < 2:
+            scores = ()
+        if label is None and not scores:
+            return None
+        output = label if label is not None else probabilities
+        assert output is not None
+        return Target(output.name, label.name if label is not None else "", True, classes, scores)
+    for name, columns in named.items():
+        spec = signature.output(name)
+        if len(columns) == 1 and spec is not None and spec.datatype not in ("BYTES", "BOOL"):
+            return Target(name, columns[0], False)
+    return None
+
+
+class Targets:
+    """The targets of the packages in a models directory, each read once. Used by one thread."""
+
+    def __init__(self, models: Path, *, clock: Callable[[], float]) -> None:
+        self._models = models
+        self._clock = clock
+        self._known: dict[tuple[str, str, str], Target | str] = {}  # by model, version, digest
+        self._retry_at: dict[tuple[str, str, str], float] = {}
+
+    def find(self, model: str, version: str, digest: str) -> Target | str:
+        """What labels of a package are about, or why that is not known. Raises ValueError if these are no names."""
+        key = (model, version, digest)
+        known = self._known.get(key)
+        if known is None or (isinstance(known, str) and self._clock() >= self._retry_at[key]):
+            if not (NAME_PATTERN.fullmatch(model) and VERSION_PATTERN.fullmatch(version)):
+                raise ValueError("neither may lead out of the directories that they name files in")
+            try:
+                raw = (self._models / model / version / MANIFEST_FILE).read_bytes()
+                known = target_of(parse(raw, where=MANIFEST_FILE).signature) or "no output that a label could be about"
+            except PackageInvalid as error:
+                known = str(error)
+            except FileNotFoundError:
+                known = f"the package has no {MANIFEST_FILE}"
+            except OSError as error:
+                known = f"cannot read {MANIFEST_FILE}: {error.strerror}"
+            if isinstance(known, str):
+                self._retry_at[key] = self._clock() + _RETRY_S
+            self._known[key] = known
+        return known
+
+
+def text_of(value: Any) -> str:
+    """A class as a text that is equal wherever it comes from (1, 1.0 and "1"). Raises ValueError if it is missing."""
+    text = values_of([value], "categorical", "BYTES")[0]
+    if text is None:
+        raise ValueError("missing")
+    return str(text)
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no finite number")
+    return number

@@ -70,6 +70,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "labels.wait_s": (1, 366 * 86_400),
     "labels.max_waiting_rows": (100, 10_000_000),
     "labels.recent_rows": (10, 1_000_000),
+    "labels.window_rows": (10, 1_000_000),
+    "labels.reference_windows": (2, 1000),
 }
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "log.level": ("debug", "info", "warning", "error", "critical"),

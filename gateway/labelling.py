@@ -16,3 +16,5 @@ class LabelSettings:
     max_waiting_rows: int = 100_000  # rows that wait for labels; beyond that the oldest wait no longer
     recent_rows: int = 5000  # labelled rows of a variant that its performance is computed from
     slice_feature: str = ""  # a categorical feature by whose values performance is told, too
+    window_rows: int = 500  # labelled rows of a version in one of the windows by which decay is found
+    reference_windows: int = 12  # the first windows, which the later ones are held against

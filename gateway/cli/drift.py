@@ -117,7 +117,8 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
             _print_columns((*version.drifted, *shown))
             if len(shown) < len(others):
                 print(f"  and {len(others) - len(shown)} more that did not drift; --all shows them")
-        for line in _performance(document.performance or {}, version.version):
+        labels = document.performance or {}
+        for line in (*_performance(labels, version.version), *_decay(labels, version.version)):
             print(f"  {line}")
         print()
 
@@ -153,6 +154,16 @@ def _performance(section: Mapping[str, Any], version: str) -> Iterator[str]:
         yield f"  {_scores(variant['scores'])}"
         for each in variant["slices"]:
             yield f"  {section['slice_feature']} = {each['value']}: {_scores(each)}"
+
+
+def _decay(section: Mapping[str, Any], version: str) -> Iterator[str]:
+    """How the windows of labelled rows compare with the first ones."""
+    for told in section.get("versions", ()):
+        for metric in told.get("metrics", ()) if told["version"] == version else ():
+            value, mean, bound = (_number(metric[name]) for name in ("value", "mean", "bound"))
+            against = f"at first {mean}, bound {bound}" if bound else f"at first {mean}, no bound yet"
+            window = f"{value} in a window of {told['window_rows']} rows; {against}"
+            yield f"{metric['name']} by labels: {metric['verdict']} ({window})"
 
 
 def _scores(scores: Mapping[str, Any]) -> str:

@@ -125,6 +125,10 @@ def _parse(raw: bytes) -> tuple[float, dict[str, Seen]]:
     versions = {
         str(version["version"]): Seen(str(version["digest"]), _columns(version)) for version in document["versions"]
     }
+    for version in (document.get("performance") or {}).get("versions", ()):
+        seen = versions.get(str(version["version"]))
+        if seen is not None:
+            versions[str(version["version"])] = Seen(seen.digest, {**seen.columns, **_by_labels(version)})
     return float(document["written_at"]), versions
 
 
@@ -136,9 +140,25 @@ def _columns(version: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+def _by_labels(version: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What labels say of a version, as if each metric were one more column."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for metric in version.get("metrics", ()):
+        name = f"{metric['name']} by labels"
+        effect = abs(float(metric["value"]) - float(metric["mean"]))
+        found[name] = {
+            "name": name,
+            "role": "performance",
+            "verdict": metric["verdict"],
+            "effect": effect,
+            "test": "band",
+        }
+    return found
+
+
 def _drifted(model: str, version: str, seen: Seen, new: set[str]) -> Note:
     columns = sorted((seen.columns[name] for name in new), key=lambda column: -column["effect"])
-    shown = [{key: column[key] for key in _TOLD} for column in columns]
+    shown = [{key: column[key] for key in _TOLD if key in column} for column in columns]
     why = f"{model} {version} has drifted: {_words([str(column['name']) for column in columns])}"
     return _note(model, version, "drifted", len(shown), shown[:MAX_COLUMNS], why)
 

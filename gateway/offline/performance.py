@@ -17,6 +17,7 @@ from gateway.flags.compile import SPLIT
 from gateway.labelling import LabelSettings
 from gateway.metrics import MonitorMetrics
 from gateway.models.manifest import version_order
+from gateway.offline.decay import Decay
 from gateway.offline.groups import Group, newest, told_of
 from gateway.offline.join import Join, Waiting
 from gateway.offline.scores import Judged
@@ -55,6 +56,7 @@ class Performance:
     _labels: LabelReader
     _join: Join
     _groups: dict[_Key, Group]
+    _decays: dict[tuple[str, str], Decay]  # by model and version
     _arms: dict[_Arm, list[int]]  # labelled predictions of a split, and how many of them were right
 
     def __init__(
@@ -179,6 +181,12 @@ class Performance:
         group.labelled += 1
         group.add(judged, self._settings.recent_rows)
         target = self._targets.find(model, version, digest)
+        if isinstance(target, Target):
+            decay = self._decays.setdefault((model, version), Decay(digest))
+            if decay.digest != digest:
+                decay = self._decays[model, version] = Decay(digest)
+            sizes = self._settings
+            decay.add(judged, target, window_rows=sizes.window_rows, reference_windows=sizes.reference_windows)
         if revision >= 0 and isinstance(target, Target) and target.is_classes:
             counts = self._arms.setdefault((model, version, variant, revision), [0, 0])
             counts[0] += 1
@@ -263,7 +271,14 @@ class Performance:
         digest = next(group.digest for key, group in self._groups.items() if key[:2] == (model, version))
         target = self._targets.find(model, version, digest)
         rows = newest((row for rows in parts for row in rows), self._settings.recent_rows)
-        return {"version": version, **told_of(rows, target)}
+        told = {"version": version, "window_rows": self._settings.window_rows, **told_of(rows, target)}
+        decay = self._decays.get((model, version))
+        if decay is not None:
+            told |= decay.told(self._settings.reference_windows)
+            for metric in told["metrics"]:
+                feature = f"{metric['name']} by labels"
+                self._metrics.drifted.labels(model, version, feature).set(metric["verdict"] == "drifted")
+        return told
 
     def _show(self, key: _Key, told: dict[str, Any]) -> None:
         for name, value in (told["scores"] or {}).items():
@@ -290,6 +305,7 @@ class Performance:
             "label_finished": self._labels.mark.finished,
             "join": self._join.to_plain(),
             "groups": [[*key, group] for key, group in self._groups.items()],
+            "decays": [[*key, decay] for key, decay in self._decays.items()],
             "arms": [[*arm, *counts] for arm, counts in self._arms.items()],
         }
         replace_file(self._path, orjson.dumps(plain), sync=True)
@@ -305,6 +321,7 @@ class Performance:
         for model, version, variant in list(self._groups):
             if self._models.is_dir() and not (self._models / model / version).is_dir():
                 del self._groups[model, version, variant]
+                self._decays.pop((model, version), None)
                 self.changed.add(model)
                 self.has_unsaved = True
 
@@ -323,6 +340,7 @@ class Performance:
         self._labels = LabelReader(self._log, clock=self._clock)
         self._join = Join(int(self._settings.wait_s * 1e9), self._settings.max_waiting_rows)
         self._groups = {}
+        self._decays = {}
         self._arms = {}
 
     def _remember(self) -> None:
@@ -340,4 +358,7 @@ class Performance:
         for model, version, variant, group in plain["groups"]:
             recent = [Judged(**row) for row in group.pop("recent")]
             self._groups[model, version, variant] = Group(**group, recent=recent)
+        for model, version, decay in plain["decays"]:
+            rows = [Judged(**row) for row in decay.pop("rows")]
+            self._decays[model, version] = Decay(**decay, rows=rows)
         self._arms = {(m, v, variant, revision): counts for m, v, variant, revision, *counts in plain["arms"]}

@@ -34,12 +34,24 @@ def alarm(name: str, effect: float = 0.3) -> Alarm:
     return Alarm(name, "input", 2, 3, 1, 2, 500, 400, "ks", effect, 1e-9, 1e-8, effect, "", top, ("p1", "p2"))
 
 
-def write_drift(directory: Path, written_at: float, *, digest: str = "d1", version: str = "3", **verdicts: str) -> None:
-    """A drift document of the model iris, as the monitor writes it. verdicts: column -> verdict."""
+def write_drift(
+    directory: Path,
+    written_at: float,
+    *,
+    digest: str = "d1",
+    version: str = "3",
+    accuracy: str = "",
+    **verdicts: str,
+) -> None:
+    """A drift document of the model iris, as the monitor writes it. verdicts: column -> verdict. accuracy: its verdict
+    by labels."""
     alarms = tuple(alarm(name) for name, verdict in verdicts.items() if verdict == "drifted")
     quiet = tuple(name for name, verdict in verdicts.items() if verdict == "stable")
     report = VersionReport(version, digest, "stable", "", 500, 1, 2, 500, 500, (), alarms, quiet)
-    document = DriftDocument("iris", written_at, 1000, Rules(100, 0.05, 0.08), (report,), AlarmRule(2, 3))
+    metric = {"name": "accuracy", "verdict": accuracy, "value": 0.7, "mean": 0.9, "bound": 0.85}
+    labels = {"versions": [{"version": version, "metrics": [metric]}]} if accuracy else None
+    rules = Rules(100, 0.05, 0.08)
+    document = DriftDocument("iris", written_at, 1000, rules, (report,), AlarmRule(2, 3), performance=labels)
     directory.mkdir(exist_ok=True)
     replace_file(directory / "iris.json", document.to_json(), sync=False)
 
@@ -120,6 +132,16 @@ def test_a_column_is_told_once_when_it_drifts_and_once_when_it_has_recovered(rig
         "prediction_ids": ["p1", "p2"],
     }
     assert row.reason == "iris 3 has drifted: a"
+
+
+def test_what_labels_say_is_told_as_drift_is(rig: Rig) -> None:
+    rig.report(0, a="stable", accuracy="stable")
+    rig.report(10, a="stable", accuracy="drifted")
+    rig.report(20, a="stable", accuracy="drifted")
+    rig.report(30, a="stable", accuracy="stable")
+    rig.report(30 + RECOVERED_AFTER_S, a="stable", accuracy="stable")
+    assert rig.drift_rows == [("drifted", ["accuracy by labels"]), ("recovered", ["accuracy by labels"])]
+    assert rig.rows[0].reason == "iris 3 has drifted: accuracy by labels"
 
 
 def test_a_column_on_the_edge_is_told_once(rig: Rig) -> None:

@@ -36,6 +36,7 @@ from gateway.control.events import source_of
 from gateway.control.flagfile import FileFollower
 from gateway.control.gate import Gate, NeverBack
 from gateway.control.imports import ImportEndpoint
+from gateway.control.labelled import LabelCounts
 from gateway.control.lookups import LookupLoop
 from gateway.control.notary import Notary, Poster
 from gateway.control.notify import Notifier
@@ -143,7 +144,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     rollouts = Rollouts(store, desk, consent, clock=clock)
     turn = Turn(store, "rollouts", f"{boot}-{os.getpid()}") if settings.flags.is_shared else None
     told = metrics.RolloutMetrics(metrics.process_registry())
-    controller = Controller(rollouts, workers, metrics=told, turn=turn)
+    controller = Controller(rollouts, workers, metrics=told, turn=turn, labels=LabelCounts(settings.drift_path).of)
     views = Views(
         desk,
         tokens,

@@ -47,7 +47,8 @@ class _Live:
 class Controller:
     """Steps the rollouts that go on. One thread at a time; times are of a monotonic clock.
 
-    workers: reads the status documents. turn: where several controls share a store, one of them steps.
+    workers: reads the status documents. labels: who counted the labels of a model. turn: where several controls share a
+    store, one of them steps.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Controller:
         *,
         metrics: RolloutMetrics | None = None,
         turn: Turn | None = None,
+        labels: Callable[[str], list[WorkerStatus]] = lambda _model: [],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rollouts = rollouts
         self._workers = workers
         self._metrics = metrics
         self._turn = turn
+        self._labels = labels
         self._clock = clock
         self._live: dict[str, _Live] = {}
         self._store_trouble = ""
@@ -171,7 +174,7 @@ class Controller:
         going = live.rollout
         plan, model = going.plan, going.model
         route, revision = self._rollouts.route_of(model)
-        requests = observation.take(going, workers)
+        requests = observation.take(going, [*workers, *self._labels(model)])
         pairs = observation.compare_pairs(going, workers) if plan.strategy == SHADOW else 0
         missing = [
             f"worker {each['worker']}{' of ' + each['host'] if 'host' in each else ''}: {each['state']}"

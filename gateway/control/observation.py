@@ -19,11 +19,14 @@ from gateway.control.window import Arm, Window
 # What a plan is asked to see, where nothing is known of the model's own rates: shares of bad requests.
 _USUAL_RATES = {"errors": 0.005, "timeouts": 0.001, "invalid": 0.001, "slow": 0.01}
 _SPLIT = (CANARY, EXPERIMENT)  # the strategies whose two arms are compared
-_NUMBERS = ("eligible", "errors", "timeouts", "invalid", "fallbacks")
+_NUMBERS = ("eligible", "errors", "timeouts", "invalid", "fallbacks", "labelled")
 
 
 def take(going: Rollout, workers: Sequence[WorkerStatus]) -> int:
-    """Give the judge what was counted since the last time; returns how many of it the candidate's arm answered."""
+    """Give the judge what was counted since the last time; returns how many of it the candidate's arm answered.
+
+    workers: and whoever else counts as they do.
+    """
     epochs = going.cursor.take(
         workers,
         going.model,
@@ -50,6 +53,7 @@ def _arm(per_worker: Mapping[str, Counts]) -> Arm:
     counts = merged(per_worker)
     return Arm(
         **{name: counts.get(name, 0) for name in _NUMBERS},
+        correct=min(counts.get("correct", 0), counts.get("labelled", 0)),
         run_s=counts.get("run_s", {}),
         outputs=counts.get("outputs", {}),
         keys={worker: each["keys"] for worker, each in per_worker.items() if each.get("keys")},

@@ -366,6 +366,40 @@ def test_lines_that_are_no_labels_are_passed_over(tmp_path: Path) -> None:
     assert rig.variant()["waiting_labelled"] == 1
 
 
+def test_what_a_split_decided_is_counted_for_the_judge_once_per_request_and_survives_a_kill(tmp_path: Path) -> None:
+    write_package(tmp_path / "models", IRIS)
+    rig = Rig(tmp_path)
+
+    def add(name: str, *, right: bool = True, rows: int = 1, **fields: Any) -> None:
+        table = iris_rows(rows, len(name))
+        rig.log.write(linear_sample(table, prediction_id=name, **{"reason": "SPLIT", "flag_revision": 7, **fields}))
+        for row, predicted in enumerate(IRIS.answer(table)["label"].tolist()):
+            label = predicted if right else (predicted + 1) % 3
+            rig.label(Label(name, label, TEN_O_CLOCK_NS + SECOND_NS, row=row))
+
+    add("a")
+    add("b", right=False, rows=5)
+    add("c", variant="canary")
+    add("d", flag_revision=8)
+    add("e", reason="STATIC")
+    add("f", cache="hit")
+    add("g", reason="FALLBACK")
+    rig.run()
+    assert rig.section()["arms"] == []  # they still wait
+    rig.clock.advance(WAIT_S + 10)
+    rig.run()
+    rig.restart()
+    rig.kill()
+    rig.run()
+    counter = rig.section()["counter"]
+    arms = {(arm["variant"], arm["revision"]): (arm["labelled"], arm["correct"]) for arm in rig.section()["arms"]}
+    assert arms == {("stable", 7): (2, 1), ("canary", 7): (1, 1), ("stable", 8): (1, 1)}
+    (rig.settings.monitor_path / "labels.json").unlink()
+    rig.kill()
+    rig.run()
+    assert rig.section()["counter"] != counter  # counted from the beginning, by somebody else
+
+
 # -- decay --------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,11 @@ def test_late_repeated_and_disordered_labels_over_http_give_the_truth(
     killed in between."""
     dice = random.Random(1)
     write_package(models, IRIS, reference_rows=500)
-    settings: SettingsTable = {"sampling": {"rate": 1.0}, "monitor": {"poll_s": 0.05}, "labels": {"wait_s": 20}}
+    settings: SettingsTable = {
+        "sampling": {"rate": 1.0},
+        "monitor": {"poll_s": 0.05},
+        "labels": {"wait_s": 20, "window_rows": 50, "reference_windows": 2},
+    }
     with LiveGateway(models, state, workers=2, settings=settings) as gateway:
         table = iris_rows(ROWS, 3)
         truth = [int(label) if dice.random() < 0.85 else dice.randrange(3) for label in IRIS.answer(table)["label"]]
@@ -82,3 +86,5 @@ def test_late_repeated_and_disordered_labels_over_http_give_the_truth(
         print(printed)
         assert f"labels of stable: {len(in_time)} of {ROWS} rows (90.0% of those that no longer wait)" in printed
         assert "accuracy 0." in printed
+        assert "accuracy by labels: stable (" in printed
+        assert " in a window of 50 rows; at first 0." in printed

@@ -248,12 +248,12 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """*values* as one Arrow type: infinities as numbers, the summary of a wide tensor as text."""
+    """*values* as one Arrow type: infinities as numbers, the summary of a wide tensor and lists as text."""
     import orjson
 
     kinds = {type(value) for value in values}
-    if dict in kinds:
-        return [orjson.dumps(value).decode() if isinstance(value, dict) else value for value in values]
+    if dict in kinds or list in kinds:
+        return [orjson.dumps(value).decode() if isinstance(value, dict | list) else value for value in values]
     if str in kinds and kinds & {int, float}:
         if all(value in _INFINITE for value in values if isinstance(value, str)):
             return [_INFINITE[value] if isinstance(value, str) else value for value in values]

@@ -110,6 +110,8 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
             ids = ", ".join(alarm.prediction_ids[:_SHOWN_IDS])
             often = f"{alarm.drifted_windows} of {alarm.judged_windows} windows"
             print(f"  ALARM {alarm.name}: drifted in {often}; look at {ids}")
+        if (beside := version.beside) is not None:
+            print(f"  beside version {beside.baseline}, {beside.window_rows} rows: {beside.status} ({beside.reason})")
         others = [column for column in version.columns if column.verdict != "drifted"]
         others.sort(key=lambda column: -(column.effect or 0.0))
         shown = others if show_all else others[:_QUIET_COLUMNS]

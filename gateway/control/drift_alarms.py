@@ -134,9 +134,14 @@ def _parse(raw: bytes) -> tuple[float, dict[str, Seen]]:
 
 def _columns(version: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {str(name): {"verdict": STABLE} for name in version["quiet"]}
-    for alarm in version["alarms"]:
-        effect = float(alarm["effect"])
-        found[str(alarm["name"])] = {**{key: alarm[key] for key in _TOLD}, "effect": effect, "verdict": DRIFTED}
+    found |= {str(alarm["name"]): _told(alarm) for alarm in version["alarms"]}
+    beside = version.get("beside")
+    if beside is not None:  # a column may have drifted from its reference, and from the stable version
+        against = f"against {beside['baseline']}"
+        found |= {f"{name} {against}": {"verdict": STABLE} for name in beside["quiet"]}
+        for alarm in beside["alarms"]:
+            name = f"{alarm['name']} {against}"
+            found[name] = {**_told(alarm), "name": name}
     return found
 
 
@@ -154,6 +159,10 @@ def _by_labels(version: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
             "test": "band",
         }
     return found
+
+
+def _told(alarm: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{key: alarm[key] for key in _TOLD}, "effect": float(alarm["effect"]), "verdict": DRIFTED}
 
 
 def _drifted(model: str, version: str, seen: Seen, new: set[str]) -> Note:

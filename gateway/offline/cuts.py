@@ -53,7 +53,7 @@ class Uncut:
         rows.append(row)
         self._seen[period] = self._seen.get(period, 0) + 1
         if self.window_ns and len(rows) >= 2 * self.limit_rows:
-            self._periods[period] = self._drawn(rows)
+            self._periods[period] = drawn(rows, self.limit_rows)
 
     def cut(self, now_ns: int, *, is_all_read: bool) -> Iterator[Cut]:
         """Take out the windows that are finished, oldest first.
@@ -69,7 +69,7 @@ class Uncut:
             period = min(self._periods)
             if not (is_all_read and period < over) and len(self._periods) <= _BACKLOG_PERIODS:
                 return
-            rows, seen = self._drawn(self._periods.pop(period)), self._seen.pop(period)
+            rows, seen = drawn(self._periods.pop(period), self.limit_rows), self._seen.pop(period)
             self.ended_ns = (period + 1) * self.window_ns
             rows.sort(key=lambda row: row[:3])
             yield Cut(rows, seen)
@@ -84,10 +84,6 @@ class Uncut:
             del rows[: self.limit_rows]
             yield Cut(taken, self.limit_rows)
 
-    def _drawn(self, rows: list[Row]) -> list[Row]:
-        """At most limit_rows of *rows*, drawn at random and yet the same in whatever order they came."""
-        return rows if len(rows) <= self.limit_rows else sorted(rows, key=_lot)[: self.limit_rows]
-
     def rows(self) -> list[Row]:
         return [row for rows in self._periods.values() for row in rows]
 
@@ -101,6 +97,14 @@ class Uncut:
             self.add(row)
         if self.window_ns:
             self._seen.update({period: count for period, count in seen if period in self._periods})
+
+
+def drawn(rows: list[Row], limit_rows: int) -> list[Row]:
+    """At most limit_rows of *rows*, drawn at random and yet the same in whatever order they came.
+
+    A draw from a draw and further rows is a draw from all of them.
+    """
+    return rows if len(rows) <= limit_rows else sorted(rows, key=_lot)[:limit_rows]
 
 
 def _lot(row: Row) -> bytes:

@@ -43,11 +43,21 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """A difference that is no drift. effect: of the values, as found between two samples of n_1 and n_2 rows."""
+
+    effect: float
+    n_1: int
+    n_2: int
+
+
+@dataclass(frozen=True, slots=True)
 class Column:
     """One feature or output, then and now.
 
     reference, current: one value per row, of the same kind: float64 with NaN for missing if numeric; objects with None
     for missing if categorical. wrong_type: how many of current are missing only because they were no numbers.
+    expected: if not None, only what the values differ by beyond that is tested.
     """
 
     name: str
@@ -56,6 +66,7 @@ class Column:
     reference: Array
     current: Array
     wrong_type: int = 0
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,7 @@ class _Test:
     statistic: float
     p: float
     effect: float
+    excess: float  # what of effect was not to be expected
     q: float = math.nan
 
 
@@ -194,19 +206,43 @@ def _tests(column: Column, rules: Rules) -> list[_Test]:
     if min(len(reference), len(current)) >= rules.min_rows:
         if column.kind == "numeric":
             distance, p = ks(reference, current)
-            tests.append(_Test(KS, distance, p, distance))
+            tests.append(_beyond(_Test(KS, distance, p, distance, distance), column, 2))
         else:
             table = count_table(reference.tolist(), current.tolist())
             if table.shape[1] > 1:
                 name, statistic, p = chi_square(table)
-                tests.append(_Test(name, statistic, p, cramers_v(table)))
+                effect = cramers_v(table)
+                tests.append(_beyond(_Test(name, statistic, p, effect, effect), column, table.shape[1]))
     if missing_ref.any() or missing_cur.any():
         gone = np.array([missing_ref.sum(), missing_cur.sum()])
         table = np.stack([gone, [len(missing_ref), len(missing_cur)] - gone], axis=1).astype(np.float64)
         if table.sum(axis=0).all():
             _name, statistic, p = chi_square(table)
-            tests.append(_Test(MISSING, statistic, p, cramers_v(table)))
+            effect = cramers_v(table)
+            tests.append(_Test(MISSING, statistic, p, effect, effect))
     return tests
+
+
+def _beyond(test: _Test, column: Column, categories: int) -> _Test:
+    """*test* of what lies beyond the expected difference, if there is one.
+
+    The KS distance and Cramer's V between two rows of equal weight are metrics. So by the triangle inequality an effect
+    exceeds the true one by no more than chance alone gives for four samples that are pairwise alike; p is how often
+    chance gives so much, never too small. Sources: scipy.stats.kstwo; V^2 * 4 n is chi-square for 1/n = sum of 1/n_i.
+    """
+    from scipy import stats
+
+    expected = column.expected
+    if expected is None:
+        return test
+    sides = (len(column.reference), len(column.current), expected.n_1, expected.n_2)
+    rows = 1 / sum(1 / side for side in sides)
+    excess = max(0.0, test.effect - expected.effect)
+    if test.name == KS:
+        p = float(stats.kstwo.sf(excess, max(1, round(rows))))
+    else:
+        p = float(stats.chi2.sf(4 * rows * excess**2, categories - 1))
+    return replace(test, p=p, excess=excess)
 
 
 def _entered(tests: Sequence[_Test], rules: Rules) -> _Test | None:
@@ -216,7 +252,7 @@ def _entered(tests: Sequence[_Test], rules: Rules) -> _Test | None:
     """
     if not tests:
         return None
-    chosen = min(tests, key=lambda test: (test.effect < rules.min_effect, test.p, -test.effect))
+    chosen = min(tests, key=lambda test: (test.excess < rules.min_effect, test.p, -test.effect))
     return replace(chosen, p=min(1.0, len(tests) * chosen.p))
 
 
@@ -252,8 +288,9 @@ def _verdict(column: Column, found: _Test | None, rules: Rules) -> ColumnDrift:
     reason = f"q {found.q:.2g}, effect {found.effect:.2g}"
     if found.q > rules.max_false_discovery_rate:
         reason = f"q {found.q:.2g} is above {rules.max_false_discovery_rate:g}"
-    elif found.effect < rules.min_effect:
-        reason = f"effect {found.effect:.2g} is below {rules.min_effect:g}"
+    elif found.excess < rules.min_effect:
+        more = "" if found.excess == found.effect else f", less the expected {found.effect - found.excess:.2g},"
+        reason = f"effect {found.effect:.2g}{more} is below {rules.min_effect:g}"
     elif found.name == MISSING:
         reason = f"missing {rate_cur:.1%} of the window, {rate_ref:.1%} of the reference"
     return replace(
@@ -269,7 +306,7 @@ def _verdict(column: Column, found: _Test | None, rules: Rules) -> ColumnDrift:
 
 
 def _is_drift(test: _Test, rules: Rules) -> bool:
-    return test.q <= rules.max_false_discovery_rate and test.effect >= rules.min_effect
+    return test.q <= rules.max_false_discovery_rate and test.excess >= rules.min_effect
 
 
 def _untested(column: Column, rules: Rules) -> tuple[Verdict, str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gateway.offline.drift import CHI_SQUARE, FISHER, KS, MISSING, Column, ColumnDrift, Role, Verdict
+from gateway.offline.cuts import Row
+from gateway.offline.drift import CHI_SQUARE, FISHER, KS, MISSING, Column, ColumnDrift, Role, Rules, Verdict, compare
 
 MAX_WINDOWS = 32
 MAX_EXAMPLES = 5
@@ -95,6 +96,14 @@ class TimelinePoint:
     rows: int
     effects: Mapping[str, float]
     drifted: tuple[str, ...]
+
+
+def judged(columns: Sequence[Column], rows: Sequence[Row], rows_seen: int, rules: Rules) -> FinishedWindow:
+    """What is found in a finished window: *rows*, at least one, oldest first, are those of each column's current."""
+    ids = [row[1] for row in rows]
+    drifts = zip(compare(columns, rules), columns, strict=True)
+    findings = tuple(finding(drift, column, ids) for drift, column in drifts)
+    return FinishedWindow(rows[0][0], rows[-1][0], len(rows), rows_seen, findings)
 
 
 def finding(drift: ColumnDrift, column: Column, ids: Sequence[str]) -> Finding:

@@ -23,8 +23,9 @@ import orjson
 from gateway.errors import PackageInvalid
 from gateway.metrics import MonitorMetrics, process_registry
 from gateway.models.manifest import NAME_PATTERN, VERSION_PATTERN
+from gateway.offline.beside import Besides
 from gateway.offline.drift import Column, ColumnDrift, Rules, compare
-from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
+from gateway.offline.history import AlarmRule, alarms, judged, timeline
 from gateway.offline.measures import measure
 from gateway.offline.past import PastReader
 from gateway.offline.performance import Performance
@@ -80,6 +81,7 @@ class Monitor:
         self._metrics = metrics
         self._clock = clock
         self._memory_path = settings.monitor_path / MEMORY_FILE
+        self._besides = Besides(settings.monitor.window_rows)
         self._memory = self._remember()
         watermark = self._memory.watermark
         self._past = PastReader(settings.sample_log_path, watermark, is_new=not self._memory.windows)
@@ -161,6 +163,7 @@ class Monitor:
     def save(self) -> None:
         """Make what was read survive a kill. Raises OSError."""
         self._memory.watermark = self._reader.watermark
+        self._memory.besides = self._besides.to_plain()
         self._memory.save(self._memory_path)
         self._saved = Watermark(dict(self._reader.watermark.offsets), dict(self._reader.watermark.finished))
         self._performance.save()
@@ -182,6 +185,7 @@ class Monitor:
                 del self._memory.windows[model, version]
                 self._references.pop((model, version), None)
                 self._fits.pop((model, version), None)
+                self._besides.forget(model, version)
                 self._metrics.window_rows.labels(model, version).set(0)
                 self._metrics.drifted_features.labels(model, version).set(0)
                 self._metrics.alarms.labels(model, version).set(0)
@@ -225,10 +229,12 @@ class Monitor:
 
     def _remember(self) -> Memory:
         try:
-            return load_memory(
+            memory = load_memory(
                 self._memory_path, limit_rows=self._settings.monitor.window_rows, window_ns=self._window_ns
             )
-        except ValueError as error:
+            self._besides.restore(memory.besides)
+            return memory
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             # The log is still there: reading it again from its start gives the same windows.
             log.warning("the monitor's memory cannot be read; reading the whole log again", extra={"error": str(error)})
             return Memory()
@@ -244,6 +250,7 @@ class Monitor:
                 window = self._window(model, version, record["digest"], record["ts_ns"])
                 if window is not None:
                     window.add(record)
+                    self._besides.take(record, self._reference)
                     self._unsaved_rows += 1
                     self._changed.add(model)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -283,6 +290,9 @@ class Monitor:
 
     def _finish_windows(self, *, is_all_read: bool) -> None:
         """Judge the windows that are finished, and remember what was found in them."""
+        if beside := self._besides.finish(self._rules, self._reference):
+            self._changed |= beside
+            self._is_dirty = True
         clock_ns = int(self._clock() * 1e9)
         for (model, version), window in self._memory.windows.items():
             cuts = window.cut(clock_ns, is_all_read=is_all_read)
@@ -290,13 +300,7 @@ class Monitor:
             if reference is None or not window.has_columns_of(reference):
                 continue
             for cut in cuts:
-                columns = columns_of(reference, cut.rows)
-                ids = [row[1] for row in cut.rows]
-                findings = tuple(
-                    finding(drift, column, ids)
-                    for drift, column in zip(compare(columns, self._rules), columns, strict=True)
-                )
-                window.finish(FinishedWindow(cut.rows[0][0], cut.rows[-1][0], len(ids), cut.rows_seen, findings))
+                window.finish(judged(columns_of(reference, cut.rows), cut.rows, cut.rows_seen, self._rules))
                 self._changed.add(model)
                 self._is_dirty = True
 
@@ -335,6 +339,7 @@ class Monitor:
             late_rows=window.uncut.late_rows,
             timeline=timeline(window.history),
             together=self._together(model, version, columns),
+            beside=self._besides.examine(model, version, self._rules, self._alarm_rule, self._reference),
         )
 
     def _together(self, model: str, version: str, columns: Sequence[Column]) -> Together | None:

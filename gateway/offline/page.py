@@ -9,7 +9,7 @@ from gateway.offline import figures
 from gateway.offline.drift import FISHER, KS, MISSING, ColumnDrift
 from gateway.offline.figures import short, text
 from gateway.offline.history import Alarm
-from gateway.offline.report import DriftDocument, VersionReport
+from gateway.offline.report import BesideReport, DriftDocument, VersionReport
 from gateway.offline.together import Together
 
 _TESTS = {KS: "Kolmogorov-Smirnov", "chi2": "chi-square", FISHER: "Fisher's exact test", MISSING: "share missing"}
@@ -93,6 +93,8 @@ def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
         yield f'<h3>Alarms</h3><ul class="alarms">{"".join(_alarm(alarm) for alarm in version.alarms)}</ul>'
     elif version.columns:
         yield "<h3>Alarms</h3><p>None.</p>"
+    if version.beside is not None:
+        yield from _beside(version.beside)
     if plot := figures.timeline(version.timeline, document.rules.min_effect, _clock):
         yield (
             '<h3>Windows one after the other</h3><p class="soft">Effect of the columns that moved most, in each '
@@ -111,11 +113,26 @@ def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
         yield "</div>"
 
 
-def _alarm(alarm: Alarm) -> str:
+def _beside(found: BesideReport) -> Iterator[str]:
+    yield (
+        f"<h3>Beside version {text(found.baseline)} at the same time {_badge(found.status)}</h3>"
+        f'<p>{text(found.reason)}.</p><p class="soft">{found.window_rows} rows against {found.baseline_rows} of '
+        f"version {text(found.baseline)}. A change of the traffic reaches both, and is not seen here. Of outputs only "
+        "what lies beyond the difference of the two references counts.</p>"
+    )
+    if found.alarms:
+        against = f"version {found.baseline}"
+        yield f'<ul class="alarms">{"".join(_alarm(alarm, against) for alarm in found.alarms)}</ul>'
+    drifted = [column for column in found.columns if column.verdict == "drifted"]
+    if drifted:
+        yield f'<div class="grid">{"".join(_card(column) for column in drifted)}</div>'
+
+
+def _alarm(alarm: Alarm, against: str = "the reference") -> str:
     what = {
-        MISSING: "is missing in another share of the rows than in the reference",
-        KS: "has other values than in the reference",
-    }.get(alarm.test, "has its categories in other shares than in the reference")
+        MISSING: f"is missing in another share of the rows than in {text(against)}",
+        KS: f"has other values than in {text(against)}",
+    }.get(alarm.test, f"has its categories in other shares than in {text(against)}")
     kind = "feature" if alarm.role == "input" else "output"
     others = [
         f"{short(top.name, _MAX_NAME)} ({top.effect:.2f})" for top in alarm.top_features if top.name != alarm.name

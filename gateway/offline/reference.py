@@ -83,12 +83,13 @@ def load_reference(package: Path, redact: Mapping[str, Rules] | None = None) -> 
 def columns_of(reference: Reference, rows: Sequence[Row]) -> list[Column]:
     """The reference's columns with what *rows* hold of them."""
     return [
-        _column(column, [values[index] for _ts_ns, _id, _row, values in rows])
+        column_of(column, [values[index] for _ts_ns, _id, _row, values in rows])
         for index, column in enumerate(reference.columns)
     ]
 
 
-def _column(column: ReferenceColumn, plain: Sequence[Any]) -> Column:
+def column_of(column: ReferenceColumn, plain: Sequence[Any]) -> Column:
+    """The reference's *column* with *plain*, its values in the log."""
     return Column(
         column.name,
         column.role,

@@ -19,6 +19,26 @@ Status = Literal["drifted", "stable", "insufficient", "no reference"]
 
 
 @dataclass(frozen=True, slots=True)
+class BesideReport:
+    """A candidate beside the stable version, both at the same time. Fields as in VersionReport, where alike.
+
+    baseline: the stable version. baseline_rows: its rows, which stand where else the reference stands. Of outputs only
+    what lies beyond the difference of the packages' references is drift.
+    """
+
+    baseline: str
+    status: Status
+    reason: str
+    window_rows: int
+    baseline_rows: int
+    window_from_ns: int
+    window_to_ns: int
+    columns: tuple[ColumnDrift, ...]
+    alarms: tuple[Alarm, ...]
+    quiet: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VersionReport:
     """What was found for one version.
 
@@ -26,6 +46,7 @@ class VersionReport:
     ever counted. columns: features, then outputs; empty if there is no reference. alarms: columns that drifted in
     enough finished windows; quiet: those that surely do not. late_rows: came after their window was finished.
     together: all features as one figure; None if reference or window have too little to say.
+    beside: the version beside the stable one, if it is another one's candidate.
     """
 
     version: str
@@ -43,6 +64,7 @@ class VersionReport:
     late_rows: int = 0
     timeline: tuple[TimelinePoint, ...] = ()
     together: Together | None = None
+    beside: BesideReport | None = None
 
     @property
     def drifted(self) -> tuple[ColumnDrift, ...]:
@@ -115,9 +137,19 @@ def _version(plain: Mapping[str, Any]) -> VersionReport:
         "alarms": tuple(alarm_of(alarm) for alarm in plain.get("alarms", ())),
         "quiet": tuple(plain.get("quiet", ())),
         "together": None if plain.get("together") is None else Together(**plain["together"]),
+        "beside": None if plain.get("beside") is None else _beside(plain["beside"]),
         "timeline": tuple(_point(point) for point in plain.get("timeline", ())),
     }
     return VersionReport(**{**plain, **parts})
+
+
+def _beside(plain: Mapping[str, Any]) -> BesideReport:
+    parts = {
+        "columns": tuple(_column(column) for column in plain["columns"]),
+        "alarms": tuple(alarm_of(alarm) for alarm in plain["alarms"]),
+        "quiet": tuple(plain["quiet"]),
+    }
+    return BesideReport(**{**plain, **parts})
 
 
 def _point(plain: Mapping[str, Any]) -> TimelinePoint:

@@ -120,11 +120,15 @@ class Window:
 
 @dataclass(slots=True)
 class Memory:
-    """Everything that must survive a restart. Windows and watermark are written as one file in one rename: after a
-    kill at any moment both are of the same moment, so that reading on neither loses nor repeats a row."""
+    """Everything that must survive a restart; besides is that of offline/beside.py.
+
+    Windows and watermark are written as one file in one rename: after a kill at any moment both are of the same moment,
+    so that reading on neither loses nor repeats a row.
+    """
 
     watermark: Watermark = field(default_factory=Watermark)
     windows: dict[tuple[str, str], Window] = field(default_factory=dict)
+    besides: dict[str, Any] = field(default_factory=lambda: {"stable": {}, "pairs": []})
 
     def save(self, path: Path) -> None:
         """Replace *path* with this memory. Raises OSError."""
@@ -132,6 +136,7 @@ class Memory:
             "schema": SCHEMA,
             "offsets": self.watermark.offsets,
             "finished": self.watermark.finished,
+            "besides": self.besides,
             "windows": [
                 {"model": model, "version": version, **window.to_plain()}
                 for (model, version), window in self.windows.items()
@@ -159,7 +164,7 @@ def load_memory(path: Path, *, limit_rows: int, window_ns: int = 0) -> Memory:
             window = Window(limit_rows, entry["digest"], *names, entry["rows_total"], window_ns)
             window.restore(entry)
             windows[entry["model"], entry["version"]] = window
-        return Memory(Watermark(plain["offsets"], plain["finished"]), windows)
+        return Memory(Watermark(plain["offsets"], plain["finished"]), windows, plain["besides"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a monitor's memory: {error}") from error
 

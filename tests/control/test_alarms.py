@@ -19,7 +19,7 @@ from gateway.flags.sqlite import SqliteStore
 from gateway.flags.store import verify_trail
 from gateway.offline.drift import Rules
 from gateway.offline.history import Alarm, AlarmRule, TopFeature
-from gateway.offline.report import DriftDocument, VersionReport
+from gateway.offline.report import BesideReport, DriftDocument, VersionReport
 from gateway.offline.windows import replace_file
 from gateway.settings import PathSettings, Settings
 from tests.control.process import ControlProcess, route
@@ -142,6 +142,17 @@ def test_what_labels_say_is_told_as_drift_is(rig: Rig) -> None:
     rig.report(30 + RECOVERED_AFTER_S, a="stable", accuracy="stable")
     assert rig.drift_rows == [("drifted", ["accuracy by labels"]), ("recovered", ["accuracy by labels"])]
     assert rig.rows[0].reason == "iris 3 has drifted: accuracy by labels"
+
+
+def test_drift_against_the_stable_version_is_told_apart_from_drift_against_the_reference(rig: Rig) -> None:
+    beside = BesideReport("2", "drifted", "", 500, 500, 1, 2, (), (alarm("a"),), ("b",))
+    report = VersionReport("3", "d", "stable", "", 500, 1, 2, 500, 500, (), (alarm("a"),), beside=beside)
+    rig.drift.mkdir()
+    document = DriftDocument("iris", 0.0, 1000, Rules(100, 0.05, 0.08), (report,), AlarmRule(2, 3))
+    (rig.drift / "iris.json").write_bytes(document.to_json())
+    rig.alarms.look()
+    assert rig.drift_rows == [("drifted", ["a", "a against 2"])]
+    assert rig.rows[0].reason == "iris 3 has drifted: a, a against 2"
 
 
 def test_a_column_on_the_edge_is_told_once(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from gateway.cli import main
-from gateway.offline.report import DriftDocument, VersionReport, parse
+from gateway.offline.report import BesideReport, DriftDocument, VersionReport, parse
 from gateway.samples.segments import SegmentReader
 from gateway.tensors import Array
 from tests.builders import classifier, regressor, write_bare, write_package
+from tests.end_to_end.flags import declare, must_change
 from tests.live import LiveGateway, eventually
 from tests.samples.make import iris_rows
 
@@ -133,6 +135,66 @@ def test_a_shift_of_the_traffic_is_found_reported_and_survives_kill_9_of_the_mon
     page = gateway.control.get("/metrics").text
     assert 'sluicegate_drift_detected{feature="sepal_width",model="iris",version="1"} 1.0' in page
     assert "sluicegate_samples_written_total 1220.0" in page
+
+
+def test_a_canary_that_drifts_from_the_stable_version_is_an_alarm_and_keeps_its_traffic(
+    models: Path, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rules send it rows of another kind: what comes to one version only is what the comparison sees."""
+    write_package(models, IRIS, reference_rows=2000)
+    settings = {"sampling": {"rate": 1.0}, "monitor": {"poll_s": 0.05, "window_rows": 200}}
+    with LiveGateway(models, state, workers=1, settings=settings) as live:
+        write_package(models, classifier(version="2"), reference_rows=2000)
+        declare(live, "iris", "canary", "2")
+        by_tier = {"if": [{"==": [{"var": "headers.x-tier"}, "gold"]}, "canary", "stable"]}
+        revision = must_change(live, "iris.route", {"targeting": by_tier})
+
+        def adopted() -> bool:
+            workers = live.control.get("/admin/v1/status").json()["workers"]
+            return bool(workers) and all(worker["revision"] >= revision for worker in workers)
+
+        eventually(adopted, "the worker knows the rule")
+
+        def both(rows: int, seed: int) -> None:
+            usual, gold = iris_rows(rows, seed), iris_rows(rows, seed + 100)
+            gold[:, 1] += 1.0
+            for tier, table in (("usual", usual), ("gold", gold)):
+                named = [dict(zip(IRIS.features, row, strict=True)) for row in table.tolist()]
+                for start in range(0, rows, 10):
+                    body = {"rows": named[start : start + 10]}
+                    reply = live.data.post("/predict/iris", json=body, headers={"x-tier": tier})
+                    assert reply.headers["x-model-variant"] == {"usual": "stable", "gold": "canary"}[tier]
+
+        def canary() -> VersionReport:
+            reply = live.control.get("/admin/v1/models/iris/drift")
+            assert reply.status_code == 200
+            found = {version.version: version for version in parse(reply.json()).versions}
+            assert "2" in found
+            return found["2"]
+
+        both(10, 0)
+        eventually(lambda: canary().beside, "the canary is seen beside the stable version")
+        seeds = itertools.count(1)
+
+        def go_on() -> BesideReport | None:
+            both(50, next(seeds))  # as traffic goes on, rows of both fall into each window
+            found = canary().beside
+            return found if found is not None and found.alarms else None
+
+        beside = eventually(go_on, "it alarms", timeout_s=60.0)
+        assert "sepal_width" in {alarm.name for alarm in beside.alarms}
+
+        def told() -> bool:
+            rows = live.control.get("/admin/v1/audit", params={"limit": 100}).json()["rows"]
+            return any("sepal_width against 1" in str(row["after"]) for row in rows if row["verb"] == "alarm.drift")
+
+        eventually(told, "the alarm is in the audit trail")
+        body = {"rows": [dict.fromkeys(IRIS.features, 1.0)]}
+        reply = live.data.post("/predict/iris", json=body, headers={"x-tier": "gold"})
+        assert reply.headers["x-model-variant"] == "canary"  # an alarm, and nothing else
+        report = ["drift", "report", "iris", "--url", live.control_url, "--token-file", str(state / "admin.token")]
+        assert main(report) == 0
+        assert "beside version 1" in capsys.readouterr().out
 
 
 def test_cache_hits_are_in_the_log_as_hits_and_under_ids_of_their_own(gateway: LiveGateway, state: Path) -> None:

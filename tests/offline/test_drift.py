@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gateway.offline import drift
-from gateway.offline.drift import Column, ColumnDrift, Rules, chi_square, compare, count_table, cramers_v
+from gateway.offline.drift import Column, ColumnDrift, Expected, Rules, chi_square, compare, count_table, cramers_v, ks
 from gateway.tensors import Array
 
 RULES = Rules(min_rows=100, max_false_discovery_rate=0.05, min_effect=0.08)
@@ -199,6 +200,37 @@ def test_pooling_loses_no_row_and_leaves_no_cell_too_small_to_test(then: list[st
         expected = stats.contingency.expected_freq(table)
         assert np.sum(expected.min(axis=0) < 5) <= 1
         assert expected.min() >= 1 - 1e-9
+
+
+# -- beyond what is expected ----------------------------------------------------------------------------
+
+
+def test_only_what_lies_beyond_an_expected_difference_is_drift(rng: np.random.Generator) -> None:
+    expected = Expected(ks(rng.normal(size=5000), rng.normal(0.8, size=5000))[0], 5000, 5000)
+    wrong = 0
+    for _ in range(60):
+        as_ever = numeric(rng.normal(size=1000), rng.normal(0.8, size=300))
+        assert only(as_ever).verdict == "drifted"
+        wrong += only(replace(as_ever, expected=expected)).verdict == "drifted"
+    assert wrong <= 3
+    moved = replace(numeric(rng.normal(size=1000), rng.normal(1.6, size=300)), expected=expected)
+    assert only(moved).verdict == "drifted"
+    certain = replace(RULES, max_false_discovery_rate=1.0)
+    assert "less the expected 0.3" in only(replace(as_ever, expected=expected), certain).reason
+
+
+def test_the_same_holds_for_categories(rng: np.random.Generator) -> None:
+    def draw(share: float, rows: int) -> list[str]:
+        return ["yes" if number < share else "no" for number in rng.random(rows)]
+
+    expected = Expected(cramers_v(count_table(draw(0.5, 5000), draw(0.7, 5000))), 5000, 5000)
+    wrong = sum(
+        only(replace(categorical(draw(0.5, 1000), draw(0.7, 300)), expected=expected)).verdict == "drifted"
+        for _ in range(60)
+    )
+    assert wrong <= 3
+    moved = categorical(draw(0.5, 1000), draw(0.95, 300))
+    assert only(replace(moved, expected=expected)).verdict == "drifted"
 
 
 # -- how often it is wrong ----------------------------------------------------------------------------

@@ -1,0 +1,114 @@
+"""A canary beside the stable version: blamed for what it alone does, not for what the traffic does to both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.offline.monitor import Monitor
+from gateway.offline.page import page
+from gateway.offline.report import BesideReport
+from gateway.settings import Settings
+from gateway.tensors import Array
+from tests.builders import classifier, write_package
+from tests.offline.logs import Log, document, monitor_settings
+from tests.offline.test_monitor import clean, run, samples, shifted, start
+from tests.samples.make import TEN_O_CLOCK_NS, linear_sample
+
+CANARY = classifier(version="2")
+FEATURES = {"sepal_length", "sepal_width", "petal_length", "petal_width"}
+
+
+@pytest.fixture
+def settings(models: Path, state: Path) -> Settings:
+    for version in ("1", "2"):
+        write_package(models, classifier(version=version), reference_rows=2000)
+    return monitor_settings(models, state, window_rows=300)
+
+
+@pytest.fixture
+def log(settings: Settings) -> Iterator[Log]:
+    written = Log(settings)
+    yield written
+    written.close()
+
+
+def write(log: Log, monitor: Monitor, stable: Array, canary: Array, *, start_row: int) -> None:
+    """Both at the same time; the first row of each is read before the others, as of a log that goes on. The stable
+    version's rows count from the canary's first on: that one row is not among them."""
+    for rows in (slice(0, 1), slice(1, None)):
+        log.write(*samples(stable[rows], start_row=start_row + (rows.start or 0)))
+        for index, row in enumerate(canary[rows], start_row + (rows.start or 0)):
+            ts_ns = TEN_O_CLOCK_NS + index * 10**9
+            log.write(linear_sample(row[None], CANARY, variant="canary", prediction_id=f"c{index:06d}", ts_ns=ts_ns))
+        run(monitor)
+
+
+def beside(settings: Settings) -> BesideReport:
+    found = next(found for found in document(settings, "iris").versions if found.version == "2").beside
+    assert found is not None
+    return found
+
+
+def drifted(found: BesideReport) -> set[str]:
+    return {column.name for column in found.columns if column.verdict == "drifted"}
+
+
+def test_a_canary_that_answers_the_same_traffic_is_stable_though_its_answers_are_not_those_of_the_stable_version(
+    settings: Settings, log: Log
+) -> None:
+    monitor = start(settings)
+    write(log, monitor, clean(1, 250), clean(2, 250), start_row=0)
+    found = beside(settings)
+    assert (found.baseline, found.status, found.window_rows, found.baseline_rows) == ("1", "stable", 250, 249)
+    assert {column.name for column in found.columns} > FEATURES | {"label"}
+    assert document(settings, "iris").versions[0].beside is None  # the stable version is beside nothing
+
+
+def test_a_change_of_the_traffic_blames_the_reference_and_not_the_canary(settings: Settings, log: Log) -> None:
+    monitor = start(settings)
+    write(log, monitor, shifted(1, 250), shifted(2, 250), start_row=0)
+    stable, canary = document(settings, "iris").versions
+    for version in (stable, canary):
+        assert "sepal_width" in {column.name for column in version.drifted}
+    assert not drifted(beside(settings)) & FEATURES
+
+
+def test_what_the_canary_alone_shows_is_an_alarm_after_two_windows_and_survives_a_restart(
+    settings: Settings, log: Log
+) -> None:
+    monitor = start(settings)
+    for window in range(2):
+        if window:
+            assert beside(settings).alarms == ()
+        write(log, monitor, clean(10 + window, 310), shifted(20 + window, 310), start_row=400 * window)
+        monitor.save()
+        monitor = start(settings)
+    run(monitor)
+    (alarm,) = (alarm for alarm in beside(settings).alarms if alarm.name == "sepal_width")
+    assert (alarm.drifted_windows, alarm.judged_windows) == (2, 2)
+    assert all(name.startswith("c") for name in alarm.prediction_ids)
+    assert "sepal_width</strong> (feature) has other values than in version 1" in page(document(settings, "iris"))
+    raw = (settings.drift_path / "iris.json").read_bytes()
+    assert document(settings, "iris").to_json() == raw
+    assert json.loads(raw)["versions"][1]["beside"]["baseline"] == "1"
+
+
+def test_rows_of_another_time_are_not_compared(settings: Settings, log: Log) -> None:
+    monitor = start(settings)
+    write(log, monitor, clean(1, 5), clean(2, 200), start_row=0)
+    write(log, monitor, shifted(3, 200), clean(4, 1)[:0], start_row=5000)
+    found = beside(settings)
+    assert (found.status, found.baseline_rows, found.window_rows) == ("insufficient", 4, 200)
+
+
+def test_a_canary_that_became_stable_is_beside_nothing(settings: Settings, log: Log) -> None:
+    monitor = start(settings)
+    write(log, monitor, clean(1, 150), clean(2, 150), start_row=0)
+    assert beside(settings).status == "stable"
+    log.write(linear_sample(clean(3, 1), CANARY, ts_ns=TEN_O_CLOCK_NS + 10**13))
+    run(monitor)
+    assert all(found.beside is None for found in document(settings, "iris").versions)

@@ -105,7 +105,7 @@ def _run_room(spec: ChildSpec, report: Callable[[str], None]) -> None:
     """Import only the room of this role, so that a worker stays small, and stay in it until it returns."""
     if spec.role == "monitor":
         os.nice(_MONITOR_NICENESS)  # before its imports: they compete with those of the workers
-        from gateway.offline.monitor import run_monitor
+        from gateway.offline.process import run_monitor
 
         gc.enable()
         run_monitor(spec.settings, boot=spec.boot, run_dir=spec.run_dir, report=report, lifeline_fd=spec.lifeline_fd)

@@ -41,7 +41,11 @@ _FIELDS: Mapping[str, Kind] = {
     "latency_us.run": "int",
     "batch_rows": "int",
     "cache": "text",
+    "error": "text",
+    "redacted": "texts",
 }
+# Fields that are null where there is nothing to say, as serving writes them.
+_NULLABLE = ("error",)
 # Fields that say which row it is: without them a line is no sample. Others may be missing in records of other times.
 IDENTITY = ("schema", "prediction_id", "row", "ts_ns", "sample_reason")
 _TIME = "ts"
@@ -53,8 +57,9 @@ TYPES: Mapping[Kind, Any] = {
     "float": pyarrow.float64(),
     "bool": pyarrow.bool_(),
     "text": pyarrow.string(),
-    "texts": pyarrow.list_(pyarrow.string()),
-    "floats": pyarrow.list_(pyarrow.float64()),
+    # "element" is what Parquet calls it, and so what is read back from there.
+    "texts": pyarrow.list_(pyarrow.field("element", pyarrow.string())),
+    "floats": pyarrow.list_(pyarrow.field("element", pyarrow.float64())),
     "json": pyarrow.string(),
 }
 _OF_TYPE: Mapping[type, Kind] = {type(None): "none", int: "int", float: "float", bool: "bool", str: "text"}
@@ -107,6 +112,8 @@ def _is_sample(record: Any, model: str, version: str) -> bool:
 def _is_of(value: Any, kind: Kind) -> bool:
     if kind == "int":
         return type(value) is int and -(2**63) <= value < 2**63
+    if kind == "texts":
+        return type(value) is list and all(type(text) is str for text in value)
     return type(value) in (float, int) if kind == "float" else type(value) is str
 
 
@@ -276,7 +283,7 @@ def records_of(table: Any, model: str, version: str) -> Iterator[dict[str, Any]]
             whole = parts.get("")
             if whole is None:
                 record[head] = {tail: column[row] for tail, column in parts.items()}
-            elif whole[row] is not None:
+            elif whole[row] is not None or head in _NULLABLE:
                 record[head] = whole[row]
             if head == "ts_ns":
                 record |= {"model": model, "version": version}

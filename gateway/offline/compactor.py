@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -92,21 +92,26 @@ class Compactor:
         self._rests_until: dict[Path, float] = {}
         self._lock_fd: int | None = None
 
-    def step(self, read: Watermark, go_on: GoOn) -> Compaction | None:
+    def step(
+        self, read: Watermark, go_on: GoOn, *, also_read: Watermark | None = None, min_age_s: float = 0.0
+    ) -> Compaction | None:
         """Compact some segments of the oldest hour where that is due; None if none is.
 
-        read: only segments that it says were read, and are remembered as read, are touched. go_on: asked every some
-        thousand rows; when it says no, all is left as it was. Raises OSError where the log itself cannot be listed.
+        read: only segments that it says were read, and are remembered as read, are touched; also_read: the same of
+        another reader. min_age_s: younger segments are left alone, since a reader may yet begin with them. go_on: asked
+        every some thousand rows; when it says no, all is left as it was. Raises OSError where the log itself cannot be
+        listed.
         """
         if not self._is_the_one():
             return None
         now = self._clock()
+        reads = (read,) if also_read is None else (read, also_read)
         self._rests_until = {folder: until for folder, until in self._rests_until.items() if until > now}
         for folder in sorted(self._root.glob("model=*/version=*/date=*/hour=*"), key=lambda path: path.parts[-2:]):
             if folder in self._rests_until:
                 continue
             try:
-                done = self._compact_hour(folder, read, go_on)
+                done = self._compact_hour(folder, reads, now - min_age_s, go_on)
             except Abandoned:
                 return None
             except (OSError, ValueError) as error:
@@ -137,12 +142,18 @@ class Compactor:
 
     # -- which segments ------------------------------------------------------------------------------
 
-    def _compact_hour(self, folder: Path, read: Watermark, go_on: GoOn) -> Compaction | None:
+    def _compact_hour(
+        self, folder: Path, reads: Sequence[Watermark], before_s: float, go_on: GoOn
+    ) -> Compaction | None:
         segments = self._segments(folder)
         if not segments:
             return None
         segments = self._end_earlier(folder, segments)
-        due = [segment for segment in segments if _is_read(segment, read)]
+        due = [
+            segment
+            for segment in segments
+            if segment.written_s <= before_s and all(_is_read(segment, read) for read in reads)
+        ]
         total_bytes = sum(segment.size_bytes for segment in due)
         oldest_s = min((segment.written_s for segment in due), default=0.0)
         if not due or (total_bytes < _ENOUGH_BYTES and oldest_s > self._clock() - self._after_s):

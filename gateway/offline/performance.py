@@ -58,6 +58,7 @@ class Performance:
     _groups: dict[_Key, Group]
     _decays: dict[tuple[str, str], Decay]  # by model and version
     _arms: dict[_Arm, list[int]]  # labelled predictions of a split, and how many of them were right
+    saved: Watermark | None  # what of the sample log it has read for good; None before the first label
 
     def __init__(
         self,
@@ -309,10 +310,15 @@ class Performance:
             "arms": [[*arm, *counts] for arm, counts in self._arms.items()],
         }
         replace_file(self._path, orjson.dumps(plain), sync=True)
+        self.saved = Watermark(dict(self._rows.watermark.offsets), dict(self._rows.watermark.finished))
         self.has_unsaved = False
         for name, count in self._join.counts.items():  # only now: after a kill, what was not saved is counted again
             self._metrics.labels_read.labels(name).inc(count - self._told[name])
         self._told = dict(self._join.counts)
+
+    def has_read(self, relative: str) -> bool:
+        """Whether a closed segment was read to its end, or no label of its rows is awaited."""
+        return self._since_ns is None or self._rows.has_read(relative)
 
     def tidy(self) -> None:
         """Forget finished hours and days of the logs, and versions whose package is gone. Raises OSError."""
@@ -342,6 +348,7 @@ class Performance:
         self._groups = {}
         self._decays = {}
         self._arms = {}
+        self.saved = None
 
     def _remember(self) -> None:
         """Raises ValueError, KeyError or TypeError if the memory is none, OSError if it cannot be read."""
@@ -353,6 +360,7 @@ class Performance:
             raise ValueError(f"schema is {plain['schema']!r}, not {SCHEMA}")
         self._counter, self._since_ns = str(plain["counter"]), plain["since_ns"]
         self._rows.watermark = Watermark(plain["offsets"], plain["finished"])
+        self.saved = Watermark(dict(plain["offsets"]), dict(plain["finished"]))
         self._labels.mark = LabelMark(plain["label_offsets"], plain["label_finished"])
         self._join.take(plain["join"], [from_line(line.encode()) for line in plain["join"]["early"]])
         for model, version, variant, group in plain["groups"]:

@@ -25,6 +25,7 @@ def test_rows_go_from_requests_to_parquet_and_are_found_there(
     settings = {
         "sampling": {"rate": 1.0, "segment_max_age_s": 0.1},
         "monitor": {"poll_s": 0.05, "window_rows": 400, "compact_after_s": 0.01},
+        "labels": {"wait_s": 1.0},
     }
     log = state / "samples"
     ids: list[str] = []

@@ -14,7 +14,7 @@ from gateway.models.manifest import MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE, M
 from gateway.offline.report import DriftDocument, parse
 from gateway.samples.record import Sample, to_lines
 from gateway.samples.segments import SegmentWriter
-from gateway.settings import MonitorSettings, PathSettings, Settings
+from gateway.settings import MonitorSettings, PathSettings, SamplingSettings, Settings
 from gateway.tensors import Signature
 
 
@@ -37,7 +37,11 @@ class Log:
 
 
 def monitor_settings(models: Path, state: Path, **monitor: Any) -> Settings:
-    return Settings(paths=PathSettings(models, state), monitor=MonitorSettings(**{"poll_s": 0.05, **monitor}))
+    """Of a log that is never too old: its rows are of a day of their own."""
+    followed = MonitorSettings(**{"poll_s": 0.05, **monitor})
+    return Settings(
+        paths=PathSettings(models, state), monitor=followed, sampling=SamplingSettings(keep_s=0, max_log_bytes=0)
+    )
 
 
 def document(settings: Settings, model: str) -> DriftDocument:

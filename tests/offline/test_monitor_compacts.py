@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from gateway.metrics import MonitorMetrics, process_registry, render
 from gateway.offline.monitor import Monitor
 from gateway.offline.parts import Parts
 from gateway.offline.windows import load_memory
+from gateway.samples.labels import Label, LabelLog
 from gateway.samples.record import Sample
 from gateway.samples.search import Selection, select
 from gateway.settings import Settings
@@ -33,6 +36,18 @@ def _samples(start_row: int, rows: int) -> list[Sample]:
         linear_sample(row[np.newaxis], prediction_id=f"p{index:06d}", ts_ns=TEN_O_CLOCK_NS + index * 10**6)
         for index, row in enumerate(iris_rows(rows, start_row), start_row)
     ]
+
+
+def _begin_labels(settings: Settings) -> None:
+    """The first label of all, of a row that is not there: from now on rows are followed for their labels, too."""
+    labels = LabelLog(settings.sample_log_path, boot="w", max_bytes=3000, max_age_s=3600)
+    labels.append([Label("none", 1, TEN_O_CLOCK_NS).to_line()], TEN_O_CLOCK_NS)
+
+
+def _age(settings: Settings, by_s: float) -> None:
+    """All segments were last written so long ago."""
+    for path in settings.sample_log_path.rglob("*.jsonl"):
+        os.utime(path, (time.time() - by_s,) * 2)
 
 
 def _always() -> bool:
@@ -64,6 +79,7 @@ def test_only_what_is_saved_is_compacted(settings: Settings) -> None:
     log = Log(settings, max_bytes=3000)
     log.write(*_samples(0, 40))
     log.close()
+    _age(settings, 2 * settings.labels.wait_s)
     monitor = _monitor(settings)
     while monitor.step():
         pass
@@ -75,14 +91,39 @@ def test_only_what_is_saved_is_compacted(settings: Settings) -> None:
     assert _ids(settings) == Counter(f"p{index:06d}" for index in range(40))
 
 
+def test_rows_stay_in_segments_until_the_labels_have_them(settings: Settings) -> None:
+    """The first label comes after its row was read for drift, but before it may be late: the row must be found."""
+    log = Log(settings, max_bytes=3000)
+    log.write(*_samples(0, 40))
+    log.close()
+    monitor = _monitor(settings)
+    _read_all(monitor)
+    _age(settings, settings.labels.wait_s - 60)
+    monitor.compact(_always)
+    assert not list(settings.sample_log_path.rglob("*.parquet"))
+    labels = LabelLog(settings.sample_log_path, boot="w", max_bytes=3000, max_age_s=3600)
+    labels.append([Label("p000007", 1, TEN_O_CLOCK_NS + 10**9).to_line()], TEN_O_CLOCK_NS + 10**9)
+    monitor.step()
+    monitor.compact(_always)
+    assert not list(settings.sample_log_path.rglob("*.parquet"))  # read, but not for good
+    _read_all(monitor)
+    monitor.compact(_always)
+    assert list(settings.sample_log_path.rglob("*.parquet"))
+    found = document(settings, "iris").performance
+    assert found is not None
+    assert found["labels"]["matched"] == 1
+
+
 def test_a_monitor_that_starts_again_does_not_count_compacted_rows_again(settings: Settings) -> None:
     for start_row in (0, 30):
         log = Log(settings, boot=f"b{start_row}", max_bytes=3000)
         log.write(*_samples(start_row, 30))
         log.close()
+        _age(settings, 2 * settings.labels.wait_s)
         monitor = _monitor(settings)
         _read_all(monitor)
         monitor.compact(_always)
+        assert list(settings.sample_log_path.rglob("*.parquet"))
         monitor.tidy()
         monitor.save()
     _read_all(_monitor(settings))
@@ -97,6 +138,7 @@ def test_a_monitor_that_lost_its_memory_finds_the_same_rows_again(settings: Sett
     log = Log(settings, max_bytes=3000)
     log.write(*_samples(0, 60))
     log.close()
+    _age(settings, 2 * settings.labels.wait_s)
     before = _monitor(settings)
     _read_all(before)
     kept = {path: path.read_bytes() for path in settings.sample_log_path.rglob("*.jsonl")}
@@ -147,6 +189,7 @@ def test_a_process_killed_while_it_compacts_misses_and_repeats_nothing(
     rng = random.Random(2)
     workers = [Log(settings, boot=f"w{index}", max_bytes=6_000) for index in range(2)]
     written = 0
+    _begin_labels(settings)
 
     def write(rows: int) -> None:
         nonlocal written

@@ -27,7 +27,7 @@ from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample, sample_
 _MONITOR = """
 import json, sys
 from pathlib import Path
-from gateway.offline.monitor import run_monitor
+from gateway.offline.process import run_monitor
 from gateway.settings import from_plain
 
 def say(word):

@@ -13,12 +13,11 @@ from gateway.control.consent import Consent
 from gateway.control.gate import Gate, NeverBack
 from gateway.control.record import Rollout
 from gateway.control.review import Review
-from gateway.control.rollouts import Rollouts
 from gateway.errors import ApprovalPending, ChangeRefused, Forbidden
 from gateway.flags.audit import Author
 from gateway.flags.store import verify_trail
 from gateway.models.source import DirectorySource
-from tests.control.books import MODEL, OPS, ROUTE, Books, Worker
+from tests.control.books import MODEL, OPS, ROUTE, Books, Overtaken, Worker
 
 ADA, BOB = Author("ada", token_id="t7"), Author("bob", token_id="t8")
 
@@ -28,7 +27,7 @@ class Careful(Books):
 
     required = 1
 
-    def make_rollouts(self) -> Rollouts:
+    def make_rollouts(self) -> Overtaken:
         now = NeverBack(lambda: self.wall_s)
         self.approvals = approvals = Approvals(lambda _model: True, required=self.required, lifetime_s=3600)
         self.broken = 0
@@ -38,7 +37,7 @@ class Careful(Books):
 
         consent = Consent(self.store, approvals, clock=now, count_break_glass=count)
         self.review = Review(self.store, self.desk, approvals, clock=now)
-        return Rollouts(self.store, self.desk, consent, clock=lambda: self.wall_s)
+        return Overtaken(self.store, self.desk, consent, clock=lambda: self.wall_s)
 
 
 @pytest.fixture

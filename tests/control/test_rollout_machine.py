@@ -169,6 +169,22 @@ class Releases(RuleBasedStateMachine):
             self.books.edit(state="DISABLED" if kill else "ENABLED")
             self.killed = kill
 
+    @rule(verb=st.sampled_from(["", *steering.VERBS]))
+    def the_kill_switch_is_pulled_between_look_and_write(self, verb: str) -> None:
+        def pull() -> None:
+            if not self.killed:
+                self.books.edit(state="DISABLED")
+                self.killed = True
+
+        self.books.rollouts.meddle = pull
+        for found in self.books.rollouts.all(MODEL)[:1] if verb else ():
+            with contextlib.suppress(*REFUSED, VersionNotWarm):
+                self.books.do(found.id, verb)
+                event(f"{verb} beside a kill switch")
+        if not verb:
+            self.books.tick(61.0)
+        self.books.rollouts.meddle = lambda: None
+
     @rule(weight=st.integers(1, 10_000), version=st.sampled_from(["2", "3"]))
     def edit_the_split(self, weight: int, version: str) -> None:
         stable = self.books.route()["defaultVariant"]

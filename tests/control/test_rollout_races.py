@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.control.controller import Controller
-from gateway.control.rollouts import Rollouts
 from gateway.errors import ChangeRefused, InvalidInput, RevisionConflict
-from gateway.flags.document import Json
 from gateway.flags.store import verify_trail
 from tests.control.books import MODEL, OPS, ROUTE, Books, Worker
 
@@ -53,29 +50,15 @@ def test_no_verb_undoes_a_kill_switch_that_the_controller_has_not_seen_yet(books
     assert books.phase(rollout_id) == "aborting"
 
 
-class Meddled(Rollouts):
-    """Books in which somebody pulls the kill switch right after the route was read."""
-
-    meddle: Callable[[], None] = staticmethod(lambda: None)
-
-    def route_of(self, model: str) -> tuple[Json | None, int]:
-        found = super().route_of(model)
-        self.meddle()
-        return found
-
-
 @pytest.mark.parametrize("who", ["controller", "promote", "abort"])
 def test_a_kill_switch_between_look_and_write_is_not_undone(books: Books, who: str) -> None:
     rollout_id = progressing(books)
-    books.rollouts = meddled = Meddled(books.store, books.desk)
-    books.controller = Controller(meddled, books.statuses, clock=books.clock)
-    books.tick()
 
     def pull() -> None:
         if books.route()["state"] == "ENABLED":
             books.edit(state="DISABLED")
 
-    meddled.meddle = pull
+    books.rollouts.meddle = pull
     if who == "controller":
         books.tick(61)
     elif who == "promote":

@@ -145,21 +145,21 @@ class Controller:
     def _give_up(self, live: _Live, error: Exception) -> None:
         """End a rollout that cannot go on: nobody would see what its candidate does."""
         going = live.rollout
-        route, revision = self._rollouts.route_of(going.model)
-        if going.state.phase in (rollout.PROMOTING, rollout.ABORTING):
-            blind = Seen(elapsed_s=live.stuck_s, route=route, route_revision=revision, adopted=False)
-            move = rollout.step(going.plan, going.base, going.state, blind)
-        else:
-            why = f"could not go on for {live.stuck_s:.0f} s: {_in_words(error)}"
-            move = rollout.abort(going.base, going.state, route, why)
         try:
+            route, revision = self._rollouts.route_of(going.model)
+            if going.state.phase in (rollout.PROMOTING, rollout.ABORTING):
+                blind = Seen(elapsed_s=live.stuck_s, route=route, route_revision=revision, adopted=False)
+                move = rollout.step(going.plan, going.base, going.state, blind)
+            else:
+                why = f"could not go on for {live.stuck_s:.0f} s: {_in_words(error)}"
+                move = rollout.abort(going.base, going.state, route, why)
             self._write(live, move, revision)
             live.stuck_s = 0.0
         except RevisionConflict:
             del self._live[going.id]
         except StoreUnavailable:
             raise
-        except GatewayError as refused:
+        except Exception as refused:
             self._say(live, refused)
 
     def _say(self, live: _Live, error: Exception) -> None:

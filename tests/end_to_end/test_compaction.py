@@ -42,7 +42,8 @@ def test_rows_go_from_requests_to_parquet_and_are_found_there(
         assert main(["samples", "sql", query, "--state", str(state), "--format", "jsonl"]) == 0
         found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert Counter({row["prediction_id"]: row["rows"] for row in found}) == Counter(dict.fromkeys(ids, 10))
-        eventually(lambda: not list(log.rglob("*.jsonl*")), "all is Parquet")
+        # The reader may have been in the way of the compactor, which then waits for half a minute.
+        eventually(lambda: not list(log.rglob("*.jsonl*")), "all is Parquet", timeout_s=90)
         metrics = gateway.control.get("/metrics").text
         assert "sluicegate_compacted_rows_total" in metrics
         assert "sluicegate_compaction_rejected_lines_total 0.0" in metrics

@@ -1,31 +1,18 @@
-"""Every metric that the gateway exports, by name, label and bucket; and the page that merges the processes.
+"""Every metric that the gateway exports, by name, label and bucket.
 
 Each process writes to its own files in one directory per boot (prometheus_client's multiprocess mode: the variable
-PROMETHEUS_MULTIPROC_DIR must be set before this module is imported). `render` merges them; `fold` keeps the counts of
-a dead process and removes its files, which prometheus_client would otherwise keep for ever.
+PROMETHEUS_MULTIPROC_DIR must be set before this module is imported); `metric_files` makes one page of them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import glob
-import json
-import os
-import struct
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # A tabular model answers in 0.1 ms to 10 ms; the upper end shows queueing.
 LATENCY_BUCKETS_S = (
@@ -355,59 +342,6 @@ class SupervisorMetrics:
         )
 
 
-def render(directory: Path) -> bytes:
-    """The merged metrics of all processes that write to *directory*, in Prometheus text format."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]  # untyped there
-    with _files_lock(directory, fcntl.LOCK_SH):
-        return generate_latest(registry)
-
-
-def fold(directory: Path, pid: int) -> None:
-    """Add what the dead process *pid* counted to the files of "pid 0", then remove the files of *pid*.
-
-    Called by the supervisor, which is the only one to touch files of the dead. Gauges of the dead are dropped. Files
-    that make no sense (a process may be killed in mid-write) are removed too, and then ValueError is raised.
-    """
-    unreadable: ValueError | None = None
-    with _files_lock(directory, fcntl.LOCK_EX):
-        for path in glob.glob(str(directory / f"*_{pid}.db")):
-            kind = os.path.basename(path).split("_")[0]
-            if kind in ("counter", "histogram"):
-                try:
-                    _add_up(path, str(directory / f"{kind}_0.db"))
-                except (ValueError, struct.error) as error:
-                    unreadable = ValueError(f"the counts in {path} are lost: {error}")
-            os.remove(path)
-    if unreadable is not None:
-        raise unreadable
-
-
-@contextlib.contextmanager
-def _files_lock(directory: Path, kind: int) -> Iterator[None]:
-    """Without it a page could count a dead process twice, or not at all, and Prometheus would see a counter reset."""
-    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, kind)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _add_up(source: str, target: str) -> None:
-    sums: dict[str, float] = defaultdict(float)
-    for key, value, _timestamp, _position in MmapedDict.read_all_values_from_file(source):  # type: ignore[no-untyped-call]  # untyped there
-        json.loads(key)  # a torn key would spoil the page: raise before anything is added
-        sums[key] += value
-    store = MmapedDict(target)  # type: ignore[no-untyped-call]  # untyped there
-    try:
-        for key, value in sums.items():
-            before, _timestamp = store.read_value(key)  # type: ignore[no-untyped-call]  # untyped there
-            store.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]  # untyped there
-    finally:
-        store.close()  # type: ignore[no-untyped-call]  # untyped there
-
-
 def process_registry() -> CollectorRegistry:
-    """A registry for this process's metrics; the values live in the files that `render` merges."""
+    """A registry for this process's metrics; the values live in the files that `metric_files` merges."""
     return CollectorRegistry()

@@ -204,10 +204,10 @@ class Supervisor:
 
     def _clear_away(self, slot: Slot, pid: int) -> None:
         """Keep the counts of a dead process, and remove what would make it look alive."""
-        from gateway import metrics
+        from gateway import metric_files
 
         try:
-            metrics.fold(self._around.boot.metrics_dir, pid)
+            metric_files.fold(self._around.boot.metrics_dir, pid)
         except (OSError, ValueError) as error:
             _log.warning("metrics of the dead %s: %s", slot.name, error, extra={"pid": pid})
         if slot.role == "worker":

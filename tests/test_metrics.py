@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import metrics
+from gateway import metric_files
 
 # Counts as a worker would, says its pid, and stays until its stdin is closed.
 WORKER = """
@@ -47,17 +47,17 @@ def value_of(page: bytes, name: str) -> float | None:
 def test_the_page_adds_up_what_the_processes_counted(tmp_path: Path) -> None:
     for requests in (3, 4):
         count_in_a_process(tmp_path, requests)
-    page = metrics.render(tmp_path)
+    page = metric_files.render(tmp_path)
     assert value_of(page, "sluicegate_requests_total") == 7
     assert value_of(page, "sluicegate_run_duration_seconds_count") == 2
 
 
 def test_counts_of_the_dead_stay_and_their_gauges_and_files_go(tmp_path: Path) -> None:
     pids = [count_in_a_process(tmp_path, requests) for requests in (3, 4, 5)]
-    before = metrics.render(tmp_path)
+    before = metric_files.render(tmp_path)
     for pid in pids:
-        metrics.fold(tmp_path, pid)
-    after = metrics.render(tmp_path)
+        metric_files.fold(tmp_path, pid)
+    after = metric_files.render(tmp_path)
     for name in ("sluicegate_requests_total", "sluicegate_run_duration_seconds_count"):
         assert value_of(after, name) == value_of(before, name)
     assert value_of(before, "sluicegate_in_flight_requests") == 15
@@ -67,8 +67,8 @@ def test_counts_of_the_dead_stay_and_their_gauges_and_files_go(tmp_path: Path) -
 
 def test_folding_a_process_that_counted_nothing_changes_nothing(tmp_path: Path) -> None:
     pid = count_in_a_process(tmp_path, 3)
-    metrics.fold(tmp_path, pid + 1)
-    assert value_of(metrics.render(tmp_path), "sluicegate_requests_total") == 3
+    metric_files.fold(tmp_path, pid + 1)
+    assert value_of(metric_files.render(tmp_path), "sluicegate_requests_total") == 3
 
 
 def test_a_file_torn_by_a_kill_is_dropped_and_named_and_spoils_nothing(tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_file_torn_by_a_kill_is_dropped_and_named_and_spoils_nothing(tmp_path:
     file.write_bytes(content.replace(b'["sluicegate_requests"', b'\0"sluicegate_requests"'))
     assert file.read_bytes() != content
     with pytest.raises(ValueError, match=rf"counter_{torn}\.db"):
-        metrics.fold(tmp_path, torn)
-    metrics.fold(tmp_path, healthy)
-    page = metrics.render(tmp_path)
+        metric_files.fold(tmp_path, torn)
+    metric_files.fold(tmp_path, healthy)
+    page = metric_files.render(tmp_path)
     assert value_of(page, "sluicegate_requests_total") == 3
     assert value_of(page, "sluicegate_run_duration_seconds_count") == 2, "its other file was whole"

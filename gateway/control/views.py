@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import metrics, quarantine
+from gateway import metric_files, quarantine
 from gateway.control import requests, shadow_report
 from gateway.control.auth import METRICS, VIEWER, TokenStore
 from gateway.control.changes import Desk
@@ -65,8 +65,8 @@ class Views:
     async def metrics(self, request: Request) -> Response:
         """The merged metrics of all processes of this boot."""
         await requests.sender(request, self.tokens, METRICS)
-        page = await run_in_threadpool(metrics.render, self.metrics_dir)
-        return Response(page, headers={"content-type": metrics.CONTENT_TYPE})
+        page = await run_in_threadpool(metric_files.render, self.metrics_dir)
+        return Response(page, headers={"content-type": metric_files.CONTENT_TYPE})
 
     async def status(self, request: Request) -> Response:
         """What every worker says of itself, what no worker may load, and how a flags file is that is followed."""

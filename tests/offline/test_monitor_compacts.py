@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.metrics import MonitorMetrics, process_registry, render
+from gateway.metric_files import render
+from gateway.metrics import MonitorMetrics, process_registry
 from gateway.offline.monitor import Monitor
 from gateway.offline.parts import Parts
 from gateway.offline.windows import load_memory

@@ -1,0 +1,73 @@
+"""The metric files of one boot: merged into a page, and those of a dead process added to the sums of all dead ones."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import json
+import os
+import struct
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def render(directory: Path) -> bytes:
+    """The merged metrics of all processes that write to *directory*, in Prometheus text format."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]  # untyped there
+    with _files_lock(directory, fcntl.LOCK_SH):
+        return generate_latest(registry)
+
+
+def fold(directory: Path, pid: int) -> None:
+    """Add what the dead process *pid* counted to the files of "pid 0", then remove the files of *pid*,
+    which prometheus_client would keep for ever.
+
+    Called by the supervisor, which is the only one to touch files of the dead. Gauges of the dead are dropped. Files
+    that make no sense (a process may be killed in mid-write) are removed too, and then ValueError is raised.
+    """
+    unreadable: ValueError | None = None
+    with _files_lock(directory, fcntl.LOCK_EX):
+        for path in glob.glob(str(directory / f"*_{pid}.db")):
+            kind = os.path.basename(path).split("_")[0]
+            if kind in ("counter", "histogram"):
+                try:
+                    _add_up(path, str(directory / f"{kind}_0.db"))
+                except (ValueError, struct.error) as error:
+                    unreadable = ValueError(f"the counts in {path} are lost: {error}")
+            os.remove(path)
+    if unreadable is not None:
+        raise unreadable
+
+
+@contextlib.contextmanager
+def _files_lock(directory: Path, kind: int) -> Iterator[None]:
+    """Without it a page could count a dead process twice, or not at all, and Prometheus would see a counter reset."""
+    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, kind)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _add_up(source: str, target: str) -> None:
+    sums: dict[str, float] = defaultdict(float)
+    for key, value, _timestamp, _position in MmapedDict.read_all_values_from_file(source):  # type: ignore[no-untyped-call]  # untyped there
+        json.loads(key)  # a torn key would spoil the page: raise before anything is added
+        sums[key] += value
+    store = MmapedDict(target)  # type: ignore[no-untyped-call]  # untyped there
+    try:
+        for key, value in sums.items():
+            before, _timestamp = store.read_value(key)  # type: ignore[no-untyped-call]  # untyped there
+            store.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]  # untyped there
+    finally:
+        store.close()  # type: ignore[no-untyped-call]  # untyped there

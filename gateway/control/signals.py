@@ -16,7 +16,7 @@ Counts: TypeAlias = dict[str, Any]  # numbers, and dicts of them, by name
 
 # Workers that are gone are remembered this long, in number, in case that their documents come back.
 _MAX_GONE = 256
-_NUMBERS = ("eligible", "errors", "timeouts", "invalid", "fallbacks", "keys")
+_NUMBERS = ("eligible", "errors", "timeouts", "invalid", "fallbacks", "keys", "labelled", "correct")
 _BINS = ("run_s", "outputs")
 
 

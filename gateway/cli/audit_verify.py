@@ -95,6 +95,8 @@ def _verify_export(options: argparse.Namespace) -> _Found:
     rows = _exported(options.export)
     start = GENESIS
     if options.after and rows:
+        if rows[0].seq != options.after + 1:  # its prev is not the hash of the row before that
+            raise AuditBroken(f"row {options.after + 1} is missing: the export begins with row {rows[0].seq}")
         start = Head(options.after, rows[0].prev)
     signed = _read_checkpoints(options.checkpoints) if options.checkpoints is not None else []
     verified = _checked(rows, signed, _public_keys(options.public_key), start)

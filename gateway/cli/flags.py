@@ -27,7 +27,7 @@ _SET = "set"
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     CACHE: ("enabled", "ttl_s"),
     BATCHING: ("enabled", "max_rows"),
-    SAMPLING: ("rate", "errors", "slow_s", "low_confidence", "outliers", "keys", "headers"),
+    SAMPLING: ("rate", "errors", "slow_s", "low_confidence", "outliers", "keys", "headers", "durable"),
 }
 
 

@@ -166,7 +166,7 @@ def _told(alarm: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _drifted(model: str, version: str, seen: Seen, new: set[str]) -> Note:
-    columns = sorted((seen.columns[name] for name in new), key=lambda column: -column["effect"])
+    columns = sorted((seen.columns[name] for name in new), key=lambda column: (-column["effect"], column["name"]))
     shown = [{key: column[key] for key in _TOLD if key in column} for column in columns]
     why = f"{model} {version} has drifted: {_words([str(column['name']) for column in columns])}"
     return _note(model, version, "drifted", len(shown), shown[:MAX_COLUMNS], why)

@@ -69,7 +69,7 @@ def test_every_command_says_what_it_does_and_those_that_print_have_json(capsys: 
     mute = [path for path, text in helps.items() if text.split("\n\n")[1].startswith(("options", "positional"))]
     assert mute == [("version",)]
     without = {path for path, text in helps.items() if "--json" not in text}
-    assert without == {("serve",), ("demo",), ("version",)}
+    assert without == {("serve",), ("demo",), ("version",), ("samples", "sql")}  # that has --format
 
 
 def test_version_is_printed_by_verb_and_by_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,7 +173,10 @@ def test_rules_of_sampling_are_set_by_their_names_and_a_number_stays_a_number(
     mixed = terminal.json("flags", "set", "mixed.sampling", "0.5", "--reason", "x")
     assert mixed["variants"] == {"few": {"rate": 0.1}, "set": {"rate": 0.5}}
     assert "true or false" in terminal.fails("flags", "set", "ruled.sampling", "errors=yes", "--reason", "x")
-    assert "an unknown field" in terminal.fails("flags", "set", "ruled.sampling", "slow=1", "--reason", "x")
+    assert terminal.run("flags", "set", "ruled.sampling", "slow=1", "--reason", "x") == 2
+    assert "sampling has no option 'slow'; it has rate, errors, slow_s" in terminal.err
+    durable = terminal.json("flags", "set", "audited.sampling", "rate=1", "durable=true", "--reason", "x")
+    assert durable["variants"]["set"] == {"rate": 1, "durable": True}
     terminal.usage("flags", "set", "ruled.sampling", "headers=x-tier", "--reason", "x")
 
 

@@ -24,7 +24,8 @@ import pyarrow.parquet
 
 from gateway.offline.compactor import Compactor
 from gateway.offline.parts import Parts
-from gateway.samples.record import LineBuilder, Sample
+from gateway.samples.lines import LineBuilder
+from gateway.samples.record import Sample
 from gateway.samples.search import Selection, select
 from gateway.samples.segments import SegmentReader, SegmentWriter
 from gateway.tensors import Feature, Signature, TensorSpec

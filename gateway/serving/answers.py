@@ -9,7 +9,7 @@ from typing import NamedTuple
 from gateway.codecs.codec import JSON_HEADERS, Encoded, Headers, Request
 from gateway.errors import GatewayError, SampleLogUnavailable
 from gateway.flags.compile import FELL_BACK
-from gateway.samples.record import ERROR, RANDOM, Sample, sample_hash, sampling_limit
+from gateway.samples.record import ERROR, RANDOM, Sample, SampleGroup, sample_hash, sampling_limit
 from gateway.serving.cache import Kept, PredictionCache
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
@@ -116,6 +116,8 @@ class Answers:
         lane, stamp, now_s = self._lane(first), bound.stamp, self._clock()
         count, headers = lane.latencies_s.append, lane.headers
         shadow_limit = self._shadow.limits.get(first.model, 0.0)
+        sampled: list[Call] = []
+        places: list[int] = []
         answered = 0
         try:
             for call, start in zip(calls, starts, strict=True):
@@ -139,9 +141,15 @@ class Answers:
                 count(now_s - call.started_s)
                 drawn = sample_hash(prediction_id)
                 if drawn < call.sampling_limit:
-                    self._offer(call, Cut(call.request, outputs, start), run, drawn)
+                    if call.flat is not None and call.options.sampling_rules is None:
+                        sampled.append(call)
+                        places.append(start)
+                    else:
+                        self._offer(call, Cut(call.request, outputs, start), run, drawn)
                 if drawn < shadow_limit:
                     self._copy(call, outputs, start)
+            if sampled:
+                self._sample_rows(sampled, places, outputs, run)
         finally:
             self._registry.release(live, answered)
 
@@ -276,34 +284,70 @@ class Answers:
         done: Done | None = None,
     ) -> None:
         """Hand references to the sampler, which never waits."""
+        sample = self._describe(call, inputs, outputs, rows, run, reason=reason, error=error)
+        sample.prediction_id, sample.request_id = call.prediction_id, call.request_id
+        self._sampler.offer(sample, done)
+
+    def _sample_rows(self, calls: list[Call], places: list[int], outputs: Tensors, run: Run) -> None:
+        """Hand drawn calls of one row to the sampler, those together that differ in ids and values only.
+
+        outputs: of the whole run; places: which of its rows are theirs.
+        """
+        begin = 0
+        for end in range(1, len(calls) + 1):
+            first = calls[begin]
+            if end < len(calls) and _is_described_alike(first, calls[end]):
+                continue
+            own = calls[begin:end]
+            self._sampler.offer_group(
+                SampleGroup(
+                    like=self._describe(first, {}, {}, 1, run, reason=RANDOM),
+                    identities=[(call.prediction_id, call.request_id) for call in own],
+                    spec=first.live.signature.inputs[0],
+                    values=[call.flat for call in own],  # type: ignore[misc]  # those without were not gathered
+                    all_outputs=outputs,
+                    places=places[begin:end],
+                )
+            )
+            begin = end
+
+    def _describe(
+        self,
+        call: Call,
+        inputs: Tensors,
+        outputs: Tensors,
+        rows: int,
+        run: Run | None,
+        *,
+        reason: str,
+        error: str | None = None,
+    ) -> Sample:
+        """The sample of a call, but for its ids."""
         live, decision = call.live, call.decision
         assert decision is not None
-        self._sampler.offer(
-            Sample(
-                prediction_id=call.prediction_id,
-                request_id=call.request_id,
-                ts_ns=self._wall_clock_ns(),
-                model=call.model,
-                version=decision.version,
-                digest=live.digest,
-                variant=decision.variant,
-                flag_revision=call.route.revision,
-                reason=decision.reason,
-                sample_rate=_limit(call) / sampling_limit(1),
-                sample_reason=reason,
-                inputs=inputs,
-                outputs=outputs,
-                signature=live.signature,
-                rows=rows,
-                queue_s=run.oldest_wait_s if run is not None else 0.0,
-                run_s=run.run_s if run is not None else 0.0,
-                batch_rows=run.rows if run is not None else 0,
-                cache=call.cache,
-                protocol=call.codec.name,
-                error=error,
-                redact=live.redact,
-            ),
-            done,
+        return Sample(
+            prediction_id="",
+            request_id="",
+            ts_ns=self._wall_clock_ns(),
+            model=call.model,
+            version=decision.version,
+            digest=live.digest,
+            variant=decision.variant,
+            flag_revision=call.route.revision,
+            reason=decision.reason,
+            sample_rate=_limit(call) / sampling_limit(1),
+            sample_reason=reason,
+            inputs=inputs,
+            outputs=outputs,
+            signature=live.signature,
+            rows=rows,
+            queue_s=run.oldest_wait_s if run is not None else 0.0,
+            run_s=run.run_s if run is not None else 0.0,
+            batch_rows=run.rows if run is not None else 0,
+            cache=call.cache,
+            protocol=call.codec.name,
+            error=error,
+            redact=live.redact,
         )
 
     def _copy(self, call: Call, outputs: Tensors, start: int | None) -> None:
@@ -333,6 +377,16 @@ class Answers:
             )
             found = self._lanes[key] = Lane(headers, self._counts.latencies(model, version, variant, cache))
         return found
+
+
+def _is_described_alike(one: Call, other: Call) -> bool:
+    """Whether the samples of two calls of one run differ in nothing but their ids and values."""
+    return (
+        one.decision is other.decision
+        and one.route is other.route
+        and one.sampling_limit == other.sampling_limit
+        and one.cache == other.cache
+    )
 
 
 def _limit(call: Call) -> float:

@@ -10,12 +10,13 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gateway.metrics import ServingMetrics
 from gateway.redaction import load_key, parse_setting
-from gateway.samples.record import LineBuilder, Sample
+from gateway.samples.lines import LineBuilder
+from gateway.samples.record import Sample, SampleGroup
 from gateway.samples.segments import SegmentWriter, recover
 from gateway.settings import SamplingSettings
 
@@ -23,18 +24,21 @@ log = logging.getLogger(__name__)
 
 # How often the writer looks into the queue. Waking it per prediction would cost the event loop a thread switch each.
 _TICK_S = 0.05
-_BATCH_SAMPLES = 256
-# While it builds lines the writer holds the interpreter, for which the event loop would wait up to 5 ms; so it sleeps
-# this long after this many lines (about 0.2 ms of work).
-_LINES_PER_BREATH = 32
+_BATCH_PREDICTIONS = 256
+# While it builds lines the writer holds the interpreter, for which the event loop would wait up to 5 ms; so it builds
+# about this many at a time (0.2 to 0.5 ms of work), and sleeps so long between.
+_LINES_PER_BREATH = 64
 _BREATH_S = 100e-6
+
+# What is raised where the arrays of a sample are not what its signature says.
+_NOT_AS_THE_SIGNATURE_SAYS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 # Told on the event loop what became of a sample: None if the disk has it.
 Done = Callable[[OSError | None], None]
-_Queued = tuple[Sample, int, Done | None]
+_Queued = tuple[Sample | SampleGroup, int, Done | None]
 
 
 def free_bytes(path: Path) -> int:
@@ -67,8 +71,10 @@ class Sampler:
         self._metrics = metrics
         self._free_bytes = free_bytes
         self._queue: deque[_Queued] = deque()  # append and popleft are atomic
-        # Each counter has one writer, so neither needs a lock: the loop adds to the first, the thread to the second.
+        # Each counter has one writer, so none needs a lock: the loop adds to the offered, the thread to the taken.
+        self._offered = 0
         self._offered_bytes = 0
+        self._taken = 0
         self._taken_bytes = 0
         self._closed = False
         self._stop = threading.Event()
@@ -104,20 +110,41 @@ class Sampler:
                 size += array.nbytes
                 if array.dtype == object:  # its nbytes are those of the references; the texts come on top
                     size += sum(map(len, array.ravel().tolist()))
-        if (
-            len(self._queue) >= self._settings.max_queue_records
-            or self._offered_bytes - self._taken_bytes + size > self._settings.max_queue_bytes
-        ):
+        if self._room_for(size) < 1:
             self._metrics.samples_dropped.labels("queue_full").inc()
             if done is not None:
                 done(OSError(errno.EAGAIN, "too much waits for the disk"))
             return
-        self._offered_bytes += size
-        self._queue.append((sample, size, done))
+        self._put(sample, 1, size, done)
         if done is not None:
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()
             self._awake.set()
+
+    def offer_group(self, group: SampleGroup) -> None:
+        """Queue what one run answered, or as much of it as there is room for, as `offer` does it for one prediction."""
+        count = group.predictions
+        size = sum(map(len, group.values)) + sum(array.nbytes for array in group.all_outputs.values())
+        room = 0 if self._closed else self._room_for(size)
+        if room < count:
+            reason = "closed" if self._closed else "queue_full"
+            self._metrics.samples_dropped.labels(reason).inc(count - max(room, 0))
+            if room < 1:
+                return
+            group.cut(room)
+            count = room
+        self._put(group, count, size, None)
+
+    def _room_for(self, size: int) -> int:
+        """How many more predictions may wait, if they have *size* bytes together."""
+        if self._offered_bytes - self._taken_bytes + size > self._settings.max_queue_bytes:
+            return 0
+        return self._settings.max_queue_records - (self._offered - self._taken)
+
+    def _put(self, sample: Sample | SampleGroup, count: int, size: int, done: Done | None) -> None:
+        self._offered += count
+        self._offered_bytes += size
+        self._queue.append((sample, size, done))
 
     def close(self, timeout_s: float) -> None:
         """Take no more samples, write what is queued and close the segments, waiting at most *timeout_s* for it.
@@ -159,9 +186,12 @@ class Sampler:
 
     def _take(self) -> list[_Queued]:
         taken: list[_Queued] = []
-        while self._queue and len(taken) < _BATCH_SAMPLES:
-            taken.append(self._queue.popleft())
-            self._taken_bytes += taken[-1][1]
+        end = self._taken + _BATCH_PREDICTIONS
+        while self._queue and self._taken < end:
+            sample, size, _ = queued = self._queue.popleft()
+            taken.append(queued)
+            self._taken += sample.predictions
+            self._taken_bytes += size
         return taken
 
     def _write_and_tell(self, taken: list[_Queued]) -> None:
@@ -191,53 +221,59 @@ class Sampler:
             self._report("write_error", error)
         return last_sync
 
-    def _write(self, samples: list[Sample]) -> dict[int, OSError]:
+    def _write(self, samples: list[Sample | SampleGroup]) -> dict[int, OSError]:
         """Build and write the lines of *samples*: one write per version and hour.
 
         Returns, by id(), why some are lost.
         """
         lost: dict[int, OSError] = {}
-        groups: dict[tuple[str, str, int], list[Sample]] = {}
+        groups: dict[tuple[str, str, int], list[Sample | SampleGroup]] = {}
         for sample in samples:
-            groups.setdefault((sample.model, sample.version, sample.ts_ns // (3600 * 10**9)), []).append(sample)
+            like = sample.like
+            groups.setdefault((like.model, like.version, like.ts_ns // (3600 * 10**9)), []).append(sample)
         for (model, version, _hour), group in groups.items():
-            self._metrics.samples.labels(model).inc(len(group))
+            predictions = sum(sample.predictions for sample in group)
+            self._metrics.samples.labels(model).inc(predictions)
             try:
                 self._root.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away
                 if self._free_bytes(self._root) < self._settings.min_free_bytes:
                     raise OSError(errno.ENOSPC, f"less than sampling.min_free_bytes free in {self._root}")
-                lines, broken = self._build(group)
+                blocks, broken = self._build(group)
+                lines = b"".join(blocks)
                 if lines:
-                    self._segments.write(model, version, group[0].ts_ns, b"".join(lines))
+                    self._segments.write(model, version, group[0].like.ts_ns, lines)
             except OSError as error:
                 reason = "disk_full" if error.errno in _DISK_FULL else "write_error"
-                self._metrics.samples_dropped.labels(reason).inc(len(group))
+                self._metrics.samples_dropped.labels(reason).inc(predictions)
                 self._report(reason, error)
                 lost.update(dict.fromkeys(map(id, group), error))
                 continue
-            self._metrics.samples_written.inc(len(lines))
+            self._metrics.samples_written.inc(lines.count(b"\n"))
             lost.update(broken)
             if not broken:
                 self._report("", None)
         return lost
 
-    def _build(self, samples: list[Sample]) -> tuple[list[bytes], dict[int, OSError]]:
+    def _build(self, samples: list[Sample | SampleGroup]) -> tuple[list[bytes], dict[int, OSError]]:
         """The lines of *samples*, and, by id(), why some have none."""
-        lines: list[bytes] = []
+        blocks: list[bytes] = []
         broken: dict[int, OSError] = {}
-        breath = 0
-        for sample in samples:
-            try:
-                lines += self._builder.lines(sample)
-            except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-                # Arrays that are not what their signature says: this sample is lost, its neighbours are not.
-                self._metrics.samples_dropped.labels("write_error").inc()
-                self._report("write_error", error)
-                broken[id(sample)] = OSError(errno.EINVAL, f"no lines can be made of it: {error}")
-            if len(lines) - breath >= _LINES_PER_BREATH and not self._closed:
-                breath = len(lines)
+        for together in _portions(samples):
+            if blocks and not self._closed:
                 time.sleep(_BREATH_S)
-        return lines, broken
+            try:
+                blocks.append(self._builder.block(together))
+                continue
+            except _NOT_AS_THE_SIGNATURE_SAYS:
+                pass  # some sample is lost, its neighbours are not
+            for sample in together:
+                try:
+                    blocks.append(self._builder.block([sample]))
+                except _NOT_AS_THE_SIGNATURE_SAYS as error:
+                    self._metrics.samples_dropped.labels("write_error").inc(sample.predictions)
+                    self._report("write_error", error)
+                    broken[id(sample)] = OSError(errno.EINVAL, f"no lines can be made of it: {error}")
+        return blocks, broken
 
     def _report(self, reason: str, error: Exception | None) -> None:
         """Log the begin and the end of trouble once, not each lost sample."""
@@ -248,6 +284,20 @@ class Sampler:
         else:
             log.info("the sample log is written again", extra={"was": self._trouble})
         self._trouble = reason
+
+
+def _portions(samples: list[Sample | SampleGroup]) -> Iterator[list[Sample | SampleGroup]]:
+    """*samples* in their order, cut where the writer shall let the event loop have the interpreter."""
+    portion: list[Sample | SampleGroup] = []
+    lines = 0
+    for sample in samples:
+        portion.append(sample)
+        lines += sample.predictions * sample.like.rows
+        if lines >= _LINES_PER_BREATH:
+            yield portion
+            portion, lines = [], 0
+    if portion:
+        yield portion
 
 
 def _tell(waiting: list[tuple[Done, OSError | None]]) -> None:

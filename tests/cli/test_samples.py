@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from gateway.cli import main
-from gateway.samples.record import to_lines
+from gateway.samples.lines import to_lines
 from gateway.samples.segments import SegmentWriter
 from tests.builders import classifier, regressor
 from tests.puppet import FakeClock

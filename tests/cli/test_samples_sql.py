@@ -15,7 +15,7 @@ import pytest
 
 from gateway.cli import EXIT_BROKEN_PIPE, main
 from gateway.offline.compactor import Compactor
-from gateway.samples.record import to_lines
+from gateway.samples.lines import to_lines
 from gateway.samples.segments import SegmentReader, SegmentWriter
 from tests.builders import classifier, regressor
 from tests.puppet import FakeClock

@@ -12,7 +12,8 @@ import pyarrow.parquet
 
 from gateway.models.manifest import MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE, Manifest, sha256_of
 from gateway.offline.report import DriftDocument, parse
-from gateway.samples.record import Sample, to_lines
+from gateway.samples.lines import to_lines
+from gateway.samples.record import Sample
 from gateway.samples.segments import SegmentWriter
 from gateway.settings import MonitorSettings, PathSettings, SamplingSettings, Settings
 from gateway.tensors import Signature

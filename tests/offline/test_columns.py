@@ -25,7 +25,7 @@ from gateway.offline.columns import (
     values_by_name,
 )
 from gateway.offline.usual_lines import UsualLines
-from gateway.samples.record import to_lines
+from gateway.samples.lines import to_lines
 from tests.builders import classifier
 from tests.samples.make import iris_rows, linear_sample
 

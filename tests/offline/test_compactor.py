@@ -21,8 +21,8 @@ import pytest
 from gateway.errors import GatewayError
 from gateway.offline.compactor import Compaction, Compactor
 from gateway.offline.parts import PartDamaged, Parts, part_path, parts_in, read_part
+from gateway.samples.lines import to_lines
 from gateway.samples.lock import reading
-from gateway.samples.record import to_lines
 from gateway.samples.search import Selection, newest, select
 from gateway.samples.segments import SegmentReader, SegmentWriter, Watermark
 from tests.builders import classifier, write_package

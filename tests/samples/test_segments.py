@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.samples.record import json_schema, to_lines
+from gateway.samples.lines import to_lines
+from gateway.samples.record import json_schema
 from gateway.samples.segments import SegmentReader, SegmentWriter, Watermark, partition_of, recover
 from tests.puppet import FakeClock
 from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample

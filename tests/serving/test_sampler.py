@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from gateway.metrics import ServingMetrics, process_registry
+from gateway.samples.record import SampleGroup
 from gateway.samples.segments import SegmentReader
 from gateway.serving.sampler import Sampler, free_bytes
 from gateway.settings import SamplingSettings
 from gateway.tensors import Signature, TensorSpec
+from tests.builders import classifier
 from tests.live import eventually
 from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample, sample_of
 
@@ -132,6 +134,62 @@ def test_while_the_disk_is_stuck_offers_return_at_once_and_what_exceeds_the_queu
         "first",
         *(f"p{index}" for index in range(20)),
     ]
+
+
+def _group(count: int) -> SampleGroup:
+    """One run of *count* rows, all of them sampled: p0, p1, ..."""
+    linear, rows = classifier(), iris_rows(count)
+    like = sample_of({}, {}, linear.signature, rows=1)
+    identities = [(f"p{index}", "") for index in range(count)]
+    values = [row.tobytes() for row in rows]
+    return SampleGroup(like, identities, linear.signature.inputs[0], values, linear.answer(rows), list(range(count)))
+
+
+def test_all_rows_of_a_run_are_written_though_they_were_offered_at_once(
+    tmp_path: Path, make: Callable[..., Sampler], counters: Counters
+) -> None:
+    sampler = make()
+    sampler.offer_group(_group(300))
+    sampler.close(10)
+    sampler.offer_group(_group(2))
+    records = _records(tmp_path)
+    assert [record["prediction_id"] for record in records] == [f"p{index}" for index in range(300)]
+    assert {(record["row"], record["rows"]) for record in records} == {(0, 1)}
+    wanted = [list(map(float, row)) for row in iris_rows(300)]
+    assert np.array([list(record["inputs"].values()) for record in records], np.float32).tolist() == wanted
+    assert (counters.written, counters.handed("iris"), counters.dropped("closed")) == (300, 300, 2)
+
+
+def test_of_a_run_that_is_larger_than_the_room_in_the_queue_the_first_rows_are_written(
+    tmp_path: Path, make: Callable[..., Sampler], counters: Counters
+) -> None:
+    disk = StuckDisk()
+    sampler = make(free=disk, max_queue_records=20)
+    sampler.offer(linear_sample(iris_rows(1), prediction_id="first"))
+    assert disk.entered.wait(20)
+    sampler.offer(linear_sample(iris_rows(1), prediction_id="second"))
+    sampler.offer_group(_group(30))
+    sampler.offer_group(_group(3))
+    assert counters.dropped("queue_full") == 11 + 3
+    disk.released.set()
+    eventually(lambda: counters.written == 21, "what was queued is written")
+    sampler.offer_group(_group(20))  # there is room again for as many as before
+    sampler.close(10)
+    ids = [record["prediction_id"] for record in _records(tmp_path)]
+    assert ids == ["first", "second", *(f"p{index}" for index in range(19)), *(f"p{index}" for index in range(20))]
+
+
+def test_a_run_whose_rows_fit_no_signature_costs_its_neighbours_nothing(
+    tmp_path: Path, make: Callable[..., Sampler], counters: Counters
+) -> None:
+    sampler = make()
+    broken = _group(3)
+    broken.places[1] = 7  # the run has no such row
+    sampler.offer_group(broken)
+    sampler.offer(linear_sample(iris_rows(1), prediction_id="right"))
+    sampler.close(10)
+    assert [record["prediction_id"] for record in _records(tmp_path)] == ["right"]
+    assert counters.dropped("write_error") == 3
 
 
 def test_texts_count_by_their_length_against_the_bytes_that_may_be_queued(

@@ -22,6 +22,9 @@ _QUIET_COLUMNS = 5
 
 _SHOWN_IDS = 2
 
+# What stands beside the metrics of a variant or a slice.
+_NO_METRICS = ("rows", "classes", "value")
+
 _NUMBERS = ("statistic", "q", "effect", "missing")
 _HEADINGS = ("column", "verdict", "test", *_NUMBERS, "because")
 
@@ -169,7 +172,7 @@ def _decay(section: Mapping[str, Any], version: str) -> Iterator[str]:
 
 
 def _scores(scores: Mapping[str, Any]) -> str:
-    told = [f"{name} {_number(value)}" for name, value in scores.items() if name not in ("rows", "classes")]
+    told = [f"{name} {_number(value)}" for name, value in scores.items() if name not in _NO_METRICS]
     return f"{', '.join(each for each in told if not each.endswith(' '))} ({scores['rows']} rows)"
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from gateway.offline.history import TimelinePoint
+from gateway.offline.markup import short, text
 from gateway.offline.measures import Histogram
 from gateway.offline.together import Together
 
@@ -16,20 +17,8 @@ _LABEL_WIDTH = 110
 _TIMELINE_WIDTH, _TIMELINE_HEIGHT = 720, 180
 _MAX_LINES = 5
 _LEGEND_ROW = 16
-
-
-def text(value: object) -> str:
-    """*value* as HTML text that cannot be anything else: names come from whoever made the model.
-
-    What does not print, controls and marks that turn the direction of writing among it, is shown as U+FFFD.
-    """
-    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value)))
-
-
-def short(value: object, limit: int) -> str:
-    """*value* cut to so many characters, as `text`."""
-    plain = str(value)
-    return text(plain if len(plain) <= limit else plain[: limit - 1] + "…")
+_DOT = 8  # the place of a dot beside an axis
+_LINE_OF_TEXT = 11
 
 
 def histogram(shown: Histogram, title: str) -> str:
@@ -53,10 +42,10 @@ def timeline(points: Sequence[TimelinePoint], floor: float, when: Callable[[int]
         return ""
     top = max(1.25 * floor, *(most[name] for name in names), 1e-9) * 1.05
     left, right, base = 36, 10, _TIMELINE_HEIGHT - _FOOT
-    step = (_TIMELINE_WIDTH - left - right) / max(len(points) - 1, 1)
+    step = (_TIMELINE_WIDTH - left - right - _DOT) / max(len(points) - 1, 1)
 
     def x(index: int) -> float:
-        return left + index * step
+        return left + _DOT + index * step
 
     def y(effect: float) -> float:
         return base - effect / top * (base - 8)
@@ -65,11 +54,12 @@ def timeline(points: Sequence[TimelinePoint], floor: float, when: Callable[[int]
         f'<line class="axis" x1="{left}" y1="{base}" x2="{_TIMELINE_WIDTH - right}" y2="{base}"/>',
         f'<line class="floor" x1="{left}" y1="{y(floor):.1f}" x2="{_TIMELINE_WIDTH - right}" y2="{y(floor):.1f}"/>',
         f'<text x="{left - 4}" y="{y(floor) + 4:.1f}" text-anchor="end">{floor:g}</text>',
-        f'<text x="{left - 4}" y="{base}" text-anchor="end">0</text>',
         f'<text x="{left - 4}" y="14" text-anchor="end">{top:.2g}</text>',
         f'<text x="{left}" y="{base + 13}">{text(when(points[0].from_ns))}</text>',
         f'<text x="{_TIMELINE_WIDTH - right}" y="{base + 13}" text-anchor="end">{text(when(points[-1].to_ns))}</text>',
     ]
+    if base - y(floor) > _LINE_OF_TEXT:
+        parts.append(f'<text x="{left - 4}" y="{base}" text-anchor="end">0</text>')
     for number, name in enumerate(names):
         at = [(index, point.effects[name]) for index, point in enumerate(points) if name in point.effects]
         line = " ".join(f"{x(index):.1f},{y(effect):.1f}" for index, effect in at)
@@ -107,6 +97,59 @@ def band(found: Together) -> str:
             f'<text x="{x(found.high):.1f}" y="34" text-anchor="start">{found.high:.3g}</text>',
         ],
     )
+
+
+def decay(
+    metric: Mapping[str, Any],
+    reference: Sequence[Mapping[str, Any]],
+    windows: Sequence[Mapping[str, Any]],
+    when: Callable[[int], str],
+) -> str:
+    """One metric window by window: those of the reference as rings, then the others, and the bound.
+
+    metric: its name, mean, and bound (None if there is none yet), as in the drift document.
+    """
+    name: str = metric["name"]
+    mean: float = metric["mean"]
+    bound: float | None = metric["bound"]
+    points = [(window, is_first) for part, is_first in ((reference, True), (windows, False)) for window in part]
+    points = [(window, is_first) for window, is_first in points if window.get(name) is not None]
+    if not points:
+        return ""
+    levels: list[float] = [mean, *(window[name] for window, _ in points), *([] if bound is None else [bound])]
+    low, high = min(levels), max(levels)
+    margin = (high - low or abs(high) or 1.0) * 0.1
+    left, base = 36, _HEIGHT - _FOOT
+    step = (_WIDTH - left - 2 * _DOT) / max(len(points) - 1, 1)
+
+    def x(index: int) -> float:
+        return left + _DOT + index * step
+
+    def y(value: float) -> float:
+        return base - 4 - (value - low + margin) / (high - low + 2 * margin) * (base - 8)
+
+    levels_of = [("axis", mean)] + ([("floor", bound)] if bound is not None else [])
+    parts = [
+        f'<line class="{line}" x1="{left}" y1="{y(value):.1f}" x2="{_WIDTH}" y2="{y(value):.1f}"/>'
+        for line, value in levels_of
+    ]
+    if bound is not None and abs(y(bound) - y(mean)) < _LINE_OF_TEXT:
+        levels_of = levels_of[1:]  # two numbers in one place could not be read
+    parts += [
+        f'<text x="{left - 4}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>' for _, value in levels_of
+    ]
+    line = " ".join(f"{x(index):.1f},{y(window[name]):.1f}" for index, (window, _) in enumerate(points))
+    parts.append(f'<polyline class="line c1" points="{line}"/>')
+    for index, (window, is_first) in enumerate(points):
+        is_beyond = bound is not None and ((window[name] < bound) if bound < mean else (window[name] > bound))
+        kind = "dot c1 calm" if is_first else "now drifted" if is_beyond else "now"
+        parts.append(f'<circle class="{kind}" cx="{x(index):.1f}" cy="{y(window[name]):.1f}" r="3.5"/>')
+    first, last = points[0][0]["from_ns"], points[-1][0]["to_ns"]
+    parts += [
+        f'<text x="{left}" y="{_HEIGHT - 2}">{text(when(first))}</text>',
+        f'<text x="{_WIDTH}" y="{_HEIGHT - 2}" text-anchor="end">{text(when(last))}</text>',
+    ]
+    return _svg(_WIDTH, _HEIGHT, f"{name} by labels, window by window", parts)
 
 
 def _numbers(shown: Histogram, title: str) -> str:

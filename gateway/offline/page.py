@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 
-from gateway.offline import figures
+from gateway.offline import figures, labels_page
 from gateway.offline.drift import FISHER, KS, MISSING, ColumnDrift
-from gateway.offline.figures import short, text
 from gateway.offline.history import Alarm
+from gateway.offline.markup import badge, clock, figure, number, share, short, table, text, time
 from gateway.offline.report import BesideReport, DriftDocument, VersionReport
 from gateway.offline.together import Together
 
@@ -51,6 +50,13 @@ rect.now, circle.now { fill: var(--now); } circle.now.drifted { fill: var(--bad)
 .c4 { fill: var(--c4); stroke: var(--c4); } .line.c0, .line.c1, .line.c2, .line.c3, .line.c4 { fill: none; }
 .dot.calm { fill: var(--page); }
 .legend span { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; vertical-align: -.05em; }
+.wide { overflow-x: auto; margin: .5rem 0; }
+.wide svg { min-width: 36rem; } .figure { white-space: nowrap; }
+table { border-collapse: collapse; font-size: .85rem; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+thead th { color: var(--soft); font-weight: normal; } tr > :first-child { text-align: left; padding-left: 0; }
+h4 { font-size: .95rem; margin: .8rem 0 0; }
 @media print { .card { break-inside: avoid; } }
 """
 
@@ -64,7 +70,7 @@ def page(document: DriftDocument) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>"
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{text(title)}</title><style>{_STYLE}</style></head><body>"
-        f'<h1>{text(title)}</h1><p class="soft">Written {_time(document.written_at)}. {text(_rules(document))}</p>'
+        f'<h1>{text(title)}</h1><p class="soft">Written {time(document.written_at)}. {text(_rules(document))}</p>'
         f"{body or '<p>No version was watched yet.</p>'}</body></html>\n"
     )
 
@@ -81,13 +87,13 @@ def _rules(document: DriftDocument) -> str:
 
 
 def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
-    yield f"<h2>Version {text(version.version)} {_badge(version.status)}</h2>"
+    yield f"<h2>Version {text(version.version)} {badge(version.status)}</h2>"
     window = f"{version.window_rows} rows"
     if version.window_rows:
-        window += f", {_time(version.window_from_ns / 1e9)} to {_time(version.window_to_ns / 1e9)}"
+        window += f", {time(version.window_from_ns / 1e9)} to {time(version.window_to_ns / 1e9)}"
     yield (
         f'<p>{text(version.reason)}.</p><p class="soft">Window: {window}. Reference: {version.reference_rows} rows. '
-        f"Package <code>{text(version.digest)}</code>.</p>"
+        f"{_ever(version)} Package <code>{text(version.digest)}</code>.</p>"
     )
     if version.alarms:
         yield f'<h3>Alarms</h3><ul class="alarms">{"".join(_alarm(alarm) for alarm in version.alarms)}</ul>'
@@ -95,14 +101,18 @@ def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
         yield "<h3>Alarms</h3><p>None.</p>"
     if version.beside is not None:
         yield from _beside(version.beside)
-    if plot := figures.timeline(version.timeline, document.rules.min_effect, _clock):
+    if plot := figures.timeline(version.timeline, document.rules.min_effect, clock):
         yield (
             '<h3>Windows one after the other</h3><p class="soft">Effect of the columns that moved most, in each '
-            "finished window; a full dot is drift, the dashed line the smallest effect that counts.</p>" + plot
+            "finished window; a full dot is drift, the dashed line the smallest effect that counts.</p>"
+            f'<div class="wide">{plot}</div>'
         )
     if version.together is not None:
         yield from _together(version.together)
+    if document.performance is not None:
+        yield from labels_page.version(document.performance, version.version)
     if version.columns:
+        yield from _quality(version.columns)
         yield (
             '<h3>Columns now, against the reference</h3><p class="legend soft"><span style="background: var(--ref)">'
             '</span>reference<span style="background: var(--now)"></span>window</p><div class="grid">'
@@ -113,9 +123,14 @@ def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
         yield "</div>"
 
 
+def _ever(version: VersionReport) -> str:
+    late = f", {version.late_rows} of them after their window was finished" if version.late_rows else ""
+    return f"{version.rows_total} rows ever{late}."
+
+
 def _beside(found: BesideReport) -> Iterator[str]:
     yield (
-        f"<h3>Beside version {text(found.baseline)} at the same time {_badge(found.status)}</h3>"
+        f"<h3>Beside version {text(found.baseline)} at the same time {badge(found.status)}</h3>"
         f'<p>{text(found.reason)}.</p><p class="soft">{found.window_rows} rows against {found.baseline_rows} of '
         f"version {text(found.baseline)}. A change of the traffic reaches both, and is not seen here. Of outputs only "
         "what lies beyond the difference of the two references counts.</p>"
@@ -126,6 +141,23 @@ def _beside(found: BesideReport) -> Iterator[str]:
     drifted = [column for column in found.columns if column.verdict == "drifted"]
     if drifted:
         yield f'<div class="grid">{"".join(_card(column) for column in drifted)}</div>'
+
+
+def _quality(columns: Sequence[ColumnDrift]) -> Iterator[str]:
+    """The columns with values that are missing, out of range, new or of another type; in the document's order."""
+    rows = []
+    for column in columns:
+        shown = column.measures
+        outside, wrong = (shown.outside, shown.wrong_type) if shown is not None else (0.0, 0.0)
+        if column.missing_ref or column.missing_cur or outside or wrong:
+            fresh = ", ".join(short(one, 30) for one in shown.new_categories) if shown is not None else ""
+            rows.append((short(column.name, _MAX_NAME), f"{column.missing_ref:.1%} → {column.missing_cur:.1%}",
+                         share(outside), share(wrong), fresh or "-"))  # fmt: skip
+    yield "<h3>Data quality</h3>"
+    if rows:
+        yield table(("column", "missing", "out of range, or new", "wrong type", "new categories"), rows)
+    else:
+        yield "<p>No value is missing, beyond the reference, new, or of the wrong type.</p>"
 
 
 def _alarm(alarm: Alarm, against: str = "the reference") -> str:
@@ -142,9 +174,10 @@ def _alarm(alarm: Alarm, against: str = "the reference") -> str:
     return (
         f"<li><p><strong>{short(alarm.name, _MAX_NAME)}</strong> ({kind}) {what}: in {alarm.drifted_windows} of the "
         f"last {alarm.judged_windows} windows.</p>"
-        f"<p>In the newest of them, {_time(alarm.window_from_ns / 1e9)} to {_time(alarm.window_to_ns / 1e9)}, "
-        f"{alarm.n_cur} rows against {alarm.n_ref}: effect {alarm.effect:.2f} of 1, q {alarm.q:.2g} "
-        f"({text(_TESTS.get(alarm.test, alarm.test))} {alarm.statistic:.3g}, p {alarm.p:.2g}).</p>"
+        f"<p>In the newest of them, {time(alarm.window_from_ns / 1e9)} to {time(alarm.window_to_ns / 1e9)}, "
+        f"{alarm.n_cur} rows against {alarm.n_ref}: effect {alarm.effect:.2f} of 1, "
+        f"{figure('q', alarm.q)} ({figure(_TESTS.get(alarm.test, alarm.test), alarm.statistic, 3)}, "
+        f"{figure('p', alarm.p)}).</p>"
         f"{moved}<p>Predictions to look at: {ids or 'none'}.</p></li>"
     )
 
@@ -163,14 +196,14 @@ def _together(found: Together) -> Iterator[str]:
 def _card(column: ColumnDrift) -> str:
     facts: list[tuple[str, str]] = []
     if column.test:
-        facts.append((_TESTS.get(column.test, column.test), _number(column.statistic)))
-        facts += [("effect", _number(column.effect)), ("p", _number(column.p)), ("q", _number(column.q))]
+        facts.append((_TESTS.get(column.test, column.test), number(column.statistic)))
+        facts += [("effect", number(column.effect)), ("p", number(column.p)), ("q", number(column.q))]
     plot = ""
     if (shown := column.measures) is not None:
         plot = figures.histogram(shown.histogram, f"{column.name}: reference and window")
-        facts += [("PSI", _number(shown.psi)), ("Jensen-Shannon", _number(shown.jensen_shannon))]
+        facts += [("PSI", number(shown.psi)), ("Jensen-Shannon", number(shown.jensen_shannon))]
         if column.kind == "numeric":
-            facts += [("Wasserstein, sd", _number(shown.wasserstein)), ("out of range", f"{shown.outside:.1%}")]
+            facts += [("Wasserstein, sd", number(shown.wasserstein)), ("out of range", f"{shown.outside:.1%}")]
             facts += [("wrong type", f"{shown.wrong_type:.1%}")] if shown.wrong_type else []
         else:
             facts.append(("in new categories", f"{shown.outside:.1%}"))
@@ -181,23 +214,6 @@ def _card(column: ColumnDrift) -> str:
     listed = "".join(f"<dt>{text(name)}</dt><dd>{value}</dd>" for name, value in facts)
     kind = "feature" if column.role == "input" else "output"
     return (
-        f'<div class="card"><h4><span>{short(column.name, _MAX_NAME)}</span>{_badge(column.verdict)}</h4>'
+        f'<div class="card"><h4><span>{short(column.name, _MAX_NAME)}</span>{badge(column.verdict)}</h4>'
         f'<p class="soft">{kind}, {column.kind}: {text(column.reason)}</p>{plot}<dl>{listed}</dl></div>'
     )
-
-
-def _badge(verdict: str) -> str:
-    known = verdict if verdict in ("drifted", "stable") else "soft"
-    return f'<span class="badge {known}">{text(verdict)}</span>'
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
-
-
-def _time(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _clock(unix_ns: int) -> str:
-    return datetime.fromtimestamp(unix_ns / 1e9, UTC).strftime("%m-%d %H:%M:%S")

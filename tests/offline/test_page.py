@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,11 +14,15 @@ from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
+from gateway.offline.decay import Decay
 from gateway.offline.drift import Column, Rules, compare
+from gateway.offline.groups import Group, told_of
 from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
 from gateway.offline.measures import measure
 from gateway.offline.page import page
 from gateway.offline.report import DriftDocument, VersionReport, status_of
+from gateway.offline.scores import Judged
+from gateway.offline.targets import Target
 from gateway.offline.together import Fit
 from tests.samples.make import TEN_O_CLOCK_NS
 
@@ -70,7 +75,34 @@ def document(
         tuple(quiet), 0, timeline(history), together,
     )  # fmt: skip
     empty = VersionReport("4", "d2", "no reference", "the package has no manifest.json", 0, 0, 0, 0, 0, ())
-    return DriftDocument(model, TEN_O_CLOCK_NS / 1e9, 300, RULES, (version, empty), AlarmRule(2, 3))
+    return DriftDocument(
+        model, TEN_O_CLOCK_NS / 1e9, 300, RULES, (version, empty), AlarmRule(2, 3),
+        performance=performance(names),
+    )  # fmt: skip
+
+
+def performance(names: tuple[str, ...]) -> dict[str, Any]:
+    """What labels would have told of version 3: a model that got worse after four windows."""
+    target = Target("label", "label", True, names[:3], ("p0", "p1", "p2"))
+    decay = Decay("d1")
+    rows = []
+    for index in range(320):
+        truth = names[index % 3] if index < 160 or index % 2 else names[(index + 1) % 3]
+        scores = [0.8 if column == index % 3 else 0.1 for column in range(3)]
+        rows.append(Judged(TEN_O_CLOCK_NS + index * 10**9, f"p{index}", 0, names[index % 3], scores, truth, 1.0,
+                           names[3 + index % 2], 60.0))  # fmt: skip
+        decay.add(rows[-1], target, window_rows=40, reference_windows=4)
+    group = Group("d1", over=400, labelled=320)
+    told = told_of(rows, target, by_slice=True)
+    counts = {"waiting": 5, "waiting_labelled": 0, "unusable": 1}
+    known = {"version": "3", "variant": "stable", "reason": "", **group.told(), **counts, **told}
+    unknown = {"version": "3", "variant": names[0], "reason": names[1], **Group("d0").told(), **counts,
+               **told_of((), "no manifest")}  # fmt: skip
+    version = {"version": "3", "window_rows": 40, **told_of(rows, target), **decay.told(4)}
+    return {
+        "wait_s": 3600.0, "recent_rows": 5000, "slice_feature": names[2], "labels": {"matched": 320, "late": 4},
+        "variants": [known, unknown], "versions": [version],
+    }  # fmt: skip
 
 
 class Elements(HTMLParser):
@@ -103,11 +135,22 @@ def test_the_page_says_in_words_what_alarmed_by_how_much_and_where_to_look() -> 
     assert "no reference" in words
 
 
+def test_what_labels_say_is_told_per_variant_class_and_slice_with_coverage_delay_and_decay() -> None:
+    words = re.sub(r"\s+", " ", Elements(page(document())).words)
+    assert "320 of 40580.0%160 s / 60 s / 60 s" in words  # rows with a label, of those over, unusable, delays
+    assert "Labels of the model: 320 found their row, 4 came too late." in words
+    assert "colour = red160" in words
+    assert "dose106" in words  # a class and its rows
+    assert "Performance is not known: age." in words
+    assert "accuracydriftedNow 0.5, at first 1; bound 0.983." in words
+
+
 def test_every_column_is_drawn_and_so_are_the_windows_one_after_the_other() -> None:
     tree = ElementTree.fromstring(page(document()).removeprefix("<!DOCTYPE html>\n"))
     titles = [title.text for svg in tree.iter("svg") for title in svg.iter("title")]
     assert {f"{name}: reference and window" for name in ("dose", "age", "colour", "label")} < set(titles)
     assert "effect of each column, window by window" in titles
+    assert "accuracy by labels, window by window" in titles
     assert "reconstruction error of the window, and the band of the reference" in titles
 
 

@@ -157,6 +157,8 @@ def _performance(section: Mapping[str, Any], version: str) -> Iterator[str]:
                 yield f"  performance is not known: {variant['reason']}"
             continue
         yield f"  {_scores(variant['scores'])}"
+        if (calibration := variant.get("calibration")) is not None:
+            yield f"  {_calibration(calibration)}"
         for each in variant["slices"]:
             yield f"  {section['slice_feature']} = {each['value']}: {_scores(each)}"
 
@@ -174,6 +176,15 @@ def _decay(section: Mapping[str, Any], version: str) -> Iterator[str]:
 def _scores(scores: Mapping[str, Any]) -> str:
     told = [f"{name} {_number(value)}" for name, value in scores.items() if name not in _NO_METRICS]
     return f"{', '.join(each for each in told if not each.endswith(' '))} ({scores['rows']} rows)"
+
+
+def _calibration(told: Mapping[str, Any]) -> str:
+    worst = max(told["bins"], key=lambda each: each["weight"] * abs(each["predicted"] - each["observed"]))
+    chance = f"chance of {told['of']}" if told["of"] else "highest chance"
+    return (
+        f"calibration error {told['ece']:.3g} (about {told['by_chance']:.2g} by chance alone); furthest off: "
+        f"{chance} {worst['predicted']:.3g}, true {worst['observed']:.3g} ({worst['rows']} rows)"
+    )
 
 
 def _window(version: VersionReport) -> str:

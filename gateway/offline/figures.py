@@ -17,6 +17,7 @@ _LABEL_WIDTH = 110
 _TIMELINE_WIDTH, _TIMELINE_HEIGHT = 720, 180
 _MAX_LINES = 5
 _LEGEND_ROW = 16
+_RELIABILITY_HEIGHT = 220
 _DOT = 8  # the place of a dot beside an axis
 _LINE_OF_TEXT = 11
 
@@ -150,6 +151,29 @@ def decay(
         f'<text x="{_WIDTH}" y="{_HEIGHT - 2}" text-anchor="end">{text(when(last))}</text>',
     ]
     return _svg(_WIDTH, _HEIGHT, f"{name} by labels, window by window", parts)
+
+
+def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
+    """What came true of what was said, bin by bin; the area of a dot is its share of the rows. bins: as in the drift
+    document, at least one."""
+    left, top, side = 36, 8, _RELIABILITY_HEIGHT - _FOOT - 8
+    base, largest = top + side, max(float(each["weight"]) for each in bins)
+
+    def at(said: float, true: float) -> tuple[str, str]:
+        return f"{left + said * side:.1f}", f"{base - true * side:.1f}"
+
+    parts = [f'<line class="axis" x1="{left}" y1="{y}" x2="{left + side}" y2="{y}"/>' for y in (base, base - side)]
+    parts += [f'<line class="floor" x1="{left}" y1="{base}" x2="{left + side}" y2="{top}"/>']
+    for value in (0.0, 0.5, 1.0):
+        x, y = at(value, value)
+        parts.append(f'<text x="{left - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{value:g}</text>')
+        parts.append(f'<text x="{x}" y="{base + 13}" text-anchor="middle">{value:g}</text>')
+    line = " ".join(",".join(at(each["predicted"], each["observed"])) for each in bins)
+    parts.append(f'<polyline class="line c1" points="{line}"/>')
+    for each in bins:
+        x, y = at(each["predicted"], each["observed"])
+        parts.append(f'<circle class="now" cx="{x}" cy="{y}" r="{1.5 + 3.5 * (each["weight"] / largest) ** 0.5:.1f}"/>')
+    return _svg(left + side + _DOT, _RELIABILITY_HEIGHT, "chance said, and share that came true", parts)
 
 
 def _numbers(shown: Histogram, title: str) -> str:

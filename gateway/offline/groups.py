@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.offline.scores import Judged, scores_of
+from gateway.offline.scores import Judged, calibration_in, scores_of
 from gateway.offline.targets import Target
 
 # Slices told apart, those with most rows; and rows that a slice needs to be told of.
@@ -50,9 +50,10 @@ def newest(rows: Iterable[Judged], limit: int) -> list[Judged]:
 
 
 def told_of(rows: Sequence[Judged], target: Target | str, *, by_slice: bool = False) -> dict[str, Any]:
-    """How late the labels of *rows* came, and how good the predictions were: in all, and by slice."""
+    """How late the labels of *rows* came, and how good the predictions were: in all, and by slice; and whether
+    probabilities mean what they say."""
     if not rows or isinstance(target, str):
-        return {"delay_s": None, "scores": None, "slices": []}
+        return {"delay_s": None, "scores": None, "slices": [], "calibration": None}
     delays = np.quantile([row.delay_s for row in rows], _QUANTILES).tolist()
     sizes = Counter(row.slice for row in rows if row.slice) if by_slice else Counter[str]()
     slices = []
@@ -65,4 +66,5 @@ def told_of(rows: Sequence[Judged], target: Target | str, *, by_slice: bool = Fa
         "delay_s": {f"p{round(q * 100)}": delay for q, delay in zip(_QUANTILES, delays, strict=True)},
         "scores": scores_of(rows, target),
         "slices": slices,
+        "calibration": calibration_in(rows, target),
     }

@@ -13,6 +13,7 @@ _MAX_NAME = 40
 _NAMES = {
     "auc": "AUC",
     "brier": "Brier",
+    "ece": "ECE",
     "f1": "F1",
     "log_loss": "log loss",
     "mae": "mean absolute error",
@@ -85,6 +86,22 @@ def _variant(told: Mapping[str, Any], slice_feature: str) -> Iterator[str]:
                 for each in classes
             ),
         )
+    if (calibration := told.get("calibration")) is not None:
+        yield _calibration(calibration)
+
+
+def _calibration(told: Mapping[str, Any]) -> str:
+    """How far chances are from what came true, as one figure and as a plot."""
+    chance = f"the chance of {short(told['of'], _MAX_NAME)}" if told["of"] else "the highest chance of each row"
+    bins = ", ".join(
+        f'<span class="figure">{each["predicted"]:.2f} → {each["observed"]:.2f}</span>' for each in told["bins"]
+    )
+    return (
+        f'<div class="card narrow"><h4><span>Calibration</span></h4><p class="soft">Expected calibration error '
+        f"{number(told['ece'])}; chance alone would make it about {told['by_chance']:.2g}. Looked at: {chance}, in "
+        f"bins of equally many rows; on the diagonal it means what it says.</p>{figures.reliability(told['bins'])}"
+        f'<p class="soft">Said → came true: {bins}.</p></div>'
+    )
 
 
 def _decay(told: Mapping[str, Any]) -> Iterator[str]:

@@ -57,6 +57,7 @@ th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--rule); text-align:
   font-variant-numeric: tabular-nums; }
 thead th { color: var(--soft); font-weight: normal; } tr > :first-child { text-align: left; padding-left: 0; }
 h4 { font-size: .95rem; margin: .8rem 0 0; }
+.narrow { max-width: 26rem; margin: .8rem 0; } .narrow svg { max-width: 16rem; }
 @media print { .card { break-inside: avoid; } }
 """
 

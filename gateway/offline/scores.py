@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gateway.offline.calibration import calibration_of
 from gateway.offline.targets import Answer, Target
 from gateway.tensors import Array
 
@@ -56,7 +57,7 @@ def _of_numbers(rows: Sequence[Judged], weights: Array) -> dict[str, Any]:
 
 def _of_classes(rows: Sequence[Judged], target: Target, weights: Array) -> dict[str, Any]:
     """Accuracy; precision, recall and F1 per class and as plain means over the classes that occur (macro); and of the
-    probabilities: AUC (one against the rest, plain mean), Brier score and log loss."""
+    probabilities: AUC (one against the rest, plain mean), Brier score, log loss and expected calibration error."""
     from sklearn import metrics
 
     truth, predicted = [str(row.truth) for row in rows], [str(row.predicted) for row in rows]
@@ -72,7 +73,7 @@ def _of_classes(rows: Sequence[Judged], target: Target, weights: Array) -> dict[
         "precision": float(np.mean(by_class[0])),
         "recall": float(np.mean(by_class[1])),
         "f1": float(np.mean(by_class[2])),
-        **_of_probabilities(rows, target, weights),
+        **_of_probabilities(rows, target),
         "classes": [
             {
                 "class": names[index],
@@ -86,20 +87,42 @@ def _of_classes(rows: Sequence[Judged], target: Target, weights: Array) -> dict[
     }
 
 
-def _of_probabilities(rows: Sequence[Judged], target: Target, weights: Array) -> dict[str, float | None]:
-    """AUC, Brier score (of two classes that of the second, of more the sum over all) and log loss.
+def calibration_in(rows: Sequence[Judged], target: Target) -> dict[str, Any] | None:
+    """Whether the probabilities mean what they say: see `calibration_of`; None if no row has probabilities.
+
+    of: the class whose chance is looked at. Of two classes that is the second one; of more, empty: in each row that
+    with the highest chance (top label).
+    """
+    if (known := _known(rows, target)) is None:
+        return None
+    scores, truth, weights = known
+    if len(target.classes) == 2:
+        return {"of": target.classes[1], **calibration_of(scores[:, 1], truth == 1, weights)}
+    return {"of": "", **calibration_of(scores.max(axis=1), scores.argmax(axis=1) == truth, weights)}
+
+
+def _known(rows: Sequence[Judged], target: Target) -> tuple[Array, Array, Array] | None:
+    """Probabilities, places of the true classes among them, and weights of the rows that have both; None if no row has.
 
     Rows without probabilities, or of a class that the model does not know, are left out.
     """
+    place = {name: index for index, name in enumerate(target.classes)}
+    usable = [row for row in rows if row.scores is not None and row.truth in place]
+    if not usable or not target.scores:
+        return None
+    scores = np.array([row.scores for row in usable], dtype=np.float64)
+    truth = np.array([place[str(row.truth)] for row in usable])
+    return scores, truth, np.array([row.weight for row in usable])
+
+
+def _of_probabilities(rows: Sequence[Judged], target: Target) -> dict[str, float | None]:
+    """AUC, Brier score (of two classes that of the second, of more the sum over all), log loss, calibration error."""
     from sklearn import metrics
 
-    place = {name: index for index, name in enumerate(target.classes)}
-    usable = [index for index, row in enumerate(rows) if row.scores is not None and row.truth in place]
-    if not usable or not target.scores:
-        return {"auc": None, "brier": None, "log_loss": None}
-    scores = np.array([rows[index].scores for index in usable], dtype=np.float64)
-    truth = np.array([place[str(rows[index].truth)] for index in usable])
-    weights = weights[usable]
+    if (known := _known(rows, target)) is None:
+        return {"auc": None, "brier": None, "log_loss": None, "ece": None}
+    scores, truth, weights = known
+    calibration = calibration_in(rows, target)
     hot = np.eye(len(target.classes))[truth]
     squared = ((scores - hot) ** 2).sum(axis=1)
     given = np.clip(scores[np.arange(len(truth)), truth], np.finfo(np.float64).eps, 1.0)
@@ -114,4 +137,5 @@ def _of_probabilities(rows: Sequence[Judged], target: Target, weights: Array) ->
         "auc": float(np.mean(areas)) if areas else None,
         "brier": float(np.average(squared, weights=weights)) / (2 if len(target.classes) == 2 else 1),
         "log_loss": float(np.average(-np.log(given), weights=weights)),
+        "ece": None if calibration is None else calibration["ece"],
     }

@@ -130,7 +130,7 @@ def test_all_that_the_document_has_is_on_the_page(written: Path, tab: Tab) -> No
     ):
         assert said in words
     titles = tab.evaluate("[...document.querySelectorAll('svg title')].map(title => title.textContent)")
-    assert {"accuracy by labels, window by window", "auc by labels, window by window"} <= set(titles)
+    assert {"accuracy by labels, window by window", "chance said, and share that came true"} <= set(titles)
     cells = tab.evaluate("[...document.querySelectorAll('td')].map(cell => cell.textContent)")
     assert not {"undefined", "None", "nan", "NaN"} & set(cells)
 

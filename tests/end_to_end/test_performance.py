@@ -87,4 +87,5 @@ def test_late_repeated_and_disordered_labels_over_http_give_the_truth(
         assert f"labels of stable: {len(in_time)} of {ROWS} rows (90.0% of those that no longer wait)" in printed
         assert "accuracy 0." in printed
         assert "accuracy by labels: stable (" in printed
+        assert "calibration error 0." in printed
         assert " in a window of 50 rows; at first 0." in printed

@@ -142,6 +142,8 @@ def test_what_labels_say_is_told_per_variant_class_and_slice_with_coverage_delay
     assert "colour = red160" in words
     assert "dose106" in words  # a class and its rows
     assert "Performance is not known: age." in words
+    assert "Expected calibration error 0.05; chance alone would make it about 0.018. Looked at: the highest" in words
+    assert "Said → came true: 0.80 → 0.75." in words
     assert "accuracydriftedNow 0.5, at first 1; bound 0.983." in words
 
 
@@ -151,6 +153,7 @@ def test_every_column_is_drawn_and_so_are_the_windows_one_after_the_other() -> N
     assert {f"{name}: reference and window" for name in ("dose", "age", "colour", "label")} < set(titles)
     assert "effect of each column, window by window" in titles
     assert "accuracy by labels, window by window" in titles
+    assert "chance said, and share that came true" in titles
     assert "reconstruction error of the window, and the band of the reference" in titles
 
 

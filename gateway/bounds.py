@@ -72,10 +72,12 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "labels.recent_rows": (10, 1_000_000),
     "labels.window_rows": (10, 1_000_000),
     "labels.reference_windows": (2, 1000),
+    "labels.detectors_cool_down_s": (0, 366 * 86_400),
 }
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "log.level": ("debug", "info", "warning", "error", "critical"),
     "server.door": ("fast", "asgi"),
+    "labels.detectors_tell": ("report", "alarm"),
 }
 
 

@@ -239,6 +239,11 @@ class MonitorMetrics:
             "How good labelled predictions were: accuracy, f1, auc, rmse ...",
             (*_VARIANT, "metric"),
         )
+        self.error_drift = gauge(
+            "sluicegate_error_drift",
+            "1 while a detector on the errors of labelled rows has found a change within its cool-down.",
+            ("model", "version", "detector"),
+        )
         self.label_coverage = gauge(
             "sluicegate_label_coverage", "Share of sampled rows that got a label while it was awaited.", _VARIANT
         )

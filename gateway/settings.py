@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from gateway.bounds import convert
 from gateway.errors import InvalidSetting
-from gateway.labelling import LabelSettings
+from gateway.labelling import LabelSettings, parse_detectors
 from gateway.passwords import is_redacted, redacted
 from gateway.redaction import parse_setting
 
@@ -370,6 +370,10 @@ def _check_together(settings: Settings) -> None:
         parse_setting(settings.sampling.redact)
     except ValueError as error:
         raise InvalidSetting(f"setting 'sampling.redact': {error}") from error
+    try:
+        parse_detectors(settings.labels.detectors)
+    except ValueError as error:
+        raise InvalidSetting(f"setting 'labels.detectors': {error}") from error
     if settings.monitor.alarm_drifted_windows > settings.monitor.alarm_windows:
         raise InvalidSetting("setting 'monitor.alarm_drifted_windows' must not be above 'monitor.alarm_windows'")
     webhook = settings.audit.checkpoint_webhook

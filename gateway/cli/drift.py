@@ -123,7 +123,11 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
             if len(shown) < len(others):
                 print(f"  and {len(others) - len(shown)} more that did not drift; --all shows them")
         labels = document.performance or {}
-        for line in (*_performance(labels, version.version), *_decay(labels, version.version)):
+        for line in (
+            *_performance(labels, version.version),
+            *_decay(labels, version.version),
+            *_detectors(labels, version.version),
+        ):
             print(f"  {line}")
         print()
 
@@ -171,6 +175,21 @@ def _decay(section: Mapping[str, Any], version: str) -> Iterator[str]:
             against = f"at first {mean}, bound {bound}" if bound else f"at first {mean}, no bound yet"
             window = f"{value} in a window of {told['window_rows']} rows; {against}"
             yield f"{metric['name']} by labels: {metric['verdict']} ({window})"
+
+
+def _detectors(section: Mapping[str, Any], version: str) -> Iterator[str]:
+    """What detectors on the errors of single rows have found."""
+    for told in section.get("versions", ()):
+        for each in told.get("detectors", ()) if told["version"] == version else ():
+            because = f"; {each['reason']}" if each["reason"] else ""
+            line = (
+                f"{each['name']} by labels: {each['verdict']} ({each['found']} changes in {each['rows']} rows{because})"
+            )
+            if each["changes"]:
+                newest = each["changes"][-1]
+                line += f"; mean error {_number(newest['before'])} -> {_number(newest['after'])}"
+                line += f" at {_time(newest['ts_ns'] / 1e9)}"
+            yield line
 
 
 def _scores(scores: Mapping[str, Any]) -> str:

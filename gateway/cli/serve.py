@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -74,6 +75,8 @@ def _run(options: argparse.Namespace) -> int:
         print(settings.to_toml(effective), end="")
         return 0
     _check_models(effective)
+    if options.role in ("all", "monitor"):
+        _check_detectors(effective)
     logs.set_up("supervisor", level=effective.log.level)
     models = effective.paths.models
     if not any(path.is_dir() for path in models.glob("*/*")):
@@ -94,3 +97,11 @@ def _check_models(settings: Settings) -> None:
         )
     if not os.access(models, os.R_OK | os.X_OK):
         raise CannotStart(f"the models directory {models} cannot be read by this user; change its permissions")
+
+
+def _check_detectors(settings: Settings) -> None:
+    """Raise CannotStart if detectors are wanted and the library that has them is not there."""
+    from gateway.errors import CannotStart
+
+    if settings.labels.detectors and importlib.util.find_spec("river") is None:
+        raise CannotStart("labels.detectors needs the library river; pip install 'sluicegate[detectors]'")

@@ -125,10 +125,12 @@ def _parse(raw: bytes) -> tuple[float, dict[str, Seen]]:
     versions = {
         str(version["version"]): Seen(str(version["digest"]), _columns(version)) for version in document["versions"]
     }
-    for version in (document.get("performance") or {}).get("versions", ()):
+    performance = document.get("performance") or {}
+    for version in performance.get("versions", ()):
         seen = versions.get(str(version["version"]))
         if seen is not None:
-            versions[str(version["version"])] = Seen(seen.digest, {**seen.columns, **_by_labels(version)})
+            by_labels = {**_by_labels(version), **_by_detectors(version, bool(performance.get("detectors_alarm")))}
+            versions[str(version["version"])] = Seen(seen.digest, {**seen.columns, **by_labels})
     return float(document["written_at"]), versions
 
 
@@ -157,6 +159,28 @@ def _by_labels(version: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
             "verdict": metric["verdict"],
             "effect": effect,
             "test": "band",
+        }
+    return found
+
+
+def _by_detectors(version: Mapping[str, Any], do_alarm: bool) -> dict[str, Mapping[str, Any]]:
+    """What detectors on the errors say of a version. effect: how much the mean error rose at the newest change.
+
+    do_alarm: whether they may; if not they are stable, so that what was told before that was set recovers.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for each in version.get("detectors", ()):
+        name = f"{each['name']} by labels"
+        changes = each["changes"]
+        effect = float(changes[-1]["after"]) - float(changes[-1]["before"]) if changes else 0.0
+        at_ns = changes[-1]["ts_ns"] if changes else 0
+        found[name] = {
+            "name": name,
+            "role": "performance",
+            "verdict": each["verdict"] if do_alarm else STABLE,
+            "effect": effect,
+            "test": each["name"],
+            "window_to_ns": at_ns,
         }
     return found
 

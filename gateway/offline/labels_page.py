@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gateway.offline import figures
-from gateway.offline.markup import badge, clock, length, number, share, short, table
+from gateway.offline.markup import badge, clock, length, number, share, short, table, time
 
 _MAX_NAME = 40
 # Metric -> what people call it. What else is in the numbers is shown under its own name.
@@ -19,6 +19,7 @@ _NAMES = {
     "mae": "mean absolute error",
     "rmse": "RMSE",
 }
+_SHOWN_CHANGES = 3
 _APART = ("rows", "classes")
 _COUNTS = {
     "matched": "found their row",
@@ -56,6 +57,7 @@ def version(section: Mapping[str, Any], name: str) -> Iterator[str]:
     for each in section.get("versions", ()):
         if each["version"] == name:
             yield from _decay(each)
+            yield from _detectors(each, section)
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -124,3 +126,24 @@ def _decay(told: Mapping[str, Any]) -> Iterator[str]:
             f"{figures.decay(metric, told['reference'], told['windows'], clock)}</div>"
         )
     yield "</div>"
+
+
+def _detectors(told: Mapping[str, Any], section: Mapping[str, Any]) -> Iterator[str]:
+    """What detectors on the errors of single rows have found, each with its newest changes."""
+    detectors = told.get("detectors", ())
+    if not detectors:
+        return
+    alarms = "are told as drift is" if section.get("detectors_alarm") else "are shown, and no alarm"
+    yield (
+        "<h3>Detectors on single errors</h3>"
+        f'<p class="soft">Changes for the worse {alarms}. Where errors come in clusters, such detectors see many.</p>'
+    )
+    rows = []
+    for each in detectors:
+        changes = "<br/>".join(
+            f"{time(one['ts_ns'] / 1e9)}: {number(one['before'])} → {number(one['after'])}"
+            for one in reversed(each["changes"][-_SHOWN_CHANGES:])
+        )
+        rows.append((short(each["name"], _MAX_NAME), badge(each["verdict"]), str(each["rows"]), str(each["found"]),
+                     changes or short(each["reason"], 80) or "-"))  # fmt: skip
+    yield table(("detector", "verdict", "rows", "changes", "mean error before → after, the newest first"), rows)

@@ -14,10 +14,11 @@ import orjson
 
 from gateway.errors import InvalidInput
 from gateway.flags.compile import SPLIT
-from gateway.labelling import LabelSettings
+from gateway.labelling import LabelSettings, parse_detectors
 from gateway.metrics import MonitorMetrics
 from gateway.models.manifest import version_order
 from gateway.offline.decay import Decay
+from gateway.offline.detectors import Watches
 from gateway.offline.groups import Group, newest, told_of
 from gateway.offline.join import Join, Waiting
 from gateway.offline.scores import Judged
@@ -57,6 +58,7 @@ class Performance:
     _join: Join
     _groups: dict[_Key, Group]
     _decays: dict[tuple[str, str], Decay]  # by model and version
+    _watches: Watches
     _arms: dict[_Arm, list[int]]  # labelled predictions of a split, and how many of them were right
     saved: Watermark | None  # what of the sample log it has read for good; None before the first label
 
@@ -188,6 +190,7 @@ class Performance:
                 decay = self._decays[model, version] = Decay(digest)
             sizes = self._settings
             decay.add(judged, target, window_rows=sizes.window_rows, reference_windows=sizes.reference_windows)
+            self._watches.add((model, version), digest, judged, target)
         if revision >= 0 and isinstance(target, Target) and target.is_classes:
             counts = self._arms.setdefault((model, version, variant, revision), [0, 0])
             counts[0] += 1
@@ -235,6 +238,7 @@ class Performance:
             "wait_s": self._settings.wait_s,
             "recent_rows": self._settings.recent_rows,
             "slice_feature": self._settings.slice_feature,
+            "detectors_alarm": self._settings.detectors_tell == "alarm",
             "counter": self._counter,
             "labels": dict(self._join.counts),
             "variants": variants,
@@ -273,6 +277,9 @@ class Performance:
         target = self._targets.find(model, version, digest)
         rows = newest((row for rows in parts for row in rows), self._settings.recent_rows)
         told = {"version": version, "window_rows": self._settings.window_rows, **told_of(rows, target)}
+        told["detectors"] = self._watches.told((model, version))
+        for found in told["detectors"]:
+            self._metrics.error_drift.labels(model, version, found["name"]).set(found["verdict"] == "drifted")
         decay = self._decays.get((model, version))
         if decay is not None:
             told |= decay.told(self._settings.reference_windows)
@@ -307,6 +314,7 @@ class Performance:
             "join": self._join.to_plain(),
             "groups": [[*key, group] for key, group in self._groups.items()],
             "decays": [[*key, decay] for key, decay in self._decays.items()],
+            "watches": self._watches.to_plain(),
             "arms": [[*arm, *counts] for arm, counts in self._arms.items()],
         }
         replace_file(self._path, orjson.dumps(plain), sync=True)
@@ -328,6 +336,7 @@ class Performance:
             if self._models.is_dir() and not (self._models / model / version).is_dir():
                 del self._groups[model, version, variant]
                 self._decays.pop((model, version), None)
+                self._watches.forget((model, version))
                 self.changed.add(model)
                 self.has_unsaved = True
 
@@ -347,6 +356,7 @@ class Performance:
         self._join = Join(int(self._settings.wait_s * 1e9), self._settings.max_waiting_rows)
         self._groups = {}
         self._decays = {}
+        self._watches = Watches(parse_detectors(self._settings.detectors), self._settings.detectors_cool_down_s)
         self._arms = {}
         self.saved = None
 
@@ -369,4 +379,5 @@ class Performance:
         for model, version, decay in plain["decays"]:
             rows = [Judged(**row) for row in decay.pop("rows")]
             self._decays[model, version] = Decay(**decay, rows=rows)
+        self._watches.restore(plain.get("watches", ()))
         self._arms = {(m, v, variant, revision): counts for m, v, variant, revision, *counts in plain["arms"]}

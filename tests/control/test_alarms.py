@@ -41,17 +41,24 @@ def write_drift(
     digest: str = "d1",
     version: str = "3",
     accuracy: str = "",
+    adwin: str = "",
+    tell: str = "alarm",
     **verdicts: str,
 ) -> None:
     """A drift document of the model iris, as the monitor writes it. verdicts: column -> verdict. accuracy: its verdict
-    by labels."""
+    by labels. adwin: that of a detector on single errors, which may alarm or not."""
     alarms = tuple(alarm(name) for name, verdict in verdicts.items() if verdict == "drifted")
     quiet = tuple(name for name, verdict in verdicts.items() if verdict == "stable")
     report = VersionReport(version, digest, "stable", "", 500, 1, 2, 500, 500, (), alarms, quiet)
     metric = {"name": "accuracy", "verdict": accuracy, "value": 0.7, "mean": 0.9, "bound": 0.85}
-    labels = {"versions": [{"version": version, "metrics": [metric]}]} if accuracy else None
+    change = {"ts_ns": 2, "before": 0.1, "after": 0.4}
+    detector = {"name": "adwin", "verdict": adwin, "reason": "", "rows": 500, "found": 1, "changes": [change]}
+    by_labels = {"metrics": [metric] if accuracy else [], "detectors": [detector] if adwin else []}
+    labels = {"versions": [{"version": version, **by_labels}], "detectors_alarm": tell == "alarm"}
     rules = Rules(100, 0.05, 0.08)
-    document = DriftDocument("iris", written_at, 1000, rules, (report,), AlarmRule(2, 3), performance=labels)
+    document = DriftDocument(
+        "iris", written_at, 1000, rules, (report,), AlarmRule(2, 3), performance=labels if accuracy or adwin else None
+    )
     directory.mkdir(exist_ok=True)
     replace_file(directory / "iris.json", document.to_json(), sync=False)
 
@@ -142,6 +149,18 @@ def test_what_labels_say_is_told_as_drift_is(rig: Rig) -> None:
     rig.report(30 + RECOVERED_AFTER_S, a="stable", accuracy="stable")
     assert rig.drift_rows == [("drifted", ["accuracy by labels"]), ("recovered", ["accuracy by labels"])]
     assert rig.rows[0].reason == "iris 3 has drifted: accuracy by labels"
+
+
+def test_what_detectors_find_is_told_only_if_it_shall_be(rig: Rig) -> None:
+    rig.report(0, a="stable", adwin="drifted", tell="report")
+    assert rig.drift_rows == []
+    rig.report(10, a="stable", adwin="drifted")
+    assert rig.drift_rows == [("drifted", ["adwin by labels"])]
+    (column,) = rig.rows[0].after["columns"]
+    assert column["effect"] == pytest.approx(0.3)
+    rig.report(20, a="stable", adwin="drifted", tell="report")  # set back: it is not open for ever
+    rig.report(20 + RECOVERED_AFTER_S, a="stable", adwin="drifted", tell="report")
+    assert rig.drift_rows[-1] == ("recovered", ["adwin by labels"])
 
 
 def test_drift_against_the_stable_version_is_told_apart_from_drift_against_the_reference(rig: Rig) -> None:

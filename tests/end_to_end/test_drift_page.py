@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings: SettingsTable = {
         "sampling": {"rate": 1.0},
         "monitor": {"poll_s": 0.05, "window_rows": 200},
-        "labels": {"wait_s": 1, "window_rows": 100, "reference_windows": 3, "slice_feature": "sepal_length"},
+        "labels": {
+            "wait_s": 1,
+            "window_rows": 100,
+            "reference_windows": 3,
+            "slice_feature": "sepal_length",
+            "detectors": "adwin,page_hinkley,ddm",
+            "detectors_tell": "alarm",
+        },
     }
     with LiveGateway(models, state, workers=1, settings=settings) as live:
         write_package(models, classifier(version="2"), reference_rows=1000)
@@ -77,9 +86,20 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return bool(versions["1"]["alarms"] and decays and len(decays[0].get("windows", ())) >= 6)
 
         eventually(is_all_there, "alarms and labels are in the document", timeout_s=60.0)
+
+        def is_told() -> bool:
+            rows = live.control.get("/admin/v1/audit", params={"limit": 100}).json()["rows"]
+            return any("adwin by labels" in str(row["after"]) for row in rows if row["verb"] == "alarm.drift")
+
+        eventually(is_told, "what a detector found is an alarm")
+        assert (
+            'sluicegate_error_drift{detector="adwin",model="iris",version="1"} 1.0' in live.control.get("/metrics").text
+        )
         page = root / "drift.html"
         report = ["drift", "report", "iris", "--url", live.control_url, "--token-file", str(state / "admin.token")]
-        assert main([*report, "--html", str(page)]) == 0
+        with redirect_stdout(io.StringIO()) as printed:
+            assert main([*report, "--html", str(page)]) == 0
+        assert "adwin by labels: drifted (" in printed.getvalue()
     return page
 
 
@@ -122,6 +142,7 @@ def test_all_that_the_document_has_is_on_the_page(written: Path, tab: Tab) -> No
         "All features together",
         "Performance by labels",
         "Does it get worse?",
+        "Changes for the worse are told as drift is.",
         "Data quality",
         "Columns now, against the reference",
         "delay p50 / p90 / p99",

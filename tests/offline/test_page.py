@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +15,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from gateway.offline.decay import Decay
+from gateway.offline.detectors import ErrorWatch
 from gateway.offline.drift import Column, Rules, compare
 from gateway.offline.groups import Group, told_of
 from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
@@ -98,7 +99,12 @@ def performance(names: tuple[str, ...]) -> dict[str, Any]:
     known = {"version": "3", "variant": "stable", "reason": "", **group.told(), **counts, **told}
     unknown = {"version": "3", "variant": names[0], "reason": names[1], **Group("d0").told(), **counts,
                **told_of((), "no manifest")}  # fmt: skip
-    version = {"version": "3", "window_rows": 40, **told_of(rows, target), **decay.told(4)}
+    watch = ErrorWatch("d1", ("adwin", "ddm"), 3600.0, is_classes=True)
+    for row in rows:
+        watch.add(row)
+    detectors = [{**one, "changes": [asdict(change) for change in one["changes"]]}
+                 for one in (watch.told("adwin"), watch.told("ddm"))]  # fmt: skip
+    version = {"version": "3", "window_rows": 40, **told_of(rows, target), **decay.told(4), "detectors": detectors}
     return {
         "wait_s": 3600.0, "recent_rows": 5000, "slice_feature": names[2], "labels": {"matched": 320, "late": 4},
         "variants": [known, unknown], "versions": [version],
@@ -144,6 +150,8 @@ def test_what_labels_say_is_told_per_variant_class_and_slice_with_coverage_delay
     assert "Performance is not known: age." in words
     assert "Expected calibration error 0.05; chance alone would make it about 0.018. Looked at: the highest" in words
     assert "Said → came true: 0.80 → 0.75." in words
+    assert "Changes for the worse are shown, and no alarm." in words
+    assert "adwindrifted3201" in words  # the name, its verdict, rows, changes
     assert "accuracydriftedNow 0.5, at first 1; bound 0.983." in words
 
 

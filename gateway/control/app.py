@@ -24,6 +24,7 @@ from gateway.control.alarms import Alarms
 from gateway.control.approvals import Approvals
 from gateway.control.audit_endpoints import AuditEndpoints
 from gateway.control.auth import TokenStore
+from gateway.control.beside import DriftReports
 from gateway.control.change_endpoints import ChangeEndpoints
 from gateway.control.changes import Desk
 from gateway.control.checkpoints import CHECKPOINT_FILE, KEY_FILE, PUBLIC_KEY_FILE
@@ -144,7 +145,14 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     rollouts = Rollouts(store, desk, consent, clock=clock)
     turn = Turn(store, "rollouts", f"{boot}-{os.getpid()}") if settings.flags.is_shared else None
     told = metrics.RolloutMetrics(metrics.process_registry())
-    controller = Controller(rollouts, workers, metrics=told, turn=turn, labels=LabelCounts(settings.drift_path).of)
+    controller = Controller(
+        rollouts,
+        workers,
+        metrics=told,
+        turn=turn,
+        labels=LabelCounts(settings.drift_path).of,
+        drift=DriftReports(settings.drift_path).of,
+    )
     views = Views(
         desk,
         tokens,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.control import observation, rollout
+from gateway.control.beside import Beside
 from gateway.control.plan import SHADOW
 from gateway.control.record import Rollout
 from gateway.control.rollout import Found, Move, Seen
@@ -47,8 +48,8 @@ class _Live:
 class Controller:
     """Steps the rollouts that go on. One thread at a time; times are of a monotonic clock.
 
-    workers: reads the status documents. labels: who counted the labels of a model. turn: where several controls share a
-    store, one of them steps.
+    workers: reads the status documents. labels: who counted the labels of a model. drift: what the monitor says of a
+    version of a model. turn: where several controls share a store, one of them steps.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Controller:
         metrics: RolloutMetrics | None = None,
         turn: Turn | None = None,
         labels: Callable[[str], list[WorkerStatus]] = lambda _model: [],
+        drift: Callable[[str, str], Beside | None] = lambda _model, _version: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rollouts = rollouts
@@ -66,6 +68,7 @@ class Controller:
         self._metrics = metrics
         self._turn = turn
         self._labels = labels
+        self._drift = drift
         self._clock = clock
         self._live: dict[str, _Live] = {}
         self._store_trouble = ""
@@ -175,6 +178,7 @@ class Controller:
         plan, model = going.plan, going.model
         route, revision = self._rollouts.route_of(model)
         requests = observation.take(going, [*workers, *self._labels(model)])
+        observation.look_at_drift(going, self._drift(model, plan.version))
         pairs = observation.compare_pairs(going, workers) if plan.strategy == SHADOW else 0
         missing = [
             f"worker {each['worker']}{' of ' + each['host'] if 'host' in each else ''}: {each['state']}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.control import comparison
+from gateway.control import beside, comparison
 from gateway.control.foresight import ExpectedStep, smallest_regression
-from gateway.control.plan import CANARY, EXPERIMENT, ROLLBACK, SHADOW, Plan
+from gateway.control.plan import CANARY, EXPERIMENT, NOTIFY, ROLLBACK, SHADOW, Plan
+from gateway.control.policy import DRIFT
 from gateway.control.record import Rollout
 from gateway.control.rollout import DECLARED, PAUSED, PROGRESSING, Found
 from gateway.control.shadow_report import SURE, flips_evidence
@@ -69,6 +70,27 @@ def compare_pairs(going: Rollout, workers: Sequence[WorkerStatus]) -> int:
     return compared.sums.rows
 
 
+def look_at_drift(going: Rollout, found: beside.Beside | None) -> None:
+    """Keep what the monitor says of a candidate that a split gives traffic to. Who previews it has chosen to: those
+    requests may be of another kind, and blame nobody."""
+    if _is_drift_watched(going):
+        since_ns = int(max(going.started_s, going.drift_seen_s) * 1e9)
+        going.drift = beside.finding(found, going.baseline, since_ns)
+
+
+def _is_drift_watched(going: Rollout) -> bool:
+    in_a_step = going.state.step >= 0 and going.state.phase in (PROGRESSING, PAUSED)
+    return in_a_step and going.plan.strategy in _SPLIT and going.plan.judge.drift_action is not None
+
+
+def _drift_findings(going: Rollout) -> list[Found]:
+    """An alarm of the monitor that is the candidate's own."""
+    action = going.plan.judge.drift_action
+    if not _is_drift_watched(going) or action is None or not (going.drift or {}).get("tripped"):
+        return []
+    return [Found(DRIFT, action, going.drift["text"])]
+
+
 def _pair_findings(going: Rollout) -> list[Found]:
     """Outputs whose share of flips is surely above what the plan allows."""
     most = going.plan.max_flip_rate
@@ -85,9 +107,9 @@ def _pair_findings(going: Rollout) -> list[Found]:
 
 
 def findings(going: Rollout) -> list[Found]:
-    """What the judge has found so far, of what it was told to act on."""
+    """What was found so far, of what the plan wants acted on."""
     found = [Found(each.signal, each.action, each.text) for each in going.judge.findings() if each.tripped]
-    return found + _pair_findings(going)
+    return found + _drift_findings(going) + _pair_findings(going)
 
 
 def promotion(going: Rollout) -> str | None:
@@ -95,14 +117,17 @@ def promotion(going: Rollout) -> str | None:
     if going.plan.strategy not in _SPLIT or going.state.phase not in (DECLARED, PROGRESSING, PAUSED):
         return None
     found = going.judge.may_promote()
+    drifted = [each for each in _drift_findings(going) if each.action != NOTIFY]
+    if found.ready and drifted:
+        return f"stopped by {DRIFT}"
     return None if found.ready else found.why
 
 
 def evidence(going: Rollout) -> list[dict[str, Any]]:
-    """Every signal of the judge, as JSON; none of a strategy that splits no traffic."""
+    """Every signal, as JSON; none of a strategy that splits no traffic. What the monitor says has no e-value."""
     if going.plan.strategy not in _SPLIT:
         return []
-    return [
+    judged = [
         {
             "signal": each.signal,
             "e_value": each.e_value,
@@ -113,6 +138,16 @@ def evidence(going: Rollout) -> list[dict[str, Any]]:
         }
         for each in going.judge.findings()
     ]
+    if going.drift is None or going.plan.judge.drift_action is None:
+        return judged
+    drift = {
+        "signal": DRIFT,
+        "e_value": None,
+        "threshold": None,
+        **going.drift,
+        "action": going.plan.judge.drift_action,
+    }
+    return sorted([*judged, drift], key=lambda each: not each["tripped"])
 
 
 def report(going: Rollout) -> dict[str, Any]:

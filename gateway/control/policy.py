@@ -44,7 +44,7 @@ SIGNALS: Mapping[str, CountSignal] = {
     # Wrong answers. Labels come late or never: that they are few must not hold up a promotion unless a plan says so.
     "accuracy": CountSignal("rollback", margin=1.0, tolerance=0.02, promote_tolerance=None),
 }
-SRM, OUTPUTS = "srm", "outputs"
+SRM, OUTPUTS, DRIFT = "srm", "outputs", "drift"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class Policy:
     srm_alpha: for the split. promote_alpha: how often a canary that is worse by its promote_tolerance is called good.
     min_requests: of the canary, before it is promoted. slow_s: what is slow; None: slow_factor times the 99th
     percentile of stable, but slow_floor_s at least. min_effect: the population stability index below which a
-    difference of the outputs is reported, but not acted on. Raises ValueError naming the field.
+    difference of the outputs is reported, but not acted on. drift_action: on an alarm of the monitor, whose own rule
+    says how often it is wrong (it is no part of alpha); None: not looked at. Raises ValueError naming the field.
     """
 
     alpha: float = 0.01
@@ -69,6 +70,7 @@ class Policy:
     srm_action: Action = "pause"
     outputs_action: Action = "pause"
     outputs_weight: float = 1.0
+    drift_action: Action | None = "pause"
     signals: Mapping[str, CountSignal] = field(default_factory=lambda: dict(SIGNALS))
 
     def __post_init__(self) -> None:
@@ -82,6 +84,8 @@ class Policy:
         _check("min_effect", 0 <= self.min_effect <= MOST, f"0 to {MOST:g}")
         for name in ("srm_action", "outputs_action"):
             _check(name, getattr(self, name) in ACTIONS, f"one of {', '.join(ACTIONS)}")
+        action = self.drift_action
+        _check(f"signals.{DRIFT}.action", action is None or action in ACTIONS, f"one of {', '.join(ACTIONS)}")
         if self.srm_action == "rollback":
             _check("srm_alpha", self.srm_alpha < self.alpha, "below alpha, of which it is a part")
         for name, signal in self.signals.items():
@@ -117,7 +121,10 @@ class Policy:
     def to_json(self) -> dict[str, Any]:
         """All of it, so that from_json gives the same policy whatever the defaults are by then."""
         signals = {name: asdict(self.signals[name]) if name in self.signals else None for name in SIGNALS}
-        return asdict(self) | {"signals": signals}
+        drift = None if self.drift_action is None else {"action": self.drift_action}
+        plain = asdict(self) | {"signals": {**signals, DRIFT: drift}}
+        del plain["drift_action"]
+        return plain
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Policy:
@@ -125,21 +132,30 @@ class Policy:
 
         Raises ValueError naming the field.
         """
-        known = {item.name for item in fields(cls)}
+        known = {item.name for item in fields(cls)} - {"drift_action"}
         _known("policy", plain, known)
         signals = dict(SIGNALS)
         given = plain.get("signals", {})
         _check("signals", isinstance(given, Mapping), "an object")
-        _known("signals", given, set(SIGNALS))
+        _known("signals", given, {*SIGNALS, DRIFT})
+        rest = _typed("", {name: value for name, value in plain.items() if name != "signals"}, {"slow_s"})
         for name, changes in given.items():
-            if changes is None:
+            fields_of = {"action"} if name == DRIFT else {item.name for item in fields(CountSignal)}
+            changed = None if changes is None else _changes(name, changes, fields_of)
+            if name == DRIFT:
+                rest["drift_action"] = None if changed is None else changed.get("action", "pause")
+            elif changed is None:
                 del signals[name]
-                continue
-            _check(f"signals.{name}", isinstance(changes, Mapping), "an object or null")
-            _known(f"signals.{name}", changes, {item.name for item in fields(CountSignal)})
-            signals[name] = replace(signals[name], **_typed(f"signals.{name}.", changes, {"promote_tolerance"}))
-        rest = {name: value for name, value in plain.items() if name != "signals"}
-        return cls(**_typed("", rest, {"slow_s"}), signals=signals)
+            else:
+                signals[name] = replace(signals[name], **changed)
+        return cls(**rest, signals=signals)
+
+
+def _changes(name: str, plain: Any, known: set[str]) -> dict[str, Any]:
+    """What a plan says of one signal."""
+    _check(f"signals.{name}", isinstance(plain, Mapping), "an object or null")
+    _known(f"signals.{name}", plain, known)
+    return _typed(f"signals.{name}.", plain, {"promote_tolerance"})
 
 
 def _typed(where: str, plain: Mapping[str, Any], may_be_null: set[str]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class Rollout:
     """One rollout as it is written down.
 
     base: the route before it. shares: configured share of the candidate by epoch, that is by revision of the route.
-    revision: of the record, 0 before it is written.
+    drift: what the monitor last said of the candidate. drift_seen_s: when somebody looked at that and went on; Unix
+    time, 0 for never. revision: of the record, 0 before it is written.
     """
 
     id: str
@@ -37,6 +38,8 @@ class Rollout:
     cursor: Cursor = field(default_factory=Cursor)
     judge: Judge = field(default_factory=Judge)
     shadow: Json = None  # the last report of a shadow
+    drift: Json = None
+    drift_seen_s: float = 0.0
     change_id: str = ""  # of the proposal that others have to approve
     revision: int = 0
 
@@ -49,6 +52,11 @@ class Rollout:
     def variant(self) -> str:
         """The candidate's variant."""
         return rollout.variant_of(self.plan, self.base)
+
+    @property
+    def baseline(self) -> str:
+        """The version that the candidate is compared with: what the route before gave by default."""
+        return str(self.base["variants"][self.base["defaultVariant"]])
 
     @property
     def is_over(self) -> bool:

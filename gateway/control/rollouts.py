@@ -223,13 +223,13 @@ class Rollouts:
         if verb in ("pause", "resume", "abort", "rollback") and reason not in move.state.why:
             said = dataclasses.replace(move.state, why=f"{move.state.why}: {reason}")
             move = dataclasses.replace(move, state=said)
-        judge = found.judge
+        judge, drift_seen_s = found.judge, found.drift_seen_s
         if verb == "resume":
-            found.judge = _acknowledged(judge)
+            found.judge, found.drift_seen_s = _acknowledged(judge), self._clock()
         try:
             self.commit(found, move, route_revision=revision, author=author, reason=reason)
         except GatewayError:
-            found.judge = judge
+            found.judge, found.drift_seen_s = judge, drift_seen_s
             raise
         return found
 

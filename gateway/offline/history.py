@@ -66,7 +66,8 @@ class Alarm:
     """One column that drifted in enough windows. The figures are those of the newest window in which it did.
 
     drifted_windows of judged_windows: how often. top_features: the features of that window with the largest effects.
-    prediction_ids: some of its rows that show the drift.
+    prediction_ids: some of its rows that show the drift. since_ns: when the oldest of the windows began that are needed
+    for the alarm: all that it takes came after that. Unix time in nanoseconds; 0 in documents that do not say.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Alarm:
     reason: str
     top_features: tuple[TopFeature, ...]
     prediction_ids: tuple[str, ...]
+    since_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ def alarms(history: Sequence[FinishedWindow], rule: AlarmRule) -> tuple[list[Ala
         judged = every[-rule.windows :]
         drifted = [(window, one) for window, one in judged if one.verdict == "drifted"]
         if len(drifted) >= rule.drifted:
-            found.append(_alarm(*drifted[-1], len(drifted), len(judged)))
+            found.append(_alarm(*drifted[-1], len(drifted), len(judged), drifted[-rule.drifted][0].from_ns))
         elif len(judged) - len(drifted) > rule.windows - rule.drifted or len(judged) == rule.windows:
             quiet.append(name)
     return sorted(found, key=lambda alarm: -alarm.effect), quiet
@@ -188,7 +190,7 @@ def alarm_of(plain: Mapping[str, Any]) -> Alarm:
     return Alarm(**{**plain, "top_features": top, "prediction_ids": tuple(plain["prediction_ids"])})
 
 
-def _alarm(window: FinishedWindow, found: Finding, drifted_windows: int, judged_windows: int) -> Alarm:
+def _alarm(window: FinishedWindow, found: Finding, drifted_windows: int, judged_windows: int, since_ns: int) -> Alarm:
     assert found.statistic is not None
     assert found.p is not None
     assert found.q is not None
@@ -212,6 +214,7 @@ def _alarm(window: FinishedWindow, found: Finding, drifted_windows: int, judged_
         found.reason,
         tuple(TopFeature(one.name, one.effect or 0.0) for one in features[:MAX_TOP_FEATURES]),
         found.prediction_ids,
+        since_ns,
     )
 
 

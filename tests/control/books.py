@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gateway.control.beside import Beside
 from gateway.control.changes import Desk
 from gateway.control.controller import Controller
 from gateway.control.record import Rollout
@@ -78,7 +79,10 @@ class Overtaken(Rollouts):
 
 
 class Books:
-    """A control process without HTTP. `restart` forgets all that is not on the disk."""
+    """A control process without HTTP. `restart` forgets all that is not on the disk.
+
+    beside: what the monitor says of each candidate.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -89,6 +93,7 @@ class Books:
         self.clock = FakeClock()
         self.wall_s = 1_790_000_000.0
         self.workers: list[Worker] = []
+        self.beside: Beside | None = None
         self.restart()
         seed(self.desk, {MODEL: "1"})
 
@@ -100,7 +105,9 @@ class Books:
         )
         self.desk.recover()
         self.rollouts = self.make_rollouts()
-        self.controller = Controller(self.rollouts, self.statuses, clock=self.clock)
+        self.controller = Controller(
+            self.rollouts, self.statuses, drift=lambda _model, _version: self.beside, clock=self.clock
+        )
 
     def make_rollouts(self) -> Overtaken:
         return Overtaken(self.store, self.desk, clock=lambda: self.wall_s)

@@ -17,6 +17,7 @@ from gateway.control.policy import OUTPUTS, SIGNALS, SRM, Policy
         {"signals": {"accuracy": None, "slow": {"action": "pause", "weight": 3}}},
         {"alpha": 0.05, "outputs_action": "rollback", "srm_action": "rollback"},
         {"signals": {"errors": {"action": "notify"}}, "outputs_action": "notify"},
+        {"signals": {"drift": {"action": "rollback"}}},
     ],
 )
 def test_the_parts_of_alpha_of_what_rolls_back_are_together_no_more_than_alpha(plain: dict[str, Any]) -> None:
@@ -31,7 +32,15 @@ def test_the_parts_of_alpha_of_what_rolls_back_are_together_no_more_than_alpha(p
     assert policy.threshold(SRM) == pytest.approx(1 / policy.srm_alpha)
 
 
-@pytest.mark.parametrize("plain", [{}, {"slow_s": 0.5, "signals": {"slow": None, "errors": {"margin": 1.5}}}])
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {},
+        {"slow_s": 0.5, "signals": {"slow": None, "errors": {"margin": 1.5}}},
+        {"signals": {"drift": None}},
+        {"signals": {"drift": {"action": "notify"}}},
+    ],
+)
 def test_a_policy_goes_to_json_and_back(plain: dict[str, Any]) -> None:
     policy = Policy.from_json(plain)
     assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
@@ -68,11 +77,26 @@ def test_a_policy_goes_to_json_and_back(plain: dict[str, Any]) -> None:
         ({"signals": {"errors": {"action": "explode"}}}, "signals.errors.action"),
         ({"signals": {"errors": {"promote_tolerance": 2}}}, "signals.errors.promote_tolerance"),
         ({"signals": {"errors": {"margin": None}}}, "signals.errors.margin"),
+        ({"signals": {"drift": {"action": "explode"}}}, "signals.drift.action"),
+        ({"signals": {"drift": {"action": None}}}, "signals.drift.action"),
+        ({"signals": {"drift": {"margin": 2}}}, "signals.drift has no 'margin'"),
+        ({"signals": {"drift": "pause"}}, "signals.drift"),
+        ({"drift_action": "pause"}, "drift_action"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(plain: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=field):
         Policy.from_json(plain)
+
+
+@pytest.mark.parametrize(
+    ("plain", "action"),
+    [({}, "pause"), ({"drift": {}}, "pause"), ({"drift": {"action": "rollback"}}, "rollback"), ({"drift": None}, None)],
+)
+def test_an_alarm_of_the_monitor_pauses_unless_the_plan_wants_something_else(
+    plain: dict[str, Any], action: str | None
+) -> None:
+    assert Policy.from_json({"signals": plain}).drift_action == action
 
 
 def test_errors_have_the_largest_part_of_alpha() -> None:

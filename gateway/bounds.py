@@ -18,6 +18,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "server.max_header_bytes": (256, 2**20),
     "server.drain_timeout_s": (0, 3600),
     "control.port": (0, 65535),
+    "control.retrain_cool_down_s": (0, 365 * 86_400),
     "limits.max_body_bytes": (1, 2**31),
     "limits.max_in_flight": (1, 1_000_000),
     "limits.deadline_s": (0.001, 3600),

@@ -48,6 +48,7 @@ class ControlSettings:
     host: str = "127.0.0.1"
     port: int = 8081
     name: str = ""  # how notifications call this gateway; empty: the name of the host
+    retrain_cool_down_s: float = 86_400.0  # after advice to retrain a model there is none on it for so long
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ from gateway.control.problems import on_gateway_error, on_http_error, on_unexpec
 from gateway.control.purge import PurgeEndpoint
 from gateway.control.quarantine_endpoints import QuarantineEndpoints
 from gateway.control.reads import ReadLog
+from gateway.control.retrain import RetrainAdvice
 from gateway.control.review import Review
 from gateway.control.rollout_endpoints import RolloutEndpoints
 from gateway.control.rollouts import Rollouts
@@ -170,6 +171,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     notifier = Notifier(store, webhooks, ControlMetrics(process_registry()), source=named, clock=clock)
     alarms = Alarms(
         DriftAlarms(store, settings.drift_path),
+        RetrainAdvice(store, settings.drift_path, cool_down_s=settings.control.retrain_cool_down_s, clock=clock),
         FailedVersions(store, workers, clock=clock),
         OpenBreakers(store, workers, clock=clock),
         LastKnownGood(store, lambda: desk.last_known_good_trouble, clock=clock),

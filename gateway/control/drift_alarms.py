@@ -27,7 +27,7 @@ _NAMED_IN_TEXT = 3
 DRIFTED, STABLE = "drifted", "stable"
 
 # What a row tells of a column: how much, how sure, by how many rows of when, what else moved, and where to look.
-_TOLD = (
+TOLD = (
     "name", "role", "test", "statistic", "p", "q", "effect", "n_ref", "n_cur", "window_from_ns", "window_to_ns",
     "drifted_windows", "judged_windows", "top_features", "prediction_ids",
 )  # fmt: skip
@@ -186,12 +186,12 @@ def _by_detectors(version: Mapping[str, Any], do_alarm: bool) -> dict[str, Mappi
 
 
 def _told(alarm: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{key: alarm[key] for key in _TOLD}, "effect": float(alarm["effect"]), "verdict": DRIFTED}
+    return {**{key: alarm[key] for key in TOLD}, "effect": float(alarm["effect"]), "verdict": DRIFTED}
 
 
 def _drifted(model: str, version: str, seen: Seen, new: set[str]) -> Note:
     columns = sorted((seen.columns[name] for name in new), key=lambda column: (-column["effect"], column["name"]))
-    shown = [{key: column[key] for key in _TOLD if key in column} for column in columns]
+    shown = [{key: column[key] for key in TOLD if key in column} for column in columns]
     why = f"{model} {version} has drifted: {_words([str(column['name']) for column in columns])}"
     return _note(model, version, "drifted", len(shown), shown[:MAX_COLUMNS], why)
 

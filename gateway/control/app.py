@@ -31,6 +31,7 @@ from gateway.control.checkpoints import CHECKPOINT_FILE, KEY_FILE, PUBLIC_KEY_FI
 from gateway.control.checks import FailedVersions, LastKnownGood, OpenBreakers, WholeTrail
 from gateway.control.consent import Consent
 from gateway.control.controller import Controller
+from gateway.control.disk_alarms import LostSamples
 from gateway.control.drift_alarms import DriftAlarms
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
 from gateway.control.events import source_of
@@ -174,6 +175,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         RetrainAdvice(store, settings.drift_path, cool_down_s=settings.control.retrain_cool_down_s, clock=clock),
         FailedVersions(store, workers, clock=clock),
         OpenBreakers(store, workers, clock=clock),
+        LostSamples(store, workers, clock=clock),
         LastKnownGood(store, lambda: desk.last_known_good_trouble, clock=clock),
     )
     app = Starlette(

@@ -189,8 +189,17 @@ async def _background(
     worker.label_writer.start()
     status = run_dir / "status" / f"worker-{slot}.json"
     status.parent.mkdir(parents=True, exist_ok=True)
+    logs = {"samples": worker.sampler.losses, "labels": worker.label_writer.losses}
     writing = write_status(
-        status, worker.watch, worker.counts, worker.guards, connections=connections, slot=slot, boot=boot, beat=beat
+        status,
+        worker.watch,
+        worker.counts,
+        worker.guards,
+        connections=connections,
+        logs=logs,
+        slot=slot,
+        boot=boot,
+        beat=beat,
     )
     tasks = [
         asyncio.create_task(worker.watch.follow()),

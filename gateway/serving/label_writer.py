@@ -17,6 +17,7 @@ from gateway.labelling import LabelSettings
 from gateway.metrics import ServingMetrics
 from gateway.samples.labels import OPEN_LABELS, LabelLog, checked, items_in
 from gateway.samples.segments import recover
+from gateway.serving.losses import Losses, reason_of
 from gateway.serving.sampler import free_bytes
 from gateway.settings import SamplingSettings
 
@@ -57,7 +58,8 @@ class LabelWriter:
     """Takes bodies on the event loop and writes their labels in a thread of its own.
 
     Bodies that came while the disk was busy share one fdatasync. An answer is given only when the labels are on the
-    disk; if that fails, the answer is LabelsUnavailable, and sending them again does no harm.
+    disk; if that fails, the answer is LabelsUnavailable, and sending them again does no harm. losses: bodies that the
+    disk did not take.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class LabelWriter:
             root, boot=boot, max_bytes=sampling.segment_max_bytes, max_age_s=sampling.segment_max_age_s
         )
         self._trouble = ""
+        self.losses = Losses()
 
     def start(self) -> None:
         """Start the thread. It first closes what dead processes have left open."""
@@ -202,11 +205,13 @@ class LabelWriter:
 
     def _unavailable(self, error: OSError) -> LabelsUnavailable:
         self._metrics.labels.labels("refused").inc()
+        self.losses.add(reason_of(error))
         self._report(str(error))
         return LabelsUnavailable(f"labels cannot be written down now: {error.strerror}", retry_after_s=5.0)
 
     def _report(self, trouble: str) -> None:
         """Log the begin and the end of trouble once, not each lost body."""
+        self.losses.trouble = trouble
         if trouble and not self._trouble:
             log.warning("labels cannot be written down", extra={"error": trouble})
         elif self._trouble and not trouble:

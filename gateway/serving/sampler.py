@@ -18,6 +18,7 @@ from gateway.redaction import load_key, parse_setting
 from gateway.samples.lines import LineBuilder
 from gateway.samples.record import Sample, SampleGroup
 from gateway.samples.segments import SegmentWriter, recover
+from gateway.serving.losses import WRITE_ERROR, Losses, reason_of
 from gateway.settings import SamplingSettings
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,6 @@ _BREATH_S = 100e-6
 
 # What is raised where the arrays of a sample are not what its signature says.
 _NOT_AS_THE_SIGNATURE_SAYS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 # Told on the event loop what became of a sample: None if the disk has it.
@@ -53,6 +52,7 @@ class Sampler:
     Nothing here is ever waited for: what cannot be queued or written is dropped and counted by reason (queue_full,
     disk_full, write_error, closed). Every failure is taken as passing, so the log goes on by itself when its cause is
     gone. What is redacted is so before it comes near the disk; redaction_key: the file with the key of its hashes.
+    losses: what the disk did not take.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Sampler:
             root, boot=boot, max_bytes=settings.segment_max_bytes, max_age_s=settings.segment_max_age_s
         )
         self._trouble = ""  # why samples are being dropped, as last logged; empty while all is well
+        self.losses = Losses()
 
     def start(self) -> None:
         """Start the writer thread. It first closes what dead processes have left open in the log."""
@@ -168,7 +169,7 @@ class Sampler:
                 log.info("closed segments of dead processes", extra={"segments": recovered})
             self._segments.write_schema()
         except OSError as error:
-            self._report("write_error", error)
+            self._report(WRITE_ERROR, error)
         last_sync = time.monotonic()
         stopping = False
         while not stopping:
@@ -182,7 +183,7 @@ class Sampler:
         try:
             self._segments.close()
         except OSError as error:
-            self._report("write_error", error)
+            self._report(WRITE_ERROR, error)
 
     def _take(self) -> list[_Queued]:
         taken: list[_Queued] = []
@@ -203,7 +204,7 @@ class Sampler:
         try:
             self._segments.sync()
         except OSError as error:
-            self._report("write_error", error)
+            self._report(WRITE_ERROR, error)
             waiting = [(done, error) for done, _ in waiting]
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -218,7 +219,7 @@ class Sampler:
                 self._segments.sync()
             self._segments.close_old()
         except OSError as error:
-            self._report("write_error", error)
+            self._report(WRITE_ERROR, error)
         return last_sync
 
     def _write(self, samples: list[Sample | SampleGroup]) -> dict[int, OSError]:
@@ -243,8 +244,9 @@ class Sampler:
                 if lines:
                     self._segments.write(model, version, group[0].like.ts_ns, lines)
             except OSError as error:
-                reason = "disk_full" if error.errno in _DISK_FULL else "write_error"
+                reason = reason_of(error)
                 self._metrics.samples_dropped.labels(reason).inc(predictions)
+                self.losses.add(reason, predictions)
                 self._report(reason, error)
                 lost.update(dict.fromkeys(map(id, group), error))
                 continue
@@ -270,13 +272,15 @@ class Sampler:
                 try:
                     blocks.append(self._builder.block([sample]))
                 except _NOT_AS_THE_SIGNATURE_SAYS as error:
-                    self._metrics.samples_dropped.labels("write_error").inc(sample.predictions)
-                    self._report("write_error", error)
+                    self._metrics.samples_dropped.labels(WRITE_ERROR).inc(sample.predictions)
+                    self.losses.add(WRITE_ERROR, sample.predictions)
+                    self._report(WRITE_ERROR, error)
                     broken[id(sample)] = OSError(errno.EINVAL, f"no lines can be made of it: {error}")
         return blocks, broken
 
     def _report(self, reason: str, error: Exception | None) -> None:
         """Log the begin and the end of trouble once, not each lost sample."""
+        self.losses.trouble = f"{reason}: {error}" if reason else ""
         if reason == self._trouble:
             return
         if reason:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -30,6 +30,7 @@ from gateway.samples.record import sampling_limit
 from gateway.serving.cache import PredictionCache
 from gateway.serving.counts import Counts
 from gateway.serving.guards import Guards
+from gateway.serving.losses import Losses
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.router import Adopted, Router
 from gateway.serving.shadow import Shadow
@@ -295,13 +296,14 @@ async def write_status(
     guards: Guards,
     *,
     connections: Callable[[], int],
+    logs: Mapping[str, Losses],
     slot: int,
     boot: str,
     beat: Callable[[], None],
 ) -> None:
     """Write the status document at once after each change, and each second as the sign of life; for ever.
 
-    connections: how many are open now.
+    connections: how many are open now. logs: what those that this worker writes could not take.
     """
     while True:
         watch.changed.clear()
@@ -317,6 +319,7 @@ async def write_status(
                 {"model": m, "version": v, "variant": a, "answered": t[0], "failed": t[1], "latency_sum_s": t[2]}
                 for (m, v, a), t in counts.totals.items()
             ],
+            "logs": {name: losses.to_json() for name, losses in logs.items()},
             **guards.to_json(),
         }
         beat()

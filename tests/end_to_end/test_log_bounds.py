@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,37 @@ def test_a_full_disk_costs_samples_and_says_so_and_the_log_goes_on_when_there_is
             eventually(lambda: after in ids(samples), "the log is written again")
             assert "the sample log is written again" in gateway.log
         assert {before, after} <= ids(samples)
+
+
+def test_what_a_full_disk_costs_is_an_alarm_and_its_end_another(tmp_path: Path) -> None:
+    write_package(tmp_path / "models", classifier())
+    samples = tmp_path / "state" / "samples"
+    settings: SettingsTable = {"sampling": SAMPLING}
+    with (
+        small_disk(samples, "size=256k"),
+        LiveGateway(tmp_path / "models", tmp_path / "state", settings=settings) as gateway,
+    ):
+
+        def told(log: str, state: str) -> dict[str, Any] | None:
+            rows = gateway.control.get("/admin/v1/audit", params={"limit": 1000}).json()["rows"]
+            found = [row["after"] for row in rows if row["verb"] == "alarm.samples" and row["after"]["log"] == log]
+            return found[-1] if found and found[-1]["state"] == state and len(found) == 1 + (state != "open") else None
+
+        def label() -> int:
+            return gateway.data.post("/v1/feedback", json={"prediction_id": ask(gateway), "label": 1}).status_code
+
+        assert label() == 200
+        eventually(lambda: label() == 503, "the disk is full")
+        first = eventually(lambda: told("samples", "open"), "the samples are missed")
+        assert "disk_full: " in first["why"]
+        assert "on worker 0" in first["why"]
+        assert "No space left" in eventually(lambda: told("labels", "open"), "so are the labels")["why"]
+        subprocess.run(["mount", "-o", "remount,size=8m", str(samples)], check=True)
+        eventually(lambda: label() == 200, "there is room again")
+        dropped = counted(gateway, 'sluicegate_samples_dropped_total{reason="disk_full"}')
+        over = eventually(lambda: told("samples", "recovered"), "the log has recovered", timeout_s=60)
+        assert over["lost"] == {"disk_full": dropped}
+        assert eventually(lambda: told("labels", "recovered"), "the labels too")["lost"]["disk_full"] >= 1
 
 
 def test_a_read_only_disk_costs_samples_and_nothing_else(tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def test_a_full_disk_and_a_broken_one_are_refusals_that_pass(tmp_path: Path) -> 
         with pytest.raises(LabelsUnavailable) as caught:
             await writer.offer(body("p0"))
         assert caught.value.retry_after_s == 5
+        told = writer.losses.to_json()
+        assert (told["lost"], "min_free_bytes" in told["trouble"]) == ({"disk_full": 1, "write_error": 0}, True)
         disk.free = PLENTY
         (root / "labels").write_text("a file where the folder should be")
         with pytest.raises(LabelsUnavailable):
@@ -123,6 +125,7 @@ def test_a_full_disk_and_a_broken_one_are_refusals_that_pass(tmp_path: Path) -> 
         (root / "labels").unlink()
         assert (await writer.offer(body("p2"))).accepted == 1
         assert kept(root) == ["p2"]
+        assert writer.losses.to_json() == {"lost": {"disk_full": 1, "write_error": 1}, "trouble": ""}
 
     assert run(root, test) == {"accepted": 1, "invalid": 0, "refused": 2}
 

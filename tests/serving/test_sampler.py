@@ -229,10 +229,14 @@ def test_below_the_floor_of_free_space_samples_are_dropped_until_there_is_room_a
     for _ in range(3):
         sampler.offer(linear_sample(iris_rows(2), prediction_id="lost"))
     eventually(lambda: counters.dropped("disk_full") == 3, "three predictions are counted as dropped")
+    eventually(lambda: sampler.losses.trouble, "its status says so")
+    assert sampler.losses.trouble.startswith("disk_full: ")
+    assert "min_free_bytes" in sampler.losses.trouble
     free[0] = 1000
     sampler.offer(linear_sample(iris_rows(1), prediction_id="after"))
     sampler.close(10)
     assert [record["prediction_id"] for record in _records(tmp_path)] == ["before", "after"]
+    assert sampler.losses.to_json() == {"lost": {"disk_full": 3, "write_error": 0}, "trouble": ""}
 
 
 def test_the_free_space_that_is_looked_at_is_the_real_one(tmp_path: Path) -> None:
@@ -301,6 +305,7 @@ def test_a_sample_that_does_not_fit_its_signature_costs_its_neighbours_nothing(
     sampler.close(10)
     assert [record["prediction_id"] for record in _records(tmp_path)] == ["first", "left", "right"]
     assert counters.dropped("write_error") == 1
+    assert sampler.losses.to_json()["lost"] == {"disk_full": 0, "write_error": 1}
 
 
 def test_a_large_request_is_logged_in_part_and_says_so(tmp_path: Path, make: Callable[..., Sampler]) -> None:

@@ -1,11 +1,11 @@
-# install: .venv with everything; demo: the whole walk on real data; test; bench: what it costs; check; fmt.
+# install: .venv with everything; demo: the whole walk on real data; test; bench: what it costs; chaos: faults under load; check; fmt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: install demo test bench check fmt clean
+.PHONY: install demo test bench chaos check fmt clean
 
 install: $(STAMP)
 
@@ -25,6 +25,9 @@ test: $(STAMP)
 bench: $(BENCH_STAMP)
 	benchmarks/peers/setup fastapi
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+chaos: $(STAMP)
+	$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 $(BENCH_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group bench

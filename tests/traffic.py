@@ -50,6 +50,13 @@ class Client:
             if self._trust is not None:  # the other end need not agree that this is the end
                 self._writer.transport.abort()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the other end, as far as is known, still listens."""
+        assert self._reader is not None
+        assert self._writer is not None
+        return not (self._reader.at_eof() or self._writer.is_closing())
+
     async def send(self, data: bytes) -> None:
         """Raw bytes onto the connection."""
         assert self._writer is not None

@@ -50,8 +50,11 @@ def fold(directory: Path, pid: int) -> None:
 
 @contextlib.contextmanager
 def _files_lock(directory: Path, kind: int) -> Iterator[None]:
-    """Without it a page could count a dead process twice, or not at all, and Prometheus would see a counter reset."""
-    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Without it a page could count a dead process twice, or not at all, and Prometheus would see a counter reset.
+
+    The directory itself is locked: a page must be had of a disk that is full or read-only, too.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, kind)
         yield

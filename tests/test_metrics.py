@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway import metric_files
+from tests.disks import read_only
 
 # Counts as a worker would, says its pid, and stays until its stdin is closed.
 WORKER = """
@@ -50,6 +51,13 @@ def test_the_page_adds_up_what_the_processes_counted(tmp_path: Path) -> None:
     page = metric_files.render(tmp_path)
     assert value_of(page, "sluicegate_requests_total") == 7
     assert value_of(page, "sluicegate_run_duration_seconds_count") == 2
+
+
+def test_the_page_can_be_had_of_a_disk_that_takes_nothing(tmp_path: Path) -> None:
+    count_in_a_process(tmp_path, 3)
+    with read_only(tmp_path):
+        page = metric_files.render(tmp_path)
+    assert value_of(page, "sluicegate_requests_total") == 3
 
 
 def test_counts_of_the_dead_stay_and_their_gauges_and_files_go(tmp_path: Path) -> None:

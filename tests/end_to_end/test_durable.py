@@ -14,7 +14,8 @@ import pytest
 
 from gateway.samples.segments import SegmentReader
 from tests.builders import classifier, write_package
-from tests.end_to_end.test_log_bounds import SAMPLING, small_disk
+from tests.disks import small_disk
+from tests.end_to_end.test_log_bounds import SAMPLING
 from tests.live import LiveGateway, SettingsTable, eventually
 from tests.traffic import Client
 

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from gateway.samples.segments import SegmentReader
 from tests.builders import classifier, write_package
+from tests.disks import small_disk
 from tests.live import LiveGateway, SettingsTable, eventually
-
-
-@contextmanager
-def small_disk(path: Path, options: str) -> Iterator[None]:
-    """A file system of its own at *path*. Needs root."""
-    path.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
-    if os.getuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def counted(gateway: LiveGateway, metric: str) -> float:

@@ -118,11 +118,12 @@ def values_of(values: Sequence[Any], kind: Kind, datatype: str) -> Array:
     """Plain values, from the log or from the reference, as `drift.Column` wants them.
 
     Numeric: float64, rounded to the precision of *datatype*; missing, or no number at all: NaN. Categorical: objects,
-    texts that are equal for equal categories wherever they come from (1, 1.0 and "1"); missing: None.
+    texts that are equal for equal categories wherever they come from (1, 1.0 and "1"); missing: None. A missing text is
+    null in a reference and empty in the log, since a BYTES tensor has no null.
     """
     if kind == "categorical":
         texts = np.empty(len(values), dtype=object)
-        texts[:] = [_category(value) for value in values]
+        texts[:] = [category_of(value) or None for value in values]
         return texts
     try:
         numbers = np.array(values, dtype=np.float64)  # None becomes NaN, "Infinity" becomes infinite
@@ -149,7 +150,8 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
-def _category(value: Any) -> str | None:
+def category_of(value: Any) -> str | None:
+    """A text that is equal for equal categories; None if it is missing."""
     if value is None or value != value:
         return None
     if isinstance(value, bool):

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from gateway.errors import PackageInvalid
 from gateway.models.manifest import MANIFEST_FILE, NAME_PATTERN, VERSION_PATTERN, parse
-from gateway.offline.reference import values_of
+from gateway.offline.reference import category_of
 from gateway.tensors import Signature
 
 # A class by its text, or a number.
@@ -120,10 +120,10 @@ class Targets:
 
 def text_of(value: Any) -> str:
     """A class as a text that is equal wherever it comes from (1, 1.0 and "1"). Raises ValueError if it is missing."""
-    text = values_of([value], "categorical", "BYTES")[0]
+    text = category_of(value)
     if text is None:
         raise ValueError("missing")
-    return str(text)
+    return text
 
 
 def _number(value: Any) -> float:

@@ -188,6 +188,24 @@ def test_categories_and_short_decimals_compare_equal_though_log_and_reference_wr
     }
 
 
+def test_a_text_that_misses_as_often_as_ever_is_no_drift_though_a_tensor_has_no_null(
+    settings: Settings, log: Log
+) -> None:
+    signature = Signature(
+        inputs=(TensorSpec("colour", "BYTES", (-1, 1)),),
+        outputs=(TensorSpec("label", "INT64", (-1,), "label"),),
+        features=(Feature("colour", "colour", 0, "categorical", ("blue", "red"), missing_allowed=True),),
+    )
+    reference: dict[str, list[Any]] = {"colour": ["red", "blue", "red", "blue", None] * 400, "label": [0, 1] * 1000}
+    write_reference_package(settings.paths.models, "dosing", "1", signature, reference)
+    colour = np.array([b"red", b"blue", b"red", b"blue", b""] * 60, object).reshape(-1, 1)
+    outputs = {"label": np.array([0, 1] * 150)}
+    log.write(sample_of({"colour": colour}, outputs, signature, rows=300, model="dosing"))
+    run(start(settings))
+    found = next(column for column in document(settings, "dosing").versions[0].columns if column.name == "colour")
+    assert (found.missing_ref, found.missing_cur, found.verdict) == (0.2, 0.2, "stable")
+
+
 # -- alarms -------------------------------------------------------------------------------------------
 
 

@@ -72,7 +72,8 @@ def test_a_package_without_a_usable_reference_says_why(models: Path) -> None:
         (None, None),
         (math.nan, None),
         (math.inf, "inf"),
-        ("", ""),
+        ("", None),
+        (b"", None),
     ],
 )
 def test_equal_categories_are_equal_texts(value: Any, category: str | None) -> None:

@@ -103,14 +103,12 @@ class Monitor:
 
     def step(self) -> bool:
         """Read what is new, up to a bound; returns whether there may be more. Raises OSError."""
-        read_bytes = 0
         for relative, block in chain(self._past.read(_STEP_BYTES), self._reader.read(_STEP_BYTES)):
-            read_bytes += len(block)
             self._is_dirty = True
             bad_lines = sum(not self._take(line) for line in block.splitlines())
             if bad_lines:
                 log.warning("lines that are no samples", extra={"file": relative, "lines": bad_lines})
-        has_more = read_bytes >= _STEP_BYTES
+        has_more = self._reader.has_more or not self._past.is_read
         self._finish_windows(is_all_read=not has_more)
         has_labels_left = self._performance.step()
         return has_more or has_labels_left

@@ -116,7 +116,7 @@ class Performance:
             for line in block.splitlines():
                 self._take_row(line)
         self.has_unsaved |= read_bytes > 0
-        return read_bytes >= _STEP_BYTES
+        return self._rows.has_more
 
     def _read_labels(self) -> bool:
         read_bytes = bad_lines = 0
@@ -132,7 +132,7 @@ class Performance:
         if read_bytes:
             self.has_unsaved = True
             self.changed |= {model for model, _version, _variant in self._groups}
-        return read_bytes >= _STEP_BYTES
+        return self._labels.has_more
 
     def _take_row(self, line: bytes) -> None:
         """Have one line of the sample log wait for its label; what is no random sample is passed over."""

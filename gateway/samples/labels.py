@@ -239,17 +239,21 @@ class LabelReader:
         self._clock = clock
         self._read_to_end: set[str] = set()  # closed segments that need not be looked at again
         self.mark = mark if mark is not None else LabelMark()
+        self.has_more = False  # whether the last `read` stopped before the end of what there was
 
     def read(self, max_bytes: int) -> Iterator[bytes]:
         """Whole lines of what is new, oldest day first, until about *max_bytes* were given.
 
         The mark moves with each block. Raises OSError if a segment cannot be read; one that vanishes is passed over.
         """
+        self.has_more = False
         for name, path in self._segments():
             if max_bytes <= 0:
+                self.has_more = True
                 return
             offset = self.mark.offsets.get(name, 0)
             block, is_end = _block(path, offset, max_bytes)
+            self.has_more |= not is_end
             self.mark.offsets[name] = offset + len(block)
             if is_end and path.name.endswith(CLOSED):
                 self._read_to_end.add(name)

@@ -265,6 +265,7 @@ class SegmentReader:
         self._clock = clock
         self._read_to_end: set[str] = set()  # closed segments that need not be looked at again
         self.watermark = watermark if watermark is not None else Watermark()
+        self.has_more = False  # whether the last `read` stopped before the end of what there was
 
     def read(self, max_bytes: int) -> Iterator[tuple[str, bytes]]:
         """(relative file, whole lines) of what is new, oldest hour first, until about *max_bytes* were given.
@@ -273,11 +274,14 @@ class SegmentReader:
         if a segment cannot be read; one that vanishes is passed over.
         """
         budget = max_bytes
+        self.has_more = False
         for segment in self._segments():
             if budget <= 0:
+                self.has_more = True
                 return
             offset = self.watermark.offsets.get(segment.relative, 0)
             block, is_end = self._block(segment, offset, budget)
+            self.has_more |= not is_end
             if is_end and not segment.is_open:
                 self._read_to_end.add(segment.relative)
             self.watermark.offsets[segment.relative] = offset + len(block)

@@ -206,6 +206,24 @@ def test_a_text_that_misses_as_often_as_ever_is_no_drift_though_a_tensor_has_no_
     assert (found.missing_ref, found.missing_cur, found.verdict) == (0.2, 0.2, "stable")
 
 
+def test_a_backlog_that_takes_several_steps_is_read_whole_before_a_window_by_time_is_over(tmp_path: Path) -> None:
+    """Two workers at the same time, a segment larger than a step each: neither's rows are late for the other's."""
+    settings = monitor_settings(tmp_path / "models", tmp_path / "state", window_s=60.0)
+    write_package(settings.paths.models, classifier(), reference_rows=2000)
+    for worker in ("b1", "b2"):
+        log = Log(settings, boot=worker)
+        for request in range(90):
+            ts_ns = TEN_O_CLOCK_NS + request * 10**10
+            log.write(linear_sample(clean(request, 100), prediction_id=f"{worker}-{request}", ts_ns=ts_ns))
+        log.close()
+    segments = [path.stat().st_size for path in settings.sample_log_path.rglob("*.jsonl")]
+    assert min(segments) > 4.5 * 2**20
+    monitor = start(settings, FakeClock(TEN_O_CLOCK_NS / 1e9 + 3600))
+    run(monitor)
+    found = document(settings, "iris").versions[0]
+    assert (found.rows_total, found.late_rows, len(found.timeline)) == (18_000, 0, 15)
+
+
 # -- alarms -------------------------------------------------------------------------------------------
 
 

@@ -311,6 +311,23 @@ def test_rows_of_a_request_are_labelled_by_number_and_a_label_without_one_is_no_
     assert (counts["ambiguous"], counts["unmatched"]) == (1, 1)
 
 
+def test_labels_of_a_backlog_that_takes_several_steps_find_their_rows(tmp_path: Path) -> None:
+    """One segment larger than a step, and labels that are older than a label without a row is kept."""
+    write_package(tmp_path / "models", IRIS)
+    rig = Rig(tmp_path)
+    for request in range(90):
+        sample = linear_sample(iris_rows(100, request), prediction_id=f"p{request}", ts_ns=TEN_O_CLOCK_NS)
+        rig.log.write(sample)
+        rig.label(*(Label(f"p{request}", 1, TEN_O_CLOCK_NS + SECOND_NS, row) for row in range(100)))
+    rig.log.close()
+    segments = [path.stat().st_size for path in rig.settings.sample_log_path.glob("model=*/**/*.jsonl")]
+    assert max(segments) > 4.5 * 2**20
+    rig.clock.advance(600)
+    rig.run()
+    labels = rig.section()["labels"]
+    assert (labels["matched"], labels["unmatched"]) == (9000, 0)
+
+
 def test_weights_count(tmp_path: Path) -> None:
     write_package(tmp_path / "models", IRIS)
     rig = Rig(tmp_path)

@@ -144,6 +144,18 @@ def test_labels_of_several_writers_and_days_are_read_once_each_also_after_they_a
     ]
 
 
+def test_a_reader_of_labels_says_whether_it_stopped_before_the_end(tmp_path: Path) -> None:
+    names = [f"p{index:05}" for index in range(15_000)]  # more than the longest line, of which a read takes no part
+    append(log_of(tmp_path, "b1", max_bytes=10**8), *names)
+    reader = LabelReader(tmp_path)
+    got, reads = read(reader, 1), 1
+    while reader.has_more:
+        got += read(reader, 1)
+        reads += 1
+    assert got == names
+    assert reads > 1
+
+
 def test_days_that_are_over_and_read_are_forgotten_and_no_label_is_read_again(tmp_path: Path) -> None:
     clock = FakeClock(TEN_O_CLOCK_NS / 1e9)
     reader = LabelReader(tmp_path, clock=clock)

@@ -229,6 +229,21 @@ def test_a_reader_waits_for_the_end_of_a_line_that_is_being_written(tmp_path: Pa
     assert _lines_of(reader) == [b"half\n"]
 
 
+def test_a_reader_says_whether_it_stopped_before_the_end(tmp_path: Path) -> None:
+    writer, lines = _writer(tmp_path), [f"line {index:03}\n".encode() for index in range(100)]
+    for version in ("1", "2"):
+        writer.write("iris", version, TEN_O_CLOCK_NS, b"".join(lines))
+    reader = SegmentReader(tmp_path)
+    got, reads = _lines_of(reader, 95), 1
+    while reader.has_more:
+        got += _lines_of(reader, 95)
+        reads += 1
+    assert sorted(got) == sorted(2 * lines)
+    assert reads > 10
+    assert _lines_of(reader, 95) == []
+    assert not reader.has_more
+
+
 def test_a_reader_gives_a_line_longer_than_its_budget_whole(tmp_path: Path) -> None:
     long = b"x" * 5000 + b"\n"
     _leave(tmp_path, "b1-1-000001.jsonl", b"a\n" + long + b"b\n")

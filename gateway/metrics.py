@@ -234,6 +234,12 @@ class MonitorMetrics:
             "Lines of the sample log that are no samples, found when it was made Parquet; they are kept aside.",
             registry=registry,
         )
+        self.outside_share = gauge(
+            "sluicegate_outside_ratio", "Share of the window's rows that are unlike all of the reference.", _VERSION
+        )
+        self.outside_bound = gauge(
+            "sluicegate_outside_bound_ratio", "What that share exceeds by chance in one window of a thousand.", _VERSION
+        )
         self.performance = gauge(
             "sluicegate_performance",
             "How good labelled predictions were: accuracy, f1, auc, rmse ...",

@@ -105,10 +105,13 @@ def decay(
     reference: Sequence[Mapping[str, Any]],
     windows: Sequence[Mapping[str, Any]],
     when: Callable[[int], str],
+    *,
+    title: str = "",
 ) -> str:
     """One metric window by window: those of the reference as rings, then the others, and the bound.
 
-    metric: its name, mean, and bound (None if there is none yet), as in the drift document.
+    metric: its name, mean, and bound (None if there is none yet), as in the drift document. title: of the plot, if it
+    is of no labels.
     """
     name: str = metric["name"]
     mean: float = metric["mean"]
@@ -150,7 +153,7 @@ def decay(
         f'<text x="{left}" y="{_HEIGHT - 2}">{text(when(first))}</text>',
         f'<text x="{_WIDTH}" y="{_HEIGHT - 2}" text-anchor="end">{text(when(last))}</text>',
     ]
-    return _svg(_WIDTH, _HEIGHT, f"{name} by labels, window by window", parts)
+    return _svg(_WIDTH, _HEIGHT, title or f"{name} by labels, window by window", parts)
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> str:

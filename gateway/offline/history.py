@@ -10,6 +10,7 @@ import numpy as np
 
 from gateway.offline.cuts import Row
 from gateway.offline.drift import CHI_SQUARE, FISHER, KS, MISSING, Column, ColumnDrift, Role, Rules, Verdict, compare
+from gateway.offline.outside import outside_of
 
 MAX_WINDOWS = 32
 MAX_EXAMPLES = 5
@@ -36,13 +37,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class FinishedWindow:
-    """One finished window of one version. rows: compared; rows_seen: that there were; Unix times in nanoseconds."""
+    """One finished window of one version. rows: compared; rows_seen: that there were; Unix times in nanoseconds.
+    outside: share of rows unlike all of the reference; None if that is not known."""
 
     from_ns: int
     to_ns: int
     rows: int
     rows_seen: int
     findings: tuple[Finding, ...]
+    outside: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +94,15 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class TimelinePoint:
-    """One finished window, for a plot. effects: column -> effect, where a test was made. drifted: columns."""
+    """One finished window, for a plot. effects: column -> effect, where a test was made. drifted: columns. outside: as
+    in FinishedWindow."""
 
     from_ns: int
     to_ns: int
     rows: int
     effects: Mapping[str, float]
     drifted: tuple[str, ...]
+    outside: float | None = None
 
 
 def judged(columns: Sequence[Column], rows: Sequence[Row], rows_seen: int, rules: Rules) -> FinishedWindow:
@@ -105,7 +110,9 @@ def judged(columns: Sequence[Column], rows: Sequence[Row], rows_seen: int, rules
     ids = [row[1] for row in rows]
     drifts = zip(compare(columns, rules), columns, strict=True)
     findings = tuple(finding(drift, column, ids) for drift, column in drifts)
-    return FinishedWindow(rows[0][0], rows[-1][0], len(rows), rows_seen, findings)
+    outside = outside_of(columns, ids)
+    share = None if outside is None else outside.share
+    return FinishedWindow(rows[0][0], rows[-1][0], len(rows), rows_seen, findings, share)
 
 
 def finding(drift: ColumnDrift, column: Column, ids: Sequence[str]) -> Finding:
@@ -173,6 +180,7 @@ def timeline(history: Iterable[FinishedWindow]) -> tuple[TimelinePoint, ...]:
             window.rows,
             {one.name: round(one.effect, 4) for one in window.findings if one.effect is not None},
             tuple(one.name for one in window.findings if one.verdict == "drifted"),
+            window.outside,
         )
         for window in history
     )

@@ -24,6 +24,7 @@ from gateway.offline.beside import Besides
 from gateway.offline.drift import Column, ColumnDrift, Rules, compare
 from gateway.offline.history import AlarmRule, alarms, judged, timeline
 from gateway.offline.measures import measure
+from gateway.offline.outside import outside_of
 from gateway.offline.past import PastReader
 from gateway.offline.performance import Performance
 from gateway.offline.reference import Reference, columns_of, load_reference
@@ -325,6 +326,7 @@ class Monitor:
             timeline=timeline(window.history),
             together=self._together(model, version, columns),
             beside=self._besides.examine(model, version, self._rules, self._alarm_rule, self._reference),
+            outside=outside_of(columns, [row[1] for row in rows]),
         )
 
     def _together(self, model: str, version: str, columns: Sequence[Column]) -> Together | None:
@@ -348,6 +350,9 @@ class Monitor:
         metrics.window_rows.labels(model, version).set(found.window_rows)
         metrics.drifted_features.labels(model, version).set(len(found.drifted))
         metrics.alarms.labels(model, version).set(len(found.alarms))
+        if found.outside is not None:
+            metrics.outside_share.labels(model, version).set(found.outside.share)
+            metrics.outside_bound.labels(model, version).set(found.outside.bound)
         outputs_first = sorted(found.columns, key=lambda column: column.role == "input")
         for column in outputs_first[:_MAX_METRIC_COLUMNS]:
             labels = (model, version, column.name)

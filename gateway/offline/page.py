@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from gateway.offline import figures, labels_page
 from gateway.offline.drift import FISHER, KS, MISSING, ColumnDrift
-from gateway.offline.history import Alarm
+from gateway.offline.history import Alarm, TimelinePoint
 from gateway.offline.markup import badge, clock, figure, number, share, short, table, text, time
+from gateway.offline.outside import Outside
 from gateway.offline.report import BesideReport, DriftDocument, VersionReport
 from gateway.offline.together import Together
 
@@ -57,7 +58,7 @@ th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--rule); text-align:
   font-variant-numeric: tabular-nums; }
 thead th { color: var(--soft); font-weight: normal; } tr > :first-child { text-align: left; padding-left: 0; }
 h4 { font-size: .95rem; margin: .8rem 0 0; }
-.narrow { max-width: 26rem; margin: .8rem 0; } .narrow svg { max-width: 16rem; }
+.narrow { max-width: 26rem; margin: .8rem 0; } .narrow svg { max-width: 20rem; }
 @media print { .card { break-inside: avoid; } }
 """
 
@@ -112,6 +113,8 @@ def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
         yield from _together(version.together)
     if document.performance is not None:
         yield from labels_page.version(document.performance, version.version)
+    if version.outside is not None:
+        yield from _outside(version.outside, version.timeline)
     if version.columns:
         yield from _quality(version.columns)
         yield (
@@ -142,6 +145,22 @@ def _beside(found: BesideReport) -> Iterator[str]:
     drifted = [column for column in found.columns if column.verdict == "drifted"]
     if drifted:
         yield f'<div class="grid">{"".join(_card(column) for column in drifted)}</div>'
+
+
+def _outside(found: Outside, windows: Sequence[TimelinePoint]) -> Iterator[str]:
+    ids = ", ".join(f"<code>{text(one)}</code>" for one in found.prediction_ids)
+    words = "more than chance explains" if found.is_above else "as was to be expected"
+    yield (
+        f"<h3>Rows unlike all of the reference {badge('above' if found.is_above else 'within')}</h3>"
+        f"<p>{found.rows} rows, {share(found.share)}, have a feature beyond its range or a category that it does not "
+        f'have: {words}.</p><p class="soft">Expected {share(found.expected)}; only one window in a thousand has more '
+        f"than {share(found.bound)} by chance. Shown only; it never alarms.</p>"
+        f"<p>The newest of them: {ids or 'none'}.</p>"
+    )
+    metric = {"name": "outside", "mean": found.expected, "bound": found.bound}
+    points = [{"from_ns": one.from_ns, "to_ns": one.to_ns, "outside": one.outside} for one in windows]
+    if plot := figures.decay(metric, (), points, clock, title="share of rows outside, window by window"):
+        yield f'<div class="card narrow">{plot}</div>'
 
 
 def _quality(columns: Sequence[ColumnDrift]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import orjson
 from gateway.offline.drift import ColumnDrift, Rules
 from gateway.offline.history import Alarm, AlarmRule, TimelinePoint, alarm_of
 from gateway.offline.measures import Histogram, Measures
+from gateway.offline.outside import Outside
 from gateway.offline.together import Together
 
 SCHEMA = 1
@@ -47,6 +48,7 @@ class VersionReport:
     enough finished windows; quiet: those that surely do not. late_rows: came after their window was finished.
     together: all features as one figure; None if reference or window have too little to say.
     beside: the version beside the stable one, if it is another one's candidate.
+    outside: rows unlike all of the reference; None if there is no reference or no row.
     """
 
     version: str
@@ -65,6 +67,7 @@ class VersionReport:
     timeline: tuple[TimelinePoint, ...] = ()
     together: Together | None = None
     beside: BesideReport | None = None
+    outside: Outside | None = None
 
     @property
     def drifted(self) -> tuple[ColumnDrift, ...]:
@@ -138,6 +141,7 @@ def _version(plain: Mapping[str, Any]) -> VersionReport:
         "quiet": tuple(plain.get("quiet", ())),
         "together": None if plain.get("together") is None else Together(**plain["together"]),
         "beside": None if plain.get("beside") is None else _beside(plain["beside"]),
+        "outside": None if plain.get("outside") is None else _outside(plain["outside"]),
         "timeline": tuple(_point(point) for point in plain.get("timeline", ())),
     }
     return VersionReport(**{**plain, **parts})
@@ -150,6 +154,10 @@ def _beside(plain: Mapping[str, Any]) -> BesideReport:
         "quiet": tuple(plain["quiet"]),
     }
     return BesideReport(**{**plain, **parts})
+
+
+def _outside(plain: Mapping[str, Any]) -> Outside:
+    return Outside(**{**plain, "prediction_ids": tuple(plain["prediction_ids"])})
 
 
 def _point(plain: Mapping[str, Any]) -> TimelinePoint:

@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gateway.cli import main
@@ -21,21 +22,28 @@ from tests.samples.make import iris_rows
 IRIS = classifier()
 
 
-def ask_and_label(gateway: LiveGateway, rows: int, seed: int, *, shift: float, right: float, tier: str) -> None:
-    """Predictions, ten rows a request, and a label for each row; a share of them confirms the prediction."""
+def ask_and_label(gateway: LiveGateway, rows: int, seed: int, *, shift: float, right: float, tier: str) -> list[str]:
+    """Predictions, ten rows a request, and a label for each row; a share of them confirms the prediction.
+
+    Returns the prediction ids.
+    """
+    asked = []
     dice = random.Random(seed)
     table = iris_rows(rows, seed)
     table[:, 0] = table[:, 0].round()  # few values, by which performance is told, too
     table[:, 1] += shift
+    table[:, 3] = np.where(np.arange(rows) % 5 == 4, 40.0 * shift, table[:, 3])  # some rows come from elsewhere
     for start in range(0, rows, 10):
         body = {"rows": [dict(zip(IRIS.features, row, strict=True)) for row in table[start : start + 10].tolist()]}
         reply = gateway.data.post("/predict/iris", json=body, headers={"x-tier": tier})
         assert reply.status_code == 200, reply.text
         name = reply.headers["x-prediction-id"]
+        asked.append(name)
         answers = IRIS.answer(table[start : start + 10])["label"].tolist()
         labels = [int(label) if dice.random() < right else (int(label) + 1) % 3 for label in answers]
         items = [{"prediction_id": name, "row": row, "label": label} for row, label in enumerate(labels)]
         assert gateway.data.post("/v1/feedback", json=items).status_code == 200
+    return asked
 
 
 def document(gateway: LiveGateway) -> Any:
@@ -61,6 +69,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "detectors_tell": "alarm",
         },
     }
+    asked: list[str] = []
     with LiveGateway(models, state, workers=1, settings=settings) as live:
         write_package(models, classifier(version="2"), reference_rows=1000)
         declare(live, "iris", "canary", "2")
@@ -72,9 +81,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return bool(workers) and all(worker["revision"] >= revision for worker in workers)
 
         eventually(adopted, "the worker knows the rule")
-        ask_and_label(live, 300, 1, shift=0.0, right=0.9, tier="usual")
+        asked += ask_and_label(live, 300, 1, shift=0.0, right=0.9, tier="usual")
         for seed in range(2, 8):
-            ask_and_label(live, 100, seed, shift=1.0, right=0.5, tier="usual")
+            asked += ask_and_label(live, 100, seed, shift=1.0, right=0.5, tier="usual")
             ask_and_label(live, 40, seed, shift=2.0, right=0.8, tier="gold")
 
         def is_all_there() -> bool:
@@ -100,6 +109,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with redirect_stdout(io.StringIO()) as printed:
             assert main([*report, "--html", str(page)]) == 0
         assert "adwin by labels: drifted (" in printed.getvalue()
+        assert "more than the bound" in printed.getvalue()
+        metrics = live.control.get("/metrics").text
+        assert 'sluicegate_outside_ratio{model="iris",version="1"} 0.2' in metrics
+        outside = next(version for version in document(live)["versions"] if version["version"] == "1")["outside"]
+        assert len(outside["prediction_ids"]) == 10
+        assert set(outside["prediction_ids"]) < set(asked)
     return page
 
 
@@ -144,6 +159,7 @@ def test_all_that_the_document_has_is_on_the_page(written: Path, tab: Tab) -> No
         "Does it get worse?",
         "Changes for the worse are told as drift is.",
         "Data quality",
+        "have a feature beyond its range or a category that it does not have: more than chance explains.",
         "Columns now, against the reference",
         "delay p50 / p90 / p99",
         "sepal_length = ",

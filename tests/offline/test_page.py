@@ -20,6 +20,7 @@ from gateway.offline.drift import Column, Rules, compare
 from gateway.offline.groups import Group, told_of
 from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
 from gateway.offline.measures import measure
+from gateway.offline.outside import outside_of
 from gateway.offline.page import page
 from gateway.offline.report import DriftDocument, VersionReport, status_of
 from gateway.offline.scores import Judged
@@ -64,7 +65,7 @@ def document(
         ids = [f"{names[0][:20]}-{index}" for index in range(300)]
         findings = tuple(finding(drift, one, ids) for drift, one in zip(compare(every, RULES), every, strict=True))
         start_ns = TEN_O_CLOCK_NS + window * 10**12
-        history.append(FinishedWindow(start_ns, start_ns + 10**12, 300, 300, findings))
+        history.append(FinishedWindow(start_ns, start_ns + 10**12, 300, 300, findings, 0.1 * window))
     found = tuple(
         replace(drift, measures=measure(one)) for drift, one in zip(compare(every, RULES), every, strict=True)
     )
@@ -73,7 +74,7 @@ def document(
     status, reason = status_of(found)
     version = VersionReport(
         "3", "d1", status, reason, 300, history[-1].from_ns, history[-1].to_ns, 900, 1000, found, tuple(alarmed),
-        tuple(quiet), 0, timeline(history), together,
+        tuple(quiet), 0, timeline(history), together, outside=outside_of(every, ids),
     )  # fmt: skip
     empty = VersionReport("4", "d2", "no reference", "the package has no manifest.json", 0, 0, 0, 0, 0, ())
     return DriftDocument(
@@ -139,6 +140,8 @@ def test_the_page_says_in_words_what_alarmed_by_how_much_and_where_to_look() -> 
     assert "10:33:20 UTC to 2026-03-01 10:50:00 UTC, 300 rows against 1000" in words
     assert "ultraviolet" in words  # the new category
     assert "no reference" in words
+    assert re.search(r"Rows unlike all of the reference above\d+ rows, \d+\.\d%, have a feature beyond", words)
+    assert "more than chance explains" in words
 
 
 def test_what_labels_say_is_told_per_variant_class_and_slice_with_coverage_delay_and_decay() -> None:
@@ -161,6 +164,7 @@ def test_every_column_is_drawn_and_so_are_the_windows_one_after_the_other() -> N
     assert {f"{name}: reference and window" for name in ("dose", "age", "colour", "label")} < set(titles)
     assert "effect of each column, window by window" in titles
     assert "accuracy by labels, window by window" in titles
+    assert "share of rows outside, window by window" in titles
     assert "chance said, and share that came true" in titles
     assert "reconstruction error of the window, and the band of the reference" in titles
 

@@ -1,39 +1,45 @@
-"""How fast, and with how much memory, the sample log is read, made Parquet, and read again.
+"""How fast, and with how much memory, the sample log is read, made Parquet, read again, and followed by the monitor.
 
-Writes segments of a made-up model by the code that serving uses, and does each step in a process of its own, so that
+Writes a made-up log by the code that serving and compactor use, and does each step in a process of its own, so that
 its memory is its own. One thread each, but for DuckDB's query.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
+import datetime
 import multiprocessing
 import platform
+import pstats
 import resource
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import orjson
 import pyarrow.parquet
 
-from gateway.offline.compactor import Compactor
-from gateway.offline.parts import Parts
-from gateway.samples.lines import LineBuilder
-from gateway.samples.record import Sample
-from gateway.samples.search import Selection, select
-from gateway.samples.segments import SegmentReader, SegmentWriter
-from gateway.tensors import Feature, Signature, TensorSpec
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-# 2026-03-01 10:00:00 UTC
-_START_NS = 1_772_359_200 * 10**9
-_ROWS_PER_REQUEST = 10
+from made_log import START_NS, write_package, write_parts, write_segments
+
+from gateway.metrics import MonitorMetrics, process_registry
+from gateway.offline.compactor import Compactor
+from gateway.offline.monitor import Monitor
+from gateway.offline.parts import Parts
+from gateway.samples.search import Selection, select
+from gateway.samples.segments import SegmentReader
+from gateway.settings import MonitorSettings, PathSettings, SamplingSettings, Settings
+
 _STEP_BYTES = 4 * 1024 * 1024
+# How often a monitor reports and saves: gateway/offline/process.py.
+_REPORT_S, _SAVE_S, _REST = 1.0, 5.0, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,37 +52,6 @@ class Cost:
     peak_bytes: int
 
 
-def write(root: Path, rows: int, features: int) -> int:
-    """A log of *rows* rows in closed segments of 16 MiB; returns its bytes."""
-    signature = Signature(
-        inputs=(TensorSpec("input", "FP32", (-1, features)),),
-        outputs=(TensorSpec("label", "INT64", (-1,), "label"), TensorSpec("probabilities", "FP32", (-1, 2))),
-        features=tuple(Feature(f"feature_{index}", "input", index) for index in range(features)),
-    )
-    writer = SegmentWriter(root, "benchmark", max_bytes=16 * 1024 * 1024, max_age_s=3600.0)
-    builder, rng = LineBuilder(_ROWS_PER_REQUEST), np.random.default_rng(0)
-    for request in range(rows // _ROWS_PER_REQUEST):
-        ts_ns = _START_NS + request * 10**6
-        sample = Sample(
-            *(f"{rng.bytes(16).hex()}", "", ts_ns, "synthetic", "1", "0" * 64, "stable", 1, "STATIC", 1.0, "random"),
-            inputs={"input": rng.normal(size=(_ROWS_PER_REQUEST, features)).astype(np.float32)},
-            outputs={
-                "label": rng.integers(0, 2, _ROWS_PER_REQUEST),
-                "probabilities": rng.random((_ROWS_PER_REQUEST, 2)).astype(np.float32),
-            },
-            signature=signature,
-            rows=_ROWS_PER_REQUEST,
-            queue_s=0.0,
-            run_s=2e-5,
-            batch_rows=_ROWS_PER_REQUEST,
-            cache="miss",
-            protocol="native",
-        )
-        writer.write("synthetic", "1", ts_ns, b"".join(builder.lines(sample)))
-    writer.close()
-    return sum(path.stat().st_size for path in root.rglob("*.jsonl"))
-
-
 def _blocks(reader: SegmentReader) -> Iterator[bytes]:
     """All blocks of lines, as large as the monitor takes them."""
     while blocks := list(reader.read(_STEP_BYTES)):
@@ -85,13 +60,15 @@ def _blocks(reader: SegmentReader) -> Iterator[bytes]:
         yield from (block for _file, block in blocks)
 
 
-def read_lines(root: Path) -> int:
-    """Follow the segments and decode each line, as the monitor does."""
-    return sum(sum(bool(orjson.loads(line)) for line in block.splitlines()) for block in _blocks(SegmentReader(root)))
+def read_lines(state: Path) -> int:
+    """Follow the segments and decode each line, and nothing else."""
+    reader = SegmentReader(state / "samples")
+    return sum(sum(bool(orjson.loads(line)) for line in block.splitlines()) for block in _blocks(reader))
 
 
-def compact(root: Path) -> int:
+def compact(state: Path) -> int:
     """Make Parquet of all segments."""
+    root = state / "samples"
     reader = SegmentReader(root)
     for _block in _blocks(reader):
         pass
@@ -101,23 +78,23 @@ def compact(root: Path) -> int:
     return rows
 
 
-def read_columns(root: Path) -> int:
+def read_columns(state: Path) -> int:
     """All columns of all Parquet files, by pyarrow."""
     rows = 0
-    for path in root.rglob("*.parquet"):
+    for path in state.rglob("*.parquet"):
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(use_threads=False):
             rows += batch.num_rows
     return rows
 
 
-def read_records(root: Path) -> int:
+def read_records(state: Path) -> int:
     """Each row of the Parquet files as the line that it was, as ``samples export`` to JSON Lines does."""
-    return sum(1 for _row in select(root, Selection(), Parts()))
+    return sum(1 for _row in select(state / "samples", Selection(), Parts()))
 
 
-def ask(root: Path) -> int:
+def ask(state: Path) -> int:
     """The mean of each feature by DuckDB."""
-    files = [str(path) for path in root.rglob("*.parquet")]
+    files = [str(path) for path in state.rglob("*.parquet")]
     names = pyarrow.parquet.read_schema(files[0]).names
     means = ", ".join(f'avg("{name}")' for name in names if name.startswith("inputs."))
     found = duckdb.execute(f"select count(*), {means} from read_parquet(?)", [files]).fetchone()  # noqa: S608
@@ -125,27 +102,77 @@ def ask(root: Path) -> int:
     return int(found[0])
 
 
-STEPS: dict[str, Callable[[Path], int]] = {
-    "JSON Lines, read and decoded": read_lines,
-    "compaction": compact,
-    "Parquet, all columns (pyarrow)": read_columns,
-    "Parquet, rows as lines (select)": read_records,
-    "Parquet, mean of each feature (DuckDB)": ask,
+def follow(state: Path) -> int:
+    """Follow all there is with a new monitor, which reports and saves as often as the monitor's process does."""
+    settings = Settings(
+        paths=PathSettings(state.parent / "models", state),
+        monitor=MonitorSettings(compact_after_s=0),
+        sampling=SamplingSettings(keep_s=0, max_log_bytes=0),
+    )
+    monitor = Monitor(settings, MonitorMetrics(process_registry()), clock=lambda: START_NS / 1e9 + 7 * 86_400)
+    due_s = {monitor.report: time.monotonic() + _REPORT_S, monitor.save: time.monotonic() + _SAVE_S}
+    every_s = {monitor.report: _REPORT_S, monitor.save: _SAVE_S}
+    while monitor.step():
+        for duty, at_s in due_s.items():
+            if time.monotonic() >= at_s:
+                spent_s = -time.thread_time()
+                duty()
+                spent_s += time.thread_time()
+                due_s[duty] = time.monotonic() + max(every_s[duty], _REST * spent_s)
+    monitor.report()
+    monitor.save()
+    (document,) = (orjson.loads(path.read_bytes()) for path in settings.drift_path.glob("*.json"))
+    (version,) = document["versions"]
+    assert version["status"] != "no reference", version["reason"]
+    assert version["timeline"], "not one window was finished"
+    return int(version["rows_total"])
+
+
+def _lines(state: Path, rows: int, features: int) -> int:
+    return write_segments(state / "samples", rows, features)
+
+
+def _lines_and_labels(state: Path, rows: int, features: int) -> int:
+    return write_segments(state / "samples", rows, features, labels=True)
+
+
+def _parts(state: Path, rows: int, features: int) -> int:
+    return write_parts(state / "samples", rows, features)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """log: what it needs, by name; of the steps on one log, "compaction" comes before what reads Parquet."""
+
+    log: str
+    run: Callable[[Path], int]
+
+
+LOGS: dict[str, Callable[[Path, int, int], int]] = {"lines": _lines, "labels": _lines_and_labels, "parts": _parts}
+STEPS = {
+    "JSON Lines, read and decoded": Step("lines", read_lines),
+    "JSON Lines, followed by the monitor": Step("lines", follow),
+    "the same with labels for a tenth": Step("labels", follow),
+    "compaction": Step("lines", compact),
+    "Parquet, all columns (pyarrow)": Step("parts", read_columns),
+    "Parquet, followed by the monitor": Step("parts", follow),
+    "Parquet, rows as lines (select)": Step("parts", read_records),
+    "Parquet, mean of each feature (DuckDB)": Step("parts", ask),
 }
 
 
-def _measured(step: Callable[[Path], int], root: Path, back: Connection) -> None:
+def _measured(run: Callable[[Path], int], state: Path, back: Connection) -> None:
     started_s, cpu_s = time.perf_counter(), time.process_time()
-    rows = step(root)
+    rows = run(state)
     wall_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
     back.send(Cost(rows, wall_s, cpu_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 
-def measure(step: Callable[[Path], int], root: Path) -> Cost:
-    """Do *step* in a process of its own."""
+def measure(run: Callable[[Path], int], state: Path) -> Cost:
+    """Do it in a process of its own."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_measured, args=(step, root, there))
+    process = context.Process(target=_measured, args=(run, state, there))
     process.start()
     there.close()
     cost: Cost = here.recv()
@@ -153,23 +180,39 @@ def measure(step: Callable[[Path], int], root: Path) -> Cost:
     return cost
 
 
-def main() -> None:
+def _profile(run: Callable[[Path], int], state: Path) -> None:
+    profile = cProfile.Profile()
+    profile.runcall(run, state)
+    pstats.Stats(profile).sort_stats("tottime").print_stats(30)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--features", type=int, default=20)
-    options = parser.parse_args()
+    parser.add_argument("--only", default="", metavar="TEXT", help="the steps whose name has this in it")
+    parser.add_argument("--profile", action="store_true", help="of each step, in this process, instead of its cost")
+    options = parser.parse_args(arguments)
+    steps = {name: step for name, step in STEPS.items() if options.only.lower() in name.lower()}
     with tempfile.TemporaryDirectory(prefix="sluicegate-benchmark-") as folder:
-        root = Path(folder)
-        line_bytes = write(root, options.rows, options.features)
-        print(f"{options.rows} rows of {options.features} features, {platform.processor() or platform.machine()}")
+        write_package(Path(folder) / "models", options.features)
+        sizes = {
+            log: LOGS[log](Path(folder) / log, options.rows, options.features)
+            for log in dict.fromkeys(step.log for step in steps.values())
+        }
+        today, machine = datetime.date.today(), platform.processor() or platform.machine()
+        print(f"{options.rows} rows of {options.features} features, {today}, {machine}")
+        print("".join(f"{log}: {size / options.rows:.0f} bytes per row. " for log, size in sizes.items()))
         print(f"{'':40}{'rows/s':>10}{'rows/cpu s':>12}{'peak MB':>10}")
-        for name, step in STEPS.items():
-            cost = measure(step, root)
+        for name, step in steps.items():
+            if options.profile:
+                print(name)
+                _profile(step.run, Path(folder) / step.log)
+                continue
+            cost = measure(step.run, Path(folder) / step.log)
             assert cost.rows == options.rows, f"{name}: {cost.rows} rows of {options.rows}"
             speeds = f"{cost.rows / cost.wall_s:>10,.0f}{cost.rows / cost.cpu_s:>12,.0f}"
-            print(f"{name:40}{speeds}{cost.peak_bytes / 1e6:>10.0f}")
-        parquet_bytes = sum(path.stat().st_size for path in root.rglob("*.parquet"))
-        print(f"bytes per row: {line_bytes / options.rows:.0f} as lines, {parquet_bytes / options.rows:.0f} as Parquet")
+            print(f"{name:40}{speeds}{cost.peak_bytes / 1e6:>10.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,16 +54,21 @@ class DriftReports:
         path = self._directory / f"{model}.json"
         try:
             found = os.stat(path)
-            stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
-            known = self._known.get(model)
-            if known is None or known[0] != stamp:
-                known = self._known[model] = stamp, _parse(orjson.loads(path.read_bytes()))
-        except FileNotFoundError:
+        except OSError:
             return None
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        known = self._known.get(model)
+        if known is None or known[0] != stamp:
+            known = self._known[model] = stamp, self._read(path)
+        return known[1].get(version)
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Beside]:
+        try:
+            return _parse(orjson.loads(path.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             _log.warning("a drift document cannot be read", extra={"path": str(path), "why": repr(error)})
-            return None
-        return known[1].get(version)
+            return {}
 
 
 def _parse(document: dict[str, Any]) -> dict[str, Beside]:
@@ -72,11 +77,17 @@ def _parse(document: dict[str, Any]) -> dict[str, Beside]:
     for version in document["versions"]:
         told = version.get("beside")
         if told is not None:
-            alarms = [{"since_ns": 0, **alarm} for alarm in told["alarms"]]
+            alarms = [_alarm(alarm) for alarm in told["alarms"]]
             rows, baseline_rows = int(told["window_rows"]), int(told["baseline_rows"])
             beside = Beside(str(told["baseline"]), str(told["reason"]), rows, baseline_rows, alarms, needed)
             found[str(version["version"])] = beside
     return found
+
+
+def _alarm(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What is needed of an alarm; an older monitor does not say since when."""
+    numbers = {"effect": float(told["effect"]), "q": float(told["q"]), "since_ns": int(told.get("since_ns", 0))}
+    return {**{name: told[name] for name in _TOLD}, **numbers}
 
 
 def finding(beside: Beside | None, baseline: str, since_ns: int) -> dict[str, Any]:

@@ -6,7 +6,6 @@ are left out: those speak against the candidate, and are the rollout's business.
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import time
@@ -24,10 +23,9 @@ from gateway.flags.compile import Route, compile_route
 from gateway.flags.document import FlagDocument, route_key
 from gateway.flags.store import FlagStore, Note
 
-_log = logging.getLogger(__name__)
-
 VERB = "retrain.advised"
 _DRIFT, _RETRAIN = "drift:", "retrain:"
+_ROWS = ("rows_total", "window_rows", "reference_rows")
 _SHOWN_WINDOWS = 3  # of labels: those that a verdict is made of
 
 # What a version's own alarms are, by the name that the audit trail gives them.
@@ -103,7 +101,7 @@ class RetrainAdvice:
         self, document: Mapping[str, Any], model: str, version: str, digest: str, own: Evidence, is_default: bool
     ) -> Note:
         report = _of_version(document["versions"], version)
-        columns = sorted((each for each in own.values() if "effect" in each), key=lambda each: -each["effect"])
+        columns = sorted((each for each in own.values() if "effect" in each), key=lambda each: -float(each["effect"]))
         metrics = [each for each in own.values() if "effect" not in each]
         names = [each["name"] for each in (*metrics, *columns)]
         since_ns = min((each["since_ns"] for each in own.values() if each["since_ns"]), default=0)
@@ -115,9 +113,7 @@ class RetrainAdvice:
             "why": f"{model} {version} should be retrained: {_words(names)}",
             "columns": [{name: each[name] for name in TOLD} for each in columns[:MAX_COLUMNS]],
             "metrics": metrics,
-            "rows_total": report["rows_total"],
-            "window_rows": report["window_rows"],
-            "reference_rows": report["reference_rows"],
+            **{name: report.get(name) for name in _ROWS},
             "since_ns": since_ns,
             "document": f"/admin/v1/models/{model}/drift",
             "file": str(self._directory / f"{model}.json"),
@@ -127,18 +123,21 @@ class RetrainAdvice:
 
 
 def _told_of(document: Mapping[str, Any], version: str, digest: str) -> Evidence:
-    """The alarms of one version's own, by name: columns against its reference, metrics by labels."""
+    """The alarms of one version's own, by name: columns against its reference, metrics by labels. None of what is no
+    drift document, which `drift_alarms` says."""
     try:
         report = _of_version(document["versions"], version)
         if report is None or report["digest"] != digest:
             return {}
-        told = {str(alarm["name"]): {"since_ns": 0, **alarm} for alarm in report["alarms"]}
+        told = {
+            str(alarm["name"]): {**{name: alarm[name] for name in TOLD}, "since_ns": int(alarm.get("since_ns", 0))}
+            for alarm in report["alarms"]
+        }
         labels = _of_version((document.get("performance") or {}).get("versions", ()), version)
         for metric in (labels or {}).get("metrics", ()):
             if metric["verdict"] == "drifted":
                 told[f"{metric['name']} by labels"] = _by_labels(metric, (labels or {}).get("windows", ()))
-    except (KeyError, TypeError, AttributeError) as error:
-        _log.warning("a drift document cannot be read", extra={"version": version, "why": repr(error)})
+    except (KeyError, TypeError, ValueError, AttributeError):
         return {}
     return told
 

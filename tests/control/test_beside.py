@@ -104,10 +104,16 @@ def test_reports_are_read_from_drift_documents(tmp_path: Path, caplog: pytest.Lo
     assert (found.baseline, found.rows, found.baseline_rows, found.needed) == ("1", 300, 280, 2)
     assert finding(found, "1", 5)["tripped"]
     assert not finding(found, "1", 6)["tripped"]
-    for raw in (b"", b"[]", b'{"alarm_rule": {"drifted": 2}, "versions": [{"version": "2", "beside": {}}]}'):
+    told_less = b'"baseline": "1", "reason": "", "window_rows": 1, "baseline_rows": 1, "alarms": [{"name": "a"}]'
+    broken = [b"", b"[]", b'"beside": {}', b'"beside": {%s}' % told_less]
+    broken[2:] = [
+        b'{"alarm_rule": {"drifted": 2}, "versions": [{"version": "2", %s}]}' % beside for beside in broken[2:]
+    ]
+    for raw in broken:  # it is warned of once each, and no rollout stands still for it
         (tmp_path / "iris.json").write_bytes(raw)
-        assert reports.of("iris", "2") is None
-    assert "cannot be read" in caplog.text
+        for _ in range(3):
+            assert reports.of("iris", "2") is None
+    assert caplog.text.count("cannot be read") == len(broken)
 
 
 # -- in a rollout -------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ def test_a_version_is_advised_once_until_it_has_recovered(rig: Rig) -> None:
     rig.now_s += 2 * COOL_DOWN_S
     rig.report(40, a="stable", b="drifted")
     rig.report(41 + RECOVERED_AFTER_S, a="stable", b="drifted")  # b is of the same trouble
+    rig.look()
     assert len(rig.advice) == 1
     rig.report(50 + RECOVERED_AFTER_S, a="stable", b="stable")
     rig.report(51 + 2 * RECOVERED_AFTER_S, a="stable", b="stable")
@@ -138,6 +139,18 @@ def test_a_candidate_that_drifts_from_the_stable_version_is_no_reason_to_retrain
     (rig.drift / "iris.json").write_bytes(document.to_json())
     rig.look()
     assert [row.verb for row in rig.store.history(limit=100)] == ["flag.put", "alarm.drift"]
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"versions": [{"version": "3", "digest": "d1"}]}', None])
+def test_a_document_that_cannot_be_read_any_more_gives_no_advice_and_stops_nothing(rig: Rig, raw: bytes | None) -> None:
+    rig.report(0, a="drifted")  # there is no route yet
+    path = rig.drift / "iris.json"
+    path.unlink() if raw is None else path.write_bytes(raw)
+    rig.serve(route(stable="3"))
+    rig.look()
+    assert rig.advice == []
+    rig.report(10, a="drifted")
+    assert rig.advice == [("3", ["a"])]
 
 
 def test_the_evidence_is_in_the_event(rig: Rig) -> None:

@@ -106,5 +106,8 @@ def test_a_full_disk_refuses_instead_of_answering_what_is_not_in_the_log(tmp_pat
         assert reply.status_code == 200
         answered.append(reply.headers["x-prediction-id"])
         assert logged(samples) == Counter(answered)
-        page = gateway.control.get("/metrics").text
-        assert 'outcome="sample_log_unavailable"' in page
+
+        def counted() -> bool:
+            return 'outcome="sample_log_unavailable"' in gateway.control.get("/metrics").text
+
+        eventually(counted, "the refusal is counted")

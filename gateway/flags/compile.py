@@ -62,8 +62,9 @@ class Route:
     named: every version that a variant names; these are declared, that is loaded and kept warm. reachable: the versions
     that some request could be given now; given: the variants. shares: per version, its share at each place of the rule
     that can give it (1.0 where a rule names it outright), in the order of the rule. variants: all, with their versions.
-    split: the variants that a split could give now, with their versions. falls_back: the default variant answers where
-    another one fails. header_names: what `decide` reads of *headers*.
+    split: the variants that a split could give now, with their versions; weights: the share, 0 to 1, that it gives each
+    of them, unless several splits do. falls_back: the default variant answers where another one fails. header_names:
+    what `decide` reads of *headers*.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Route:
     shares: Mapping[str, tuple[float, ...]]
     variants: Mapping[str, str]
     split: Mapping[str, str]
+    weights: Mapping[str, float]
     falls_back: bool
     default: Decision
     shadow_version: str | None  # what runs copies of answered requests: named "shadow", and given to no client
@@ -118,6 +120,7 @@ def compile_route(model: str, flag: Flag, bucketing: str = FLAGD_V3) -> Route:
         shares={version: tuple(shares) for version, shares in compiler.shares.items()} if flag.enabled else {},
         variants={name: str(version) for name, version in flag.variants.items()},
         split=compiler.split if flag.enabled else {},
+        weights={name: found[0] for name, found in compiler.weights.items() if len(found) == 1},
         falls_back=bool(flag.metadata.get(FALLBACK, True)),
         default=Decision(flag.default_variant, default_version, reason if flag.enabled else DISABLED),
         shadow_version=_shadow_version(flag, given),
@@ -157,6 +160,7 @@ class _RouteCompiler(RuleCompiler):
         self.shares: dict[str, list[float]] = {}
         self.given: set[str] = set()  # variants that some request could be given
         self.split: dict[str, str] = {}
+        self.weights: dict[str, list[float]] = {}
         self._variants = flag.variants
         default = str(flag.default_variant)
         self._wrong = Decision(default, str(flag.variants[default]), ERROR)
@@ -197,6 +201,7 @@ class _RouteCompiler(RuleCompiler):
             self.given.add(variant)
         if reason == SPLIT and share:
             self.split[variant] = version
+            self.weights.setdefault(variant, []).append(share)
         return Decision(variant, version, reason)
 
     def _split(self, args: Json, where: str, share: float) -> _Result:

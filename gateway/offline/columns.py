@@ -33,6 +33,7 @@ _FIELDS: Mapping[str, Kind] = {
     "digest": "text",
     "variant": "text",
     "flag_revision": "int",
+    "variant_weight": "float",
     "reason": "text",
     "sample_rate": "float",
     "sample_reason": "text",
@@ -45,7 +46,7 @@ _FIELDS: Mapping[str, Kind] = {
     "redacted": "texts",
 }
 # Fields that are null where there is nothing to say, as serving writes them.
-_NULLABLE = ("error",)
+_NULLABLE = ("variant_weight", "error")
 # Fields that say which row it is: without them a line is no sample. Others may be missing in records of other times.
 IDENTITY = ("schema", "prediction_id", "row", "ts_ns", "sample_reason")
 _TIME = "ts"

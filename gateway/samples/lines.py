@@ -101,14 +101,14 @@ class LineBuilder:
 
     def _context(self, sample: Sample) -> bytes:
         """The middle of a line, from ``,"model"`` to the brace of the inputs: few different ones, made once each."""
-        key = (sample.model, sample.version, sample.digest, sample.variant, sample.flag_revision, sample.reason,
-               sample.sample_rate, sample.sample_reason, sample.protocol)  # fmt: skip
+        key = (sample.model, sample.version, sample.digest, sample.variant, sample.flag_revision, sample.variant_weight,
+               sample.reason, sample.sample_rate, sample.sample_reason, sample.protocol)  # fmt: skip
         found = self._contexts.get(key)
         if found is None:
             if len(self._contexts) >= self._MAX_KEPT:
                 self._contexts.clear()
-            names = ("model", "version", "digest", "variant", "flag_revision", "reason", "sample_rate",
-                     "sample_reason", "protocol")  # fmt: skip
+            names = ("model", "version", "digest", "variant", "flag_revision", "variant_weight", "reason",
+                     "sample_rate", "sample_reason", "protocol")  # fmt: skip
             text = orjson.dumps(dict(zip(names, key, strict=True)))
             found = self._contexts[key] = b"," + text[1:-1] + b',"inputs":{'
         return found

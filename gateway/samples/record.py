@@ -43,9 +43,10 @@ class Sample:
 
     inputs, outputs: arrays that nobody changes any more, first dimension *rows* (one row if the model is not
     batchable). ts_ns: Unix time. sample_rate: the rate in force, so that readers can weight. queue_s, run_s,
-    batch_rows: zero where no run happened (a cache hit). cache: hit, miss, shared or bypass. error: the code of the
-    error that was the answer; then there are no outputs, and no inputs if they could not be read. redact: what the card
-    of the package says of its values.
+    batch_rows: zero where no run happened (a cache hit). cache: hit, miss, shared or bypass. variant_weight: the share
+    that the split gave the variant; None if no split decided. error: the code of the error that was the answer; then
+    there are no outputs, and no inputs if they could not be read. redact: what the card of the package says of its
+    values.
     """
 
     prediction_id: str
@@ -68,6 +69,7 @@ class Sample:
     batch_rows: int
     cache: str
     protocol: str
+    variant_weight: float | None = None
     error: str | None = None
     redact: Rules = field(default_factory=lambda: NOTHING)
 
@@ -155,6 +157,10 @@ def json_schema() -> bytes:
         "digest": {**text, "description": "Which package of that version answered."},
         "variant": text,
         "flag_revision": {**whole, "description": "Revision that last changed the model's route flag."},
+        "variant_weight": {
+            "type": ["number", "null"],
+            "description": "Share, 0 to 1, that the split gave the variant; null if none, or several, could have.",
+        },
         "reason": {**text, "description": "Why the flag chose this variant."},
         "sample_rate": {**number, "minimum": 0, "maximum": 1, "description": "Share of predictions then written."},
         "sample_reason": {**text, "description": _REASONS},
@@ -169,7 +175,8 @@ def json_schema() -> bytes:
         "batch_rows": {**whole, "minimum": 0, "description": "Rows in the run that gave the answer; 0 on a hit."},
         "cache": {"enum": ["hit", "miss", "shared", "bypass"]},
     }
-    required = list(properties)  # of every row, also of those that were written before the fields below were known
+    # Of every row, also of those that were written before the other fields were known.
+    required = [name for name in properties if name != "variant_weight"]
     properties["error"] = {"type": ["string", "null"], "description": "Code of the error that was the answer."}
     properties["redacted"] = {
         "type": "array",

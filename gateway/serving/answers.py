@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gateway.codecs.codec import JSON_HEADERS, Encoded, Headers, Request
 from gateway.errors import GatewayError, SampleLogUnavailable
-from gateway.flags.compile import FELL_BACK
+from gateway.flags.compile import FELL_BACK, SPLIT
 from gateway.samples.record import ERROR, RANDOM, Sample, SampleGroup, sample_hash, sampling_limit
 from gateway.serving.cache import Kept, PredictionCache
 from gateway.serving.call import Call
@@ -334,6 +334,7 @@ class Answers:
             digest=live.digest,
             variant=decision.variant,
             flag_revision=call.route.revision,
+            variant_weight=call.route.weights.get(decision.variant) if decision.reason == SPLIT else None,
             reason=decision.reason,
             sample_rate=_limit(call) / sampling_limit(1),
             sample_reason=reason,

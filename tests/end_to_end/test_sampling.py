@@ -30,7 +30,7 @@ SURE, UNSURE = [1.0, 0.0, 0.0, 0.0], [-0.5, -0.5, -0.5, -0.5]
 @pytest.fixture(scope="module", params=["fast", "asgi"])
 def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
     root = tmp_path_factory.mktemp("sampling")
-    for model in ("iris", "half", "slow", "greedy"):
+    for model in ("iris", "half", "slow", "greedy", "split"):
         write_package(root / "models", classifier(model), reference_rows=500)
     settings: SettingsTable = {
         "sampling": {"rate": 0.0, "sync_s": 0.01, "max_by_rules_per_s": 20.0},
@@ -48,6 +48,11 @@ def rules(gateway: LiveGateway, model: str, value: dict[str, Any]) -> None:
     headers = {"if-none-match": "*", "x-change-reason": "test"}
     reply = gateway.control.put(f"/admin/v1/flags/{model}.sampling", json=flag, headers=headers)
     assert reply.status_code == 201, reply.text
+    await_flags(gateway, reply)
+
+
+def await_flags(gateway: LiveGateway, reply: httpx.Response) -> None:
+    """Until all workers have adopted what *reply* says was written."""
     revision = int(reply.headers["etag"].strip('"'))
 
     def adopted() -> bool:
@@ -91,6 +96,22 @@ def test_each_rule_writes_whom_it_wants_and_nobody_else(gateway: LiveGateway) ->
     (error,) = [record for record in records if record["sample_reason"] == "error"]
     assert (error["error"], error["inputs"], error["outputs"]) == ("invalid_input", {}, {})
     assert {record["error"] for record in records if record is not error} == {None}
+
+
+def test_a_row_says_the_weight_that_its_variant_had_in_the_split(gateway: LiveGateway) -> None:
+    split = {"variants": {"canary": "1"}, "targeting": {"fractional": [["canary", 25], ["stable", 75]]}}
+    headers = {"if-match": "*", "x-change-reason": "test"}
+    reply = gateway.control.patch("/admin/v1/flags/split.route", json=split, headers=headers)
+    assert reply.status_code == 200, reply.text
+    await_flags(gateway, reply)
+    rules(gateway, "split", {"rate": 1.0})
+    before = random_rows(gateway)
+    for number in range(30):
+        ask(gateway, "split", SURE, x_targeting_key=f"user-{number}")
+    eventually(lambda: len(logged(gateway, "split")) >= 30, "all are in the log")
+    weights = {(record["variant"], record["reason"], record["variant_weight"]) for record in logged(gateway, "split")}
+    assert weights == {("canary", "SPLIT", 0.25), ("stable", "SPLIT", 0.75)}
+    eventually(lambda: random_rows(gateway) == before + 30, "the monitor has counted all of them")
 
 
 def test_who_is_drawn_by_chance_and_wanted_by_a_rule_is_written_once_as_random(gateway: LiveGateway) -> None:

@@ -42,6 +42,17 @@ def test_a_route_without_rules_is_static_and_names_all_its_versions() -> None:
     assert compiled.header_names == ()
 
 
+def test_a_split_says_the_weight_that_it_gives_each_variant() -> None:
+    assert route().weights == {}
+    assert route(SPLIT_RULE).weights == {"canary": 0.1, "stable": 0.9}
+    behind_a_rule = {"if": [{"==": [{"var": "headers.x-v"}, "1"]}, "old", SPLIT_RULE]}
+    assert route(behind_a_rule).weights == {"canary": 0.1, "stable": 0.9}
+    two_splits = {
+        "if": [{"==": [{"var": "headers.x-v"}, "1"]}, {"fractional": [["canary", 1], ["old", 1]]}, SPLIT_RULE]
+    }
+    assert route(two_splits).weights == {"stable": 0.9, "old": 0.5}
+
+
 def test_the_kill_switch_gives_everyone_the_default_variant() -> None:
     compiled = route({"if": [{"==": [{"var": "headers.x-v"}, "1"]}, "canary", SPLIT_RULE]}, state="DISABLED")
     assert {decide(compiled, f"user-{i}", x_v="1") for i in range(100)} == {("stable", "1", DISABLED)}

@@ -46,6 +46,7 @@ def expected_lines(sample: Sample, max_rows: int, redact: Mapping[str, Rules], k
             "digest": sample.digest,
             "variant": sample.variant,
             "flag_revision": sample.flag_revision,
+            "variant_weight": sample.variant_weight,
             "reason": sample.reason,
             "sample_rate": sample.sample_rate,
             "sample_reason": sample.sample_reason,

@@ -58,6 +58,7 @@ def test_a_line_tells_who_asked_what_was_answered_and_why() -> None:
         "digest": "d1",
         "variant": "stable",
         "flag_revision": 3,
+        "variant_weight": None,
         "reason": "STATIC",
         "sample_rate": 1.0,
         "sample_reason": "random",
@@ -75,7 +76,7 @@ def test_the_schema_beside_the_data_lists_exactly_the_fields_of_a_line() -> None
     schema = json.loads(json_schema())
     assert list(record) == list(schema["properties"])
     # Rows from before these were known are right without them.
-    assert set(record) - set(schema["required"]) == {"error", "redacted"}
+    assert set(record) - set(schema["required"]) == {"variant_weight", "error", "redacted"}
     assert record["cache"] in schema["properties"]["cache"]["enum"]
 
 
@@ -300,6 +301,7 @@ def _samples(draw: st.DrawFn, signature: Signature, redact: Rules) -> Sample:
         model=draw(st.sampled_from(["iris", "iris", "house"])),
         variant=draw(st.sampled_from(["stable", 'can"ary'])),
         flag_revision=draw(st.integers(0, 2)),
+        variant_weight=draw(st.sampled_from([None, 0.25, 1.0])),
         sample_rate=draw(st.floats(0, 1)),
         queue_s=draw(st.sampled_from([0.0, 1e-4, 5.0])),
         run_s=draw(st.sampled_from([0.0, 1.25e-4])),

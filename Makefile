@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests wait for processes more than they compute: three files at a time keep two cores busy.
+JOBS ?= 3
 BENCH_STAMP := $(VENV)/.installed-bench
 
 .PHONY: install demo test bench chaos check fmt clean
@@ -20,7 +22,8 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	rm -f .coverage .coverage.*
-	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/python -m pytest --cov --cov-report=term \
+		-n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(BENCH_STAMP)
 	benchmarks/peers/setup fastapi

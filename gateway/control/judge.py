@@ -228,14 +228,20 @@ class Judge:
         error promote_alpha. All of them must, so no correction is needed (intersection-union: Berger 1982,
         Technometrics 24). With no bad event at all it is the tolerance that decides: evidence grows like
         exp(0.95 * tolerance * requests), so 0.5 points need about 650 requests; this is the rule of three.
-        Signals of which nothing came (no labels, no run times) are not asked.
+        Signals of which nothing came (no labels, no run times) are not asked. A plan in which no signal has a
+        promote_tolerance asks for no proof: that nothing stops it is enough then.
         """
         stopping = self._stopping()
         if stopping:
             return Promotion(False, f"stopped by {', '.join(stopping)}")
         if self.requests[0] < self.policy.min_requests:
             return Promotion(False, f"{self.requests[0]} of {self.policy.min_requests} canary requests")
-        asked = [s for s in self.signals.values() if s.counts[0] and s.rule.promote_tolerance is not None]
+        asking = [s for s in self.signals.values() if s.rule.promote_tolerance is not None]
+        if not asking:
+            return Promotion(
+                True, f"after {self.requests[0]} canary requests; its plan asks for no proof of any signal"
+            )
+        asked = [s for s in asking if s.counts[0]]
         missing = [self._missing(s) for s in asked if float(s.better.evidence) < 1 / self.policy.promote_alpha]
         if missing:
             return Promotion(False, "not shown to be good enough: " + "; ".join(missing))

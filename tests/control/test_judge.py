@@ -111,6 +111,19 @@ def test_no_alarm_is_not_enough_for_a_promotion() -> None:
     assert "more requests" not in why or "if it goes on so" in why
 
 
+def test_a_plan_that_asks_for_no_proof_is_promoted_after_its_requests_if_nothing_stops_it() -> None:
+    names = ("errors", "timeouts", "invalid", "fallbacks", "slow")
+    policy = Policy.from_json({"signals": {name: {"promote_tolerance": None} for name in names}, "min_requests": 100})
+    judge, bad = Judge(policy), Judge(policy)
+    judge.observe(Window(Arm(eligible=99), Arm(eligible=891)))
+    assert judge.may_promote().why == "99 of 100 canary requests"
+    judge.observe(Window(Arm(eligible=1), Arm(eligible=9)))
+    assert judge.may_promote().ready
+    assert "asks for no proof" in judge.may_promote().why
+    bad.observe(Window(Arm(eligible=200, errors=200), Arm(eligible=1800)))
+    assert bad.may_promote().why == "stopped by errors"
+
+
 def test_without_any_bad_event_the_tolerance_decides_how_many_requests_are_needed() -> None:
     """The rule of three: about log(20) / 0.005 = 600 requests, a little more for the guesses."""
     judge = Judge(Policy.from_json({"signals": {"timeouts": None, "fallbacks": None, "invalid": None}}))

@@ -86,9 +86,7 @@ class ArmCounts:
 
     def flush(self) -> None:
         """Put what was gathered into its bins, and want outputs of another run."""
-        for run_s, requests in self._runs:
-            self._run_bins[run_bin(run_s)] += requests
-        self._runs.clear()
+        self._bin_runs()
         if self._offered is None:
             return
         (outputs, rows), self._offered = self._offered, None
@@ -98,6 +96,7 @@ class ArmCounts:
                 sketch.add(self._outputs.setdefault(name, {}), array[list(rows)])
 
     def to_json(self) -> dict[str, Any]:
+        self._bin_runs()  # or the runs would lag behind the requests in what is told
         return {
             "model": self.model,
             "version": self.version,
@@ -109,6 +108,11 @@ class ArmCounts:
             "run_s": {str(place): count for place, count in self._run_bins.items()},
             "outputs": self._outputs,
         }
+
+    def _bin_runs(self) -> None:
+        for run_s, requests in self._runs:
+            self._run_bins[run_bin(run_s)] += requests
+        self._runs.clear()
 
 
 class _Epoch:

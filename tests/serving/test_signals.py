@@ -173,6 +173,7 @@ def test_run_times_are_counted_per_request(requests: int) -> None:
     arm = signals.arms(route())["stable"]
     arm.answered(requests, 100e-6)
     arm.answered(1, None)
+    assert told(signals, "stable")["run_s"] == {str(run_bin(100e-6)): requests}, "they lag behind the requests"
     signals.flush()
     assert told(signals, "stable")["run_s"] == {str(run_bin(100e-6)): requests}
     assert told(signals, "stable")["eligible"] == requests + 1

@@ -1,4 +1,4 @@
-# install: .venv with everything; demo: the whole walk on real data; test; bench: what it costs; chaos: faults under load; check; fmt.
+# install: .venv with everything; demo: the whole walk on real data; test; coverage: test, counting lines (twice the time); bench: what it costs; chaos: faults under load; check; fmt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 3
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: install demo test bench chaos check fmt clean
+.PHONY: install demo test coverage bench chaos check fmt clean
 
 install: $(STAMP)
 
@@ -21,6 +21,9 @@ demo: $(STAMP)
 	$(BIN)/sluicegate demo $(if $(SECONDS),--seconds $(SECONDS))
 
 test: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+coverage: $(STAMP)
 	rm -f .coverage .coverage.*
 	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/python -m pytest --cov --cov-report=term \
 		-n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)

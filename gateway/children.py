@@ -22,7 +22,7 @@ from gateway import logs, settings
 from gateway.errors import GatewayError
 from gateway.settings import Settings
 
-ChildRole = Literal["worker", "control", "monitor", "follower"]
+ChildRole = Literal["worker", "control", "monitor", "follower", "exporter"]
 
 # After its last chance to finish requests, time for a child to flush logs and leave before it is killed.
 FLUSH_GRACE_S = 5.0
@@ -58,7 +58,7 @@ class ChildSpec:
 
     @property
     def name(self) -> str:
-        """How logs call the child: ``worker-0``, ``control``, ``monitor``, ``follower``."""
+        """How logs call the child: ``worker-0``, ``control``, ``monitor``, ``follower``, ``exporter``."""
         return child_name(self.role, self.slot)
 
     def to_json(self) -> bytes:
@@ -119,7 +119,12 @@ def _run_room(spec: ChildSpec, report: Callable[[str], None]) -> None:
     assert spec.socket_fd is not None
     listener = socket.socket(fileno=spec.socket_fd)
     report = _listening_when_ready(report, listener)
-    if spec.role == "control":
+    if spec.role == "exporter":
+        from gateway.exporter import run_exporter
+
+        gc.enable()
+        run_exporter(run_dir=spec.run_dir, listener=listener, report=report, lifeline_fd=spec.lifeline_fd)
+    elif spec.role == "control":
         from gateway.control.app import run_control
 
         gc.enable()

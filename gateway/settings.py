@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from gateway.bounds import convert
 from gateway.errors import InvalidSetting
 from gateway.labelling import LabelSettings, parse_detectors
+from gateway.metrics_port import MetricsSettings
 from gateway.passwords import is_redacted, redacted
 from gateway.redaction import parse_setting
 
@@ -204,6 +205,7 @@ class Settings:
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     supervisor: SupervisorSettings = field(default_factory=SupervisorSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     approvals: ApprovalSettings = field(default_factory=ApprovalSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)

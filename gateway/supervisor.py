@@ -93,6 +93,9 @@ def _slots(settings: Settings, parts: tuple[str, ...], stack: contextlib.ExitSta
         slots.append(Slot("control", 0, stack.enter_context(one), settings.supervisor))
     if "monitor" in parts:
         slots.append(Slot("monitor", 0, None, settings.supervisor))
+    if (address := settings.metrics.address) is not None:
+        (one,) = sockets.bind_all(*address, 1, what="the port of the metrics")
+        slots.append(Slot("exporter", 0, stack.enter_context(one), settings.supervisor))
     return slots
 
 
@@ -119,7 +122,7 @@ class Supervisor:
     def run(self) -> None:
         """Fill the slots and keep them filled until a signal has ended it."""
         if any(slot.role == "worker" for slot in self._slots):
-            _warn_of_threads(self._settings, self._processors)
+            threads.warn(self._settings, self._processors)
         with _signal_numbers() as wakeup_fd, self._selector:
             self._selector.register(wakeup_fd, selectors.EVENT_READ, None)
             self._step()  # the children first: what is imported next takes longer than to start them all
@@ -319,6 +322,7 @@ class Supervisor:
         return {
             "data": address("worker"),
             "control": address("control"),
+            "metrics": address("exporter"),
             "pid": os.getpid(),
             "boot": self._around.boot.name,
             "run_dir": str(self._around.boot.run_dir.absolute()),
@@ -329,7 +333,7 @@ class Supervisor:
 
     def _greet(self) -> None:
         addresses = self._addresses()
-        urls = {name: addresses[name]["url"] for name in ("data", "control") if addresses[name]}
+        urls = {name: addresses[name]["url"] for name in ("data", "control", "metrics") if addresses[name]}
         if not sys.stderr.isatty():
             _log.info("ready", extra=urls)
             return
@@ -339,6 +343,8 @@ class Supervisor:
         if "control" in urls:
             lines.append(f"  admin        {urls['control']}")
             lines.append(f"  admin token  in {self._settings.admin_token_path}")
+        if "metrics" in urls:
+            lines.append(f"  metrics      {urls['metrics']}/metrics")
         sys.stderr.write("\n".join(lines) + "\n\n")
 
 
@@ -349,16 +355,6 @@ def _check_shared_store(url: str) -> None:
     from gateway.flags import pglink  # here and not above: most gateways have no database
 
     pglink.read_address(url, application="sluicegate")
-
-
-def _warn_of_threads(settings: Settings, processors: int) -> None:
-    told = threads.advice(settings, processors)
-    if told is not None:
-        _log.warning(
-            "more threads may run models at once than there are processors, so that they wait for each other: %s",
-            told,
-            extra={"threads": settings.batching.threads * settings.server.workers, "processors": processors},
-        )
 
 
 def _restart_metrics(slots: list[Slot]) -> SupervisorMetrics:

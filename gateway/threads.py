@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from gateway.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 def advice(settings: Settings, processors: int) -> str | None:
@@ -23,3 +26,14 @@ def advice(settings: Settings, processors: int) -> str | None:
         lowered[name] = min(now[name], max(1, processors // others))
     changes = [f"{name} to {value}" for name, value in lowered.items() if value != now[name]]
     return f"lower {' and '.join(changes)}" if changes else None
+
+
+def warn(settings: Settings, processors: int) -> None:
+    """Log the advice, if there is any."""
+    told = advice(settings, processors)
+    if told is not None:
+        _log.warning(
+            "more threads may run models at once than there are processors, so that they wait for each other: %s",
+            told,
+            extra={"threads": settings.batching.threads * settings.server.workers, "processors": processors},
+        )

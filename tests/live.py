@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 
 Found = TypeVar("Found")
-ChildRole = Literal["worker", "control", "monitor", "follower"]
+ChildRole = Literal["worker", "control", "monitor", "follower", "exporter"]
 # Section -> key -> value, as in the settings file.
 SettingsTable = Mapping[str, Mapping[str, str | int | float]]
 

@@ -79,6 +79,20 @@ def test_the_environment_reaches_every_kind_of_setting() -> None:
     assert effective.log.level == "debug"
 
 
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [("", None), ("127.0.0.1:0", ("127.0.0.1", 0)), ("[::]:9091", ("::", 9091)), ("db.example:80", ("db.example", 80))],
+)
+def test_the_port_of_the_metrics_is_an_address_or_none(listen: str, address: tuple[str, int] | None) -> None:
+    assert settings.load(None, {"SLUICEGATE_METRICS__LISTEN": listen}, {}).metrics.address == address
+
+
+@pytest.mark.parametrize("listen", ["9091", ":9091", "host:", "host:65536", "host:-1", "host:http"])
+def test_what_is_no_address_of_the_metrics_is_refused(listen: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"metrics\.listen.*HOST:PORT"):
+        settings.load(None, {"SLUICEGATE_METRICS__LISTEN": listen}, {})
+
+
 def test_a_misspelt_variable_is_refused_with_the_variable_that_is_nearest() -> None:
     with pytest.raises(InvalidSetting, match=r"'server\.port' \(SLUICEGATE_SERVER__PORT\)"):
         settings.load(None, {"SLUICEGATE_SERVER_PORT": "1"}, {})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,19 +12,15 @@ import httpx
 import pytest
 
 from tests.builders import classifier, write_package
+from tests.deploy.programs import require
+from tests.deploy.prometheus import CONFIGURATION, install, replaced, results, running
 from tests.live import LiveGateway, eventually
-
-CONFIGURATION = Path(__file__).parents[2] / "deploy" / "prometheus" / "prometheus.yml"
-INSTALL_IT = "prometheus is not installed; on Debian: apt-get install prometheus"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _prometheus_is_there() -> None:
-    """Without Prometheus there is nothing to show; where everything is built (CI is set) that is a failure."""
-    if shutil.which("prometheus") is None:
-        if os.environ.get("CI"):
-            pytest.fail(INSTALL_IT)
-        pytest.skip(INSTALL_IT)
+    """Without Prometheus there is nothing to show."""
+    require("prometheus", "prometheus")
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +29,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
     write_package(root / "models", classifier())
     with LiveGateway(root / "models", root / "state", workers=2) as live:
         yield live
-
-
-def replaced(text: str, places: dict[str, str]) -> str:
-    for shipped, here in places.items():
-        assert shipped in text
-        text = text.replace(shipped, here)
-    return text
 
 
 @pytest.fixture(scope="module")
@@ -67,48 +54,24 @@ def token_file(gateway: LiveGateway) -> Path:
 @pytest.fixture(scope="module")
 def configuration(gateway: LiveGateway, token_file: Path) -> Path:
     """Our configuration for this gateway's port and token, and scraping more often."""
-    path = token_file.with_name("prometheus.yml")
     places = {
         "127.0.0.1:8081": gateway.control_url.removeprefix("http://"),
         "/etc/prometheus/sluicegate.token": str(token_file),
         "scrape_interval: 15s": "scrape_interval: 500ms",
     }
-    path.write_text(replaced(CONFIGURATION.read_text(), places))
-    return path
+    return install(token_file.parent, places)
 
 
 @pytest.fixture(scope="module")
 def prometheus(configuration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of the query API of a Prometheus that scrapes the gateway."""
-    root = tmp_path_factory.mktemp("prometheus")
-    log = root / "prometheus.log"
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={configuration}",
-                f"--storage.tsdb.path={root / 'series'}",
-                "--web.listen-address=127.0.0.1:0",
-            ],
-            stderr=stderr,
-        )
-    try:
-        found = eventually(
-            lambda: re.search(r'msg="Listening on".*? address=(127\.0\.0\.1:\d+)', log.read_text()),
-            "prometheus listens",
-        )
-        with httpx.Client(base_url=f"http://{found[1]}") as client:
-            yield client
-    finally:
-        process.terminate()
-        process.wait(20)
+    with running(configuration, tmp_path_factory.mktemp("prometheus")) as client:
+        yield client
 
 
 def query(prometheus: httpx.Client, expression: str) -> float | None:
     """The value of *expression*, None if it has no series."""
-    answer = prometheus.get("/api/v1/query", params={"query": expression}).raise_for_status().json()
-    result = answer["data"]["result"]
-    return float(result[0]["value"][1]) if result else None
+    found = results(prometheus, expression)
+    return float(found[0]["value"][1]) if found else None
 
 
 def test_the_shipped_configuration_is_valid(configuration: Path) -> None:

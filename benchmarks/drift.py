@@ -24,6 +24,7 @@ from gateway.offline.together import Fit
 from gateway.settings import MonitorSettings
 
 Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 COLUMNS = 20  # half of them normal, half lognormal
 REFERENCES = 10
@@ -50,6 +51,24 @@ class Found:
     found_error: float
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One reference, [columns, rows], and windows of it, [windows, columns, rows]; in the shifted ones the first column
+    is shifted."""
+
+    reference: Array
+    clean: Array
+    shifted: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """Which columns are called drifted, [windows, columns], and what is said of each window as a whole, [windows]."""
+
+    columns: Flags
+    whole: Flags
+
+
 def measured(
     rows: int,
     windows: int,
@@ -63,34 +82,54 @@ def measured(
 
     They are spread evenly over *references* references. The rule is that of *settings*, by default the product's.
     """
+    tallies = np.zeros((references, 5))
+    for number in range(references):
+        drawn = draw(rows, windows // references, number, shift=shift, seed=seed)
+        clean = verdicts(drawn.reference, drawn.clean, settings)
+        shifted = verdicts(drawn.reference, drawn.shifted, settings)
+        fit = Fit(_columns(drawn.reference, drawn.reference))
+        apart = [fit.judge(_columns(drawn.reference, window)).is_outside for window in drawn.clean]
+        tallies[number] = (
+            clean.columns.any(axis=1).mean(),
+            clean.whole.mean(),
+            np.mean(apart),
+            shifted.columns[:, 0].mean(),
+            shifted.columns[:, 1:].any(axis=1).mean(),
+        )
+    found, alarmed, apart_share, moved, others = tallies.mean(axis=0).tolist()
+    return Found(found, alarmed, apart_share, moved, others, float(tallies[:, 3].std(ddof=1) / np.sqrt(references)))
+
+
+def draw(rows: int, windows: int, number: int, *, shift: float = SHIFT_DEVIATIONS, seed: int = 1) -> Drawn:
+    """The reference of this number, and windows of it. Of more windows the first ones are the same."""
+    random = np.random.default_rng([seed, rows, number])
+    reference = _table(random, REFERENCE_ROWS)
+    clean, shifted = (np.empty((windows, COLUMNS, rows)) for _ in range(2))
+    for window in range(windows):
+        clean[window] = _table(random, rows)
+        shifted[window] = _table(random, rows)
+        shifted[window, 0] += shift
+    return Drawn(reference, clean, shifted)
+
+
+def verdicts(reference: Array, windows: Array, settings: MonitorSettings | None = None) -> Verdicts:
+    """What the rule of *settings*, by default the product's, says of windows that follow each other; whole: whether any
+    column has an alarm after the window."""
     monitor = settings or MonitorSettings()
     rules = Rules(monitor.min_window_rows, monitor.max_false_discovery_rate, monitor.min_effect)
     rule = AlarmRule(monitor.alarm_drifted_windows, monitor.alarm_windows)
-    tallies = np.zeros((references, 5))
-    for number in range(references):
-        random = np.random.default_rng([seed, rows, number])
-        reference = _table(random, REFERENCE_ROWS)
-        fit = Fit(_columns(reference, reference))
-        history: list[FinishedWindow] = []
-        for _ in range(windows // references):
-            columns = _columns(reference, _table(random, rows))
-            drifts = compare(columns, rules)
-            ids = [""] * rows
-            findings = tuple(finding(drift, column, ids) for drift, column in zip(drifts, columns, strict=True))
-            history = [*history, FinishedWindow(0, 0, rows, rows, findings)][-rule.windows :]
-            shifted = _table(random, rows)
-            shifted[0] += shift
-            moved = {drift.name for drift in compare(_columns(reference, shifted), rules) if drift.verdict == "drifted"}
-            tallies[number] += (
-                any(drift.verdict == "drifted" for drift in drifts),
-                bool(alarms(history, rule)[0]),
-                fit.judge(columns).is_outside,
-                "x0" in moved,
-                bool(moved - {"x0"}),
-            )
-    shares = tallies / (windows // references)
-    clean, alarmed, apart, found, others = shares.mean(axis=0).tolist()
-    return Found(clean, alarmed, apart, found, others, float(shares[:, 3].std(ddof=1) / np.sqrt(references)))
+    called = np.zeros((len(windows), len(reference)), dtype=np.bool_)
+    alarmed = np.zeros(len(windows), dtype=np.bool_)
+    history: list[FinishedWindow] = []
+    for number, window in enumerate(windows):
+        columns = _columns(reference, window)
+        drifts = compare(columns, rules)
+        ids = [""] * window.shape[1]
+        findings = tuple(finding(drift, column, ids) for drift, column in zip(drifts, columns, strict=True))
+        history = [*history, FinishedWindow(0, 0, len(ids), len(ids), findings)][-rule.windows :]
+        called[number] = [drift.verdict == "drifted" for drift in drifts]
+        alarmed[number] = bool(alarms(history, rule)[0])
+    return Verdicts(called, alarmed)
 
 
 def _table(random: np.random.Generator, rows: int) -> Array:

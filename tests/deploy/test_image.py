@@ -1,4 +1,4 @@
-"""The Dockerfile, as far as it can be tried without an engine: what it copies is there, and what it runs is run here."""
+"""The Dockerfile, as far as it can be tried without an engine: what it copies exists, what it runs is run here."""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ def records_of(table: Any, model: str, version: str) -> Iterator[dict[str, Any]]
     """The rows of *table* as the records that they were. Fields that a row did not have are left out, inputs and
     outputs that it did not have are None. Raises ValueError if it is no such table.
     """
-    columns = {name: _plain(table[name].to_pylist(), kind) for name, kind in kinds_in(table.schema).items()}
+    columns = {name: plain_values(table[name].to_pylist(), kind) for name, kind in kinds_in(table.schema).items()}
     groups: dict[str, dict[str, list[Any]]] = {}
     for name, column in columns.items():
         head, _, tail = name.partition(".")
@@ -293,7 +293,8 @@ def records_of(table: Any, model: str, version: str) -> Iterator[dict[str, Any]]
         yield record
 
 
-def _plain(column: list[Any], kind: Kind) -> list[Any]:
+def plain_values(column: list[Any], kind: Kind) -> list[Any]:
+    """What a column of a part, or some of its values, said in the lines."""
     if kind == "json":
         return [None if value is None else orjson.loads(value) for value in column]
     if kind == "float":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-# (ts_ns, prediction id, row of the request, the values of the columns in order)
-Row = tuple[int, str, int, list[Any]]
+import numpy as np
+
+from gateway.offline.rows import Drawn, Rows, Shape, no_rows, together
 
 # While a backlog is read, the files of several workers come one after the other. So much is held back until all is
 # read, so that rows find their place in time: windows by count, and windows by time.
@@ -23,7 +22,7 @@ class Cut:
     """The rows of one finished window, oldest first. rows_seen: how many there were; more than are here if the bound
     was reached, and then those here were drawn at random."""
 
-    rows: Sequence[Row]
+    rows: Rows
     rows_seen: int
 
 
@@ -34,26 +33,33 @@ class Uncut:
     limit_rows: a window by count has so many rows; one by time keeps at most so many. window_ns: length of a window by
     time; 0 cuts by count. Windows by time begin at multiples of their length since 1970. ended_ns: rows before it are
     late, and in no window; late_rows counts them. Holds at most 4 * limit_rows rows by count, 49 * 2 * limit_rows by
-    time while a backlog is read, two windows otherwise.
+    time while a backlog is read, two windows otherwise; and what was added since `cut` was called.
     """
 
     limit_rows: int
     window_ns: int = 0
     ended_ns: int = 0
     late_rows: int = 0
-    _periods: dict[int, list[Row]] = field(default_factory=dict)
+    _by_count: list[Rows] = field(default_factory=list)
+    _periods: dict[int, Drawn] = field(default_factory=dict)
     _seen: dict[int, int] = field(default_factory=dict)
 
-    def add(self, row: Row) -> None:
-        if row[0] < self.ended_ns:
-            self.late_rows += 1
+    def add(self, rows: Rows) -> None:
+        """All rows that are ever added have one shape."""
+        is_late = rows.ts_ns < self.ended_ns
+        if late_rows := int(np.count_nonzero(is_late)):
+            self.late_rows += late_rows
+            rows = rows.taken(~is_late)
+        if not len(rows):
             return
-        period = row[0] // self.window_ns if self.window_ns else 0
-        rows = self._periods.setdefault(period, [])
-        rows.append(row)
-        self._seen[period] = self._seen.get(period, 0) + 1
-        if self.window_ns and len(rows) >= 2 * self.limit_rows:
-            self._periods[period] = drawn(rows, self.limit_rows)
+        if not self.window_ns:
+            self._by_count.append(rows)
+            return
+        periods = rows.ts_ns // self.window_ns
+        for period in np.unique(periods).tolist():
+            own = rows.taken(periods == period)
+            self._periods.setdefault(period, Drawn(self.limit_rows)).add(own)
+            self._seen[period] = self._seen.get(period, 0) + len(own)
 
     def cut(self, now_ns: int, *, is_all_read: bool) -> Iterator[Cut]:
         """Take out the windows that are finished, oldest first.
@@ -69,44 +75,31 @@ class Uncut:
             period = min(self._periods)
             if not (is_all_read and period < over) and len(self._periods) <= _BACKLOG_PERIODS:
                 return
-            rows, seen = drawn(self._periods.pop(period), self.limit_rows), self._seen.pop(period)
+            rows, seen = self._periods.pop(period).rows().drawn(self.limit_rows), self._seen.pop(period)
             self.ended_ns = (period + 1) * self.window_ns
-            rows.sort(key=lambda row: row[:3])
-            yield Cut(rows, seen)
+            yield Cut(rows.in_order(), seen)
 
     def _cut_by_count(self, windows: int) -> Iterator[Cut]:
-        rows = self._periods.get(0, [])
-        if len(rows) < windows * self.limit_rows:
+        if sum(map(len, self._by_count)) < windows * self.limit_rows:
             return
-        rows.sort(key=lambda row: row[:3])
-        while len(rows) >= windows * self.limit_rows:
-            taken = rows[: self.limit_rows]
-            del rows[: self.limit_rows]
-            yield Cut(taken, self.limit_rows)
+        rows, start, cuts = together(self._by_count).in_order(), 0, []
+        while len(rows) - start >= windows * self.limit_rows:
+            cuts.append(Cut(rows.part(start, start + self.limit_rows), self.limit_rows))
+            start += self.limit_rows
+        self._by_count = [rows.part(start, len(rows))] if start < len(rows) else []
+        yield from cuts
 
-    def rows(self) -> list[Row]:
-        return [row for rows in self._periods.values() for row in rows]
+    def rows(self, shape: Shape = ()) -> Rows:
+        """All that are held; of *shape* if there are none."""
+        parts = [*self._by_count, *(drawn.rows() for drawn in self._periods.values())]
+        return together(parts) if parts else no_rows(shape)
 
     def seen(self) -> list[tuple[int, int]]:
-        """(period, rows that there were) of each window that is not finished."""
+        """(period, rows that there were) of each window by time that is not finished."""
         return list(self._seen.items())
 
-    def restore(self, rows: Sequence[Row], seen: Sequence[tuple[int, int]]) -> None:
+    def restore(self, rows: Rows, seen: Sequence[tuple[int, int]]) -> None:
         """Take back what `rows` and `seen` gave."""
-        for row in rows:
-            self.add(row)
+        self.add(rows)
         if self.window_ns:
             self._seen.update({period: count for period, count in seen if period in self._periods})
-
-
-def drawn(rows: list[Row], limit_rows: int) -> list[Row]:
-    """At most limit_rows of *rows*, drawn at random and yet the same in whatever order they came.
-
-    A draw from a draw and further rows is a draw from all of them.
-    """
-    return rows if len(rows) <= limit_rows else sorted(rows, key=_lot)[:limit_rows]
-
-
-def _lot(row: Row) -> bytes:
-    # Not the hash that sampling uses: of a sampled id that one is known to be small.
-    return hashlib.blake2b(f"{row[1]}/{row[2]}".encode(), digest_size=8).digest()

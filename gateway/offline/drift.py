@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
 from gateway.offline.measures import Measures
+from gateway.offline.sides import Side
 from gateway.tensors import Array, Kind
 
 Role = Literal["input", "output"]
@@ -57,7 +59,8 @@ class Column:
 
     reference, current: one value per row, of the same kind: float64 with NaN for missing if numeric; objects with None
     for missing if categorical. wrong_type: how many of current are missing only because they were no numbers.
-    expected: if not None, only what the values differ by beyond that is tested.
+    expected: if not None, only what the values differ by beyond that is tested. then, now: both sides, looked at once;
+    then is given by who has looked at that reference before.
     """
 
     name: str
@@ -67,6 +70,13 @@ class Column:
     current: Array
     wrong_type: int = 0
     expected: Expected | None = None
+    then: Side = None  # type: ignore[assignment] # never after __post_init__
+    now: Side = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.then is None or self.then.values is not self.reference:
+            object.__setattr__(self, "then", Side(self.reference))
+        object.__setattr__(self, "now", Side(self.current))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +144,27 @@ def ks(reference: Array, current: Array) -> tuple[float, float]:
     >>> ks(np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.0, 4.0, 5.0, 6.0]))[0]
     0.5
     """
+    return _ks(np.sort(reference), np.sort(current))
+
+
+def _ks(then: Array, now: Array) -> tuple[float, float]:
+    """ks of two sides that are in order.
+
+    As scipy does it, to the last bit, but at the window's values alone: between two of them its distribution function
+    stands still and the other one only rises, so the distance is largest where one begins, or just before.
+    """
+    n, m = len(then), len(now)
+    before = np.searchsorted(then, now, side="left") / n - np.searchsorted(now, now, side="left") / m
+    after = np.searchsorted(now, now, side="right") / m - np.searchsorted(then, now, side="right") / n
+    distance = max(0.0, float(before.max()), float(after.max()))
+    return distance, _ks_p(distance, round(float(n) * float(m) / (n + m)))
+
+
+@lru_cache(maxsize=1 << 14)  # windows are of one size, and of few distances
+def _ks_p(distance: float, rows: int) -> float:
     from scipy import stats
 
-    found = stats.ks_2samp(reference, current, method="asymp")
-    return float(found.statistic), float(found.pvalue)
+    return min(max(float(stats.kstwo.sf(distance, rows)), 0.0), 1.0)
 
 
 def chi_square(table: Array) -> tuple[str, float, float]:
@@ -176,9 +203,13 @@ def count_table(reference: Sequence[Any], current: Sequence[Any]) -> Array:
     other category if it still expects less than 1 itself. So a new category counts as soon as it is frequent enough to
     be tested. k = 1 means that nothing is left to compare.
     """
-    then, now = Counter(reference), Counter(current)
-    n = len(reference) + len(current)
-    smaller = min(len(reference), len(current)) / n
+    return _table(Counter(reference), Counter(current))
+
+
+def _table(then: Counter[Any], now: Counter[Any]) -> Array:
+    sizes = then.total(), now.total()
+    n = sum(sizes)
+    smaller = min(sizes) / n
     kept: list[list[int]] = []
     pool = [0, 0]
     for category in then.keys() | now.keys():
@@ -201,21 +232,20 @@ def _tests(column: Column, rules: Rules) -> list[_Test]:
     if min(len(column.reference), len(column.current)) < rules.min_rows:
         return []
     tests: list[_Test] = []
-    missing_ref, missing_cur = _missing(column.reference), _missing(column.current)
-    reference, current = column.reference[~missing_ref], column.current[~missing_cur]
-    if min(len(reference), len(current)) >= rules.min_rows:
+    then, now = column.then, column.now
+    if min(len(then.present), len(now.present)) >= rules.min_rows:
         if column.kind == "numeric":
-            distance, p = ks(reference, current)
+            distance, p = _ks(then.ordered, now.ordered)
             tests.append(_beyond(_Test(KS, distance, p, distance, distance), column, 2))
         else:
-            table = count_table(reference.tolist(), current.tolist())
+            table = _table(then.counts, now.counts)
             if table.shape[1] > 1:
                 name, statistic, p = chi_square(table)
                 effect = cramers_v(table)
                 tests.append(_beyond(_Test(name, statistic, p, effect, effect), column, table.shape[1]))
-    if missing_ref.any() or missing_cur.any():
-        gone = np.array([missing_ref.sum(), missing_cur.sum()])
-        table = np.stack([gone, [len(missing_ref), len(missing_cur)] - gone], axis=1).astype(np.float64)
+    if then.missing or now.missing:
+        gone = np.array([then.missing, now.missing])
+        table = np.stack([gone, [len(then), len(now)] - gone], axis=1).astype(np.float64)
         if table.sum(axis=0).all():
             _name, statistic, p = chi_square(table)
             effect = cramers_v(table)
@@ -256,16 +286,8 @@ def _entered(tests: Sequence[_Test], rules: Rules) -> _Test | None:
     return replace(chosen, p=min(1.0, len(tests) * chosen.p))
 
 
-def _missing(values: Array) -> Array:
-    if values.dtype == object:
-        return np.array([value is None for value in values.tolist()], dtype=np.bool_)
-    return np.isnan(values)
-
-
 def _verdict(column: Column, found: _Test | None, rules: Rules) -> ColumnDrift:
-    rate_ref, rate_cur = (
-        float(_missing(side).mean()) if len(side) else 0.0 for side in (column.reference, column.current)
-    )
+    rate_ref, rate_cur = (side.missing / len(side) if len(side) else 0.0 for side in (column.then, column.now))
     base = ColumnDrift(
         column.name,
         column.role,
@@ -314,10 +336,10 @@ def _untested(column: Column, rules: Rules) -> tuple[Verdict, str]:
     for side, values in (("reference", column.reference), ("window", column.current)):
         if len(values) < rules.min_rows:
             return "insufficient", f"the {side} has {len(values)} rows of at least {rules.min_rows}"
-    for side, values in (("reference", column.reference), ("window", column.current)):
-        present = len(values) - int(_missing(values).sum())
+    for name, looked_at in (("reference", column.then), ("window", column.now)):
+        present = len(looked_at) - looked_at.missing
         if 0 < present < rules.min_rows:
-            return "insufficient", f"the {side} has {present} present values of at least {rules.min_rows}"
+            return "insufficient", f"the {name} has {present} present values of at least {rules.min_rows}"
     kinds = {*column.reference.tolist(), *column.current.tolist()} if column.kind == "categorical" else set()
     if len(kinds) > 1:
         return "insufficient", "no two categories are frequent enough to be compared"

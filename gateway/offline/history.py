@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gateway.offline.cuts import Row
+from gateway.offline.cuts import Cut
 from gateway.offline.drift import CHI_SQUARE, FISHER, KS, MISSING, Column, ColumnDrift, Role, Rules, Verdict, compare
-from gateway.offline.outside import outside_of
+from gateway.offline.outside import outside_share
 
 MAX_WINDOWS = 32
 MAX_EXAMPLES = 5
@@ -105,14 +105,13 @@ class TimelinePoint:
     outside: float | None = None
 
 
-def judged(columns: Sequence[Column], rows: Sequence[Row], rows_seen: int, rules: Rules) -> FinishedWindow:
-    """What is found in a finished window: *rows*, at least one, oldest first, are those of each column's current."""
-    ids = [row[1] for row in rows]
+def judged(columns: Sequence[Column], cut: Cut, rules: Rules) -> FinishedWindow:
+    """What is found in a finished window of at least one row; its rows are those of each column's current."""
+    ids, ts_ns = cut.rows.ids.tolist(), cut.rows.ts_ns
     drifts = zip(compare(columns, rules), columns, strict=True)
     findings = tuple(finding(drift, column, ids) for drift, column in drifts)
-    outside = outside_of(columns, ids)
-    share = None if outside is None else outside.share
-    return FinishedWindow(rows[0][0], rows[-1][0], len(rows), rows_seen, findings, share)
+    share = outside_share(columns, len(ids))
+    return FinishedWindow(int(ts_ns[0]), int(ts_ns[-1]), len(ids), cut.rows_seen, findings, share)
 
 
 def finding(drift: ColumnDrift, column: Column, ids: Sequence[str]) -> Finding:
@@ -140,11 +139,11 @@ def examples(column: Column, test: str, ids: Sequence[str]) -> tuple[str, ...]:
     most. Missing values: those that miss it, or that have it if fewer do now.
     """
     if test == KS:
-        is_shown = _beyond(column.reference, column.current)
+        is_shown = _beyond(column)
     elif test in (CHI_SQUARE, FISHER):
-        is_shown = _gained(column.reference.tolist(), column.current.tolist())
+        is_shown = _gained(column)
     elif test == MISSING:
-        then, now = (_is_missing(side) for side in (column.reference, column.current))
+        then, now = column.then.is_missing, column.now.is_missing
         is_shown = now if now.mean() >= then.mean() else ~now
     else:
         return ()
@@ -226,24 +225,20 @@ def _alarm(window: FinishedWindow, found: Finding, drifted_windows: int, judged_
     )
 
 
-def _beyond(reference: Any, current: Any) -> Any:
-    """Which rows of *current* lie on the side of the widest gap between the two distributions that gained."""
-    then, now = np.sort(reference[~np.isnan(reference)]), np.sort(current[~np.isnan(current)])
+def _beyond(column: Column) -> Any:
+    """Which rows of the window lie on the side of the widest gap between the two distributions that gained."""
+    then, now = column.then.ordered, column.now.ordered
     points = np.concatenate([then, now])
     gap = (
         np.searchsorted(now, points, side="right") / now.size - np.searchsorted(then, points, side="right") / then.size
     )
     widest = int(np.argmax(np.abs(gap)))
-    return current <= points[widest] if gap[widest] > 0 else current > points[widest]
+    return column.current <= points[widest] if gap[widest] > 0 else column.current > points[widest]
 
 
-def _gained(then: Sequence[Any], now: Sequence[Any]) -> Any:
-    names = {name for name in now if name is not None}
-    most = max(names, key=lambda name: (now.count(name) / len(now) - then.count(name) / len(then), name))
-    return np.array([value == most for value in now], dtype=np.bool_)
-
-
-def _is_missing(values: Any) -> Any:
-    if values.dtype == object:
-        return np.array([value is None for value in values.tolist()], dtype=np.bool_)
-    return np.isnan(values)
+def _gained(column: Column) -> Any:
+    """Which rows of the window are of the category whose share grew most."""
+    then, now = column.then.counts, column.now.counts
+    n_then, n_now = len(column.then), len(column.now)
+    most = max(now, key=lambda name: (now[name] / n_now - then[name] / n_then, name))
+    return np.array([value == most for value in column.current.tolist()], dtype=np.bool_)

@@ -15,14 +15,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import orjson
+import numpy as np
 
 from gateway.errors import PackageInvalid
 from gateway.metrics import MonitorMetrics
 from gateway.models.manifest import NAME_PATTERN, VERSION_PATTERN
 from gateway.offline.beside import Besides
+from gateway.offline.chunks import Chunk, Taken, of_lines
 from gateway.offline.drift import Column, ColumnDrift, Rules, compare
-from gateway.offline.history import AlarmRule, alarms, judged, timeline
+from gateway.offline.history import MAX_WINDOWS, AlarmRule, alarms, judged, timeline
 from gateway.offline.measures import measure
 from gateway.offline.outside import outside_of
 from gateway.offline.past import PastReader
@@ -32,9 +33,8 @@ from gateway.offline.report import DriftDocument, VersionReport, status_of
 from gateway.offline.together import Fit, Together
 from gateway.offline.windows import Memory, Window, load_memory, replace_file
 from gateway.redaction import parse_setting
-from gateway.samples.record import RANDOM, SCHEMA
 from gateway.samples.retention import Retention
-from gateway.samples.segments import SegmentReader, Watermark
+from gateway.samples.segments import SegmentReader, Watermark, version_in
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ log = logging.getLogger(__name__)
 
 MEMORY_FILE = "memory.json"
 
-# What one step reads at most (about 0.2 s of work), so that it beats and reports while it catches up.
+# What one step reads at most (some 0.1 s of work), so that it beats and reports while it catches up.
 _STEP_BYTES = 4 * 1024 * 1024
+# Finished windows that are not judged yet take so much memory at most.
+_MAX_UNJUDGED_BYTES = 32 * 1024 * 1024
 # A package without a reference is looked at again, since it may be on its way.
 _RETRY_S = 10.0
 # Columns of a version that get metrics of their own; the drift document has them all.
@@ -104,9 +106,10 @@ class Monitor:
 
     def step(self) -> bool:
         """Read what is new, up to a bound; returns whether there may be more. Raises OSError."""
-        for relative, block in chain(self._past.read(_STEP_BYTES), self._reader.read(_STEP_BYTES)):
+        segments = ((relative, self._columns(relative, block)) for relative, block in self._reader.read(_STEP_BYTES))
+        for relative, taken in chain(self._past.read(_STEP_BYTES), segments):
             self._is_dirty = True
-            bad_lines = sum(not self._take(line) for line in block.splitlines())
+            bad_lines = taken.bad_lines + sum(not self._take(chunk) for chunk in taken.chunks)
             if bad_lines:
                 log.warning("lines that are no samples", extra={"file": relative, "lines": bad_lines})
         has_more = self._reader.has_more or not self._past.is_read
@@ -145,6 +148,8 @@ class Monitor:
 
     def save(self) -> None:
         """Make what was read survive a kill. Raises OSError."""
+        for model, version in self._memory.windows:
+            self._judge_all(model, version)
         self._memory.watermark = self._reader.watermark
         self._memory.besides = self._besides.to_plain()
         self._memory.save(self._memory_path)
@@ -220,47 +225,58 @@ class Monitor:
             )
             self._besides.restore(memory.besides)
             return memory
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             # The log is still there: reading it again from its start gives the same windows.
             log.warning("the monitor's memory cannot be read; reading the whole log again", extra={"error": str(error)})
             return Memory()
 
-    def _take(self, line: bytes) -> bool:
-        """Put one line of the log into its window; False if it is no sample."""
-        try:
-            record = orjson.loads(line)
-            if record["schema"] != SCHEMA:
-                return False
-            if record["sample_reason"] == RANDOM:
-                model, version = record["model"], record["version"]
-                window = self._window(model, version, record["digest"], record["ts_ns"])
-                if window is not None:
-                    window.add(record)
-                    self._besides.take(record, self._reference)
-                    self._unsaved_rows += 1
-                    self._changed.add(model)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return False
-        return True
+    def _columns(self, relative: str, block: bytes) -> Taken:
+        """The rows of some lines of a segment."""
+        window = self._memory.windows.get(version_in(relative))
+        if window is not None and window.shape:  # without a reference there may be no pyarrow
+            from gateway.offline.batches import of_usual_lines
 
-    def _window(self, model: str, version: str, digest: str, ts_ns: int) -> Window | None:
-        """The window that a row belongs to; None if the row is of a package that has since been replaced.
+            usual = of_usual_lines(block, *version_in(relative), window.shape)
+            # Of another package other columns may be wanted.
+            if usual is not None and all(chunk.digest == window.digest for chunk in usual.chunks):
+                return usual
+        return of_lines(block)
+
+    def _take(self, chunk: Chunk) -> int:
+        """Put rows into their window; returns how many could not be."""
+        try:
+            window, start = self._window(chunk)
+        except ValueError:
+            return len(chunk)
+        rows = chunk.rows(window.shape).part(start, len(chunk))
+        if len(rows):
+            window.add(rows)
+            self._besides.take(chunk, rows, self._reference)
+            self._unsaved_rows += len(rows)
+            self._changed.add(chunk.model)
+        return 0
+
+    def _window(self, chunk: Chunk) -> tuple[Window, int]:
+        """The window that rows belong to, from which of them on: the others are of a package that has been replaced.
 
         Raises ValueError if these are no names of a model and a version.
         """
-        window = self._memory.windows.get((model, version))
+        key = (chunk.model, chunk.version)
+        window = self._memory.windows.get(key)
         if window is None:
-            if not (NAME_PATTERN.fullmatch(model) and VERSION_PATTERN.fullmatch(version)):
+            if not (NAME_PATTERN.fullmatch(chunk.model) and VERSION_PATTERN.fullmatch(chunk.version)):
                 raise ValueError("neither may lead out of the directories that they name files in")
-            window = Window(self._settings.monitor.window_rows, digest, window_ns=self._window_ns)
-            window.restart(digest, self._reference(model, version))
-            self._memory.windows[model, version] = window
-        elif window.digest != digest:
-            if ts_ns < window.newest_ts_ns():
-                return None
-            self._references.pop((model, version), None)
-            window.restart(digest, self._reference(model, version))
-        return window
+            window = Window(self._settings.monitor.window_rows, chunk.digest, window_ns=self._window_ns)
+            window.restart(chunk.digest, self._reference(*key))
+            self._memory.windows[key] = window
+        elif window.digest != chunk.digest:
+            newer = np.flatnonzero(chunk.ts_ns >= window.newest_ts_ns())
+            if not newer.size:
+                return window, len(chunk)
+            self._references.pop(key, None)
+            window.restart(chunk.digest, self._reference(*key))
+            return window, int(newer[0])
+        return window, 0
 
     def _reference(self, model: str, version: str) -> Reference | None:
         key = (model, version)
@@ -275,7 +291,7 @@ class Monitor:
         return None if isinstance(known, str) else known
 
     def _finish_windows(self, *, is_all_read: bool) -> None:
-        """Judge the windows that are finished, and remember what was found in them."""
+        """Set finished windows aside, to be judged when somebody asks for what was found in them."""
         if beside := self._besides.finish(self._rules, self._reference):
             self._changed |= beside
             self._is_dirty = True
@@ -285,10 +301,25 @@ class Monitor:
             reference = self._reference(model, version) if cuts else None
             if reference is None or not window.has_columns_of(reference):
                 continue
-            for cut in cuts:
-                window.finish(judged(columns_of(reference, cut.rows), cut.rows, cut.rows_seen, self._rules))
-                self._changed.add(model)
-                self._is_dirty = True
+            window.unjudged += cuts
+            self._changed.add(model)
+            self._is_dirty = True
+            # More than are told of: while a backlog is read, nobody ever sees what was found in the others.
+            del window.unjudged[:-MAX_WINDOWS]
+            while sum(cut.rows.size_bytes for cut in window.unjudged) > _MAX_UNJUDGED_BYTES:
+                self._judge(window, reference, 1)
+
+    def _judge_all(self, model: str, version: str) -> None:
+        """Have what was found in all finished windows."""
+        window, reference = self._memory.windows[model, version], self._reference(model, version)
+        if reference is not None and window.has_columns_of(reference):
+            self._judge(window, reference, len(window.unjudged))
+
+    def _judge(self, window: Window, reference: Reference, windows: int) -> None:
+        """Judge the oldest *windows* finished windows."""
+        for cut in window.unjudged[:windows]:
+            window.finish(judged(columns_of(reference, cut.rows), cut, self._rules))
+        del window.unjudged[:windows]
 
     def _examine(self, model: str, version: str) -> VersionReport:
         """Compare one version's window with its reference."""
@@ -296,11 +327,12 @@ class Monitor:
         reference = self._reference(model, version)
         if reference is not None and not window.has_columns_of(reference):
             window.restart(window.digest, reference)  # the reference came, or changed, after the first rows
+        self._judge_all(model, version)
         rows = window.rows()
         found: tuple[ColumnDrift, ...] = ()
         columns: list[Column] = []
         if reference is not None:
-            columns = columns_of(reference, window.rows())
+            columns = columns_of(reference, rows)
             found = tuple(
                 replace(drift, measures=measure(column))
                 for drift, column in zip(compare(columns, self._rules), columns, strict=True)
@@ -315,8 +347,8 @@ class Monitor:
             status,
             reason,
             window_rows=len(rows),
-            window_from_ns=rows[0][0] if rows else 0,
-            window_to_ns=rows[-1][0] if rows else 0,
+            window_from_ns=int(rows.ts_ns[0]) if len(rows) else 0,
+            window_to_ns=int(rows.ts_ns[-1]) if len(rows) else 0,
             rows_total=window.rows_total,
             reference_rows=reference.rows if reference is not None else 0,
             columns=found,
@@ -326,7 +358,7 @@ class Monitor:
             timeline=timeline(window.history),
             together=self._together(model, version, columns),
             beside=self._besides.examine(model, version, self._rules, self._alarm_rule, self._reference),
-            outside=outside_of(columns, [row[1] for row in rows]),
+            outside=outside_of(columns, rows.ids.tolist()),
         )
 
     def _together(self, model: str, version: str, columns: Sequence[Column]) -> Together | None:

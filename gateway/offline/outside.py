@@ -7,7 +7,6 @@ were that of the others (leave one out; for categories that is the estimate of G
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,49 +41,50 @@ def outside_of(columns: Sequence[Column], ids: Sequence[str]) -> Outside | None:
 
     columns: features are looked at, outputs are not. ids: the prediction id of each row of the window, oldest first.
     """
-    features = [column for column in columns if column.role == "input"]
-    if not features or not ids or not len(features[0].reference):
+    found = _outside(columns, len(ids))
+    if found is None:
         return None
     from scipy import stats
 
-    is_outside = np.zeros(len(ids), dtype=np.bool_)
-    is_edge = np.zeros(len(features[0].reference), dtype=np.bool_)
-    for column in features:
-        of_numbers = column.kind != "categorical"
-        current, reference = (_outside_numbers if of_numbers else _new_categories)(column)
-        is_outside |= current
-        is_edge |= reference
-    found, edges, rows = int(is_outside.sum()), int(is_edge.sum()), len(is_edge)
+    is_outside, is_edge = found
+    rows, edges, of_rows = int(is_outside.sum()), int(is_edge.sum()), len(is_edge)
     # The share is itself known from so many rows only: a beta distribution (Jeffreys) around it.
-    most = int(stats.betabinom.ppf(1 - _CHANCE_ABOVE, len(ids), edges + 0.5, rows - edges + 0.5))
+    most = int(stats.betabinom.ppf(1 - _CHANCE_ABOVE, len(ids), edges + 0.5, of_rows - edges + 0.5))
     newest = [ids[index] for index in np.flatnonzero(is_outside)[::-1].tolist()]
     return Outside(
-        found, found / len(ids), edges / rows, most / len(ids), found > most,
+        rows, rows / len(ids), edges / of_rows, most / len(ids), rows > most,
         tuple(dict.fromkeys(newest))[:MAX_EXAMPLES],
     )  # fmt: skip
 
 
-def _outside_numbers(column: Column) -> tuple[Array, Array]:
-    """Which values of the window lie beyond the reference's, and which of the reference's beyond all others."""
-    present = column.reference[~np.isnan(column.reference)]
-    if not present.size:
-        return np.zeros(len(column.current), dtype=np.bool_), np.zeros(len(column.reference), dtype=np.bool_)
-    low, high = present.min(), present.max()
-    is_edge = np.zeros(len(column.reference), dtype=np.bool_)
-    for end in (low, high):
-        at = column.reference == end
-        if np.count_nonzero(at) == 1:
-            is_edge |= at
-    return (column.current < low) | (column.current > high), is_edge
+def outside_share(columns: Sequence[Column], rows: int) -> float | None:
+    """Outside.share of a window of so many rows, without the rest."""
+    found = _outside(columns, rows)
+    return None if found is None else int(found[0].sum()) / rows
 
 
-def _new_categories(column: Column) -> tuple[Array, Array]:
-    """The same for categories: which are new, and which the reference has once."""
-    then, now = column.reference.tolist(), column.current.tolist()
-    counts = Counter(value for value in then if value is not None)
-    if not counts:
-        return np.zeros(len(now), dtype=np.bool_), np.zeros(len(then), dtype=np.bool_)
-    return (
-        np.array([value is not None and value not in counts for value in now], dtype=np.bool_),
-        np.array([value is not None and counts[value] == 1 for value in then], dtype=np.bool_),
-    )
+def _outside(columns: Sequence[Column], rows: int) -> tuple[Array, Array] | None:
+    """Which rows of the window are outside, and which of the reference would be if they were left out."""
+    features = [column for column in columns if column.role == "input"]
+    if not features or not rows or not len(features[0].reference):
+        return None
+    is_outside = np.zeros(rows, dtype=np.bool_)
+    is_edge = np.zeros(len(features[0].reference), dtype=np.bool_)
+    for column in features:
+        is_outside |= _of_column(column)
+        is_edge |= column.then.is_edge
+    return is_outside, is_edge
+
+
+def _of_column(column: Column) -> Array:
+    """Which values of the window lie beyond the reference's, or are categories that it does not have."""
+    now, then = column.current, column.then
+    if column.kind == "categorical":
+        counts = then.counts
+        return np.array(
+            [bool(counts) and value is not None and value not in counts for value in now.tolist()], np.bool_
+        )
+    if not len(then.ordered):
+        return np.zeros(len(now), dtype=np.bool_)
+    is_outside: Array = (now < then.ordered[0]) | (now > then.ordered[-1])
+    return is_outside

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import orjson
@@ -24,6 +23,7 @@ import pyarrow.parquet
 
 from gateway.offline.columns import records_of
 from gateway.samples.search import Found, Selection
+from gateway.samples.segments import version_in
 
 SUFFIX = ".parquet"
 _NAME = re.compile(r"part-(\d{4,})\.parquet")
@@ -98,8 +98,7 @@ def read_part(path: Path) -> Part:
 
 def version_of(folder: Path) -> tuple[str, str]:
     """(model, version) of an hour's folder."""
-    version, model = folder.parents[1].name, folder.parents[2].name
-    return unquote(model.removeprefix("model=")), unquote(version.removeprefix("version="))
+    return version_in("/".join(folder.parts[-4:]))
 
 
 def tables(path: Path, *, first_row: int = 0, selection: Selection | None = None) -> Iterator[Any]:

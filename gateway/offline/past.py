@@ -10,8 +10,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
-
+from gateway.offline.chunks import Taken
 from gateway.samples.segments import Watermark
 
 log = logging.getLogger(__name__)
@@ -54,18 +53,21 @@ class PastReader:
         """Whether there is nothing more."""
         return not self._left
 
-    def read(self, max_bytes: int) -> Iterator[tuple[str, bytes]]:
-        """(relative file, lines as they were in the segments), oldest hour first, until about *max_bytes* were given.
+    def read(self, max_bytes: int) -> Iterator[tuple[str, Taken]]:
+        """(relative file, rows of it), oldest hour first, until about *max_bytes* were given.
 
         Raises OSError; a file that has vanished, or is damaged, is passed over.
         """
         while self._left and max_bytes > 0:
             relative = self._left[-1]
             try:
-                for block in self._blocks(relative):
-                    max_bytes -= len(block)
-                    yield relative, block
-                    if max_bytes <= 0:
+                from gateway.offline.batches import batches
+
+                for batch in batches(self._root / relative, first_row=self._watermark.offsets[relative]):
+                    self._watermark.offsets[relative] += batch.rows  # with each that is given
+                    max_bytes -= batch.size_bytes
+                    yield relative, batch.taken
+                    if max_bytes <= 0 and batch.is_last:
                         return
             except FileNotFoundError:
                 pass
@@ -73,14 +75,3 @@ class PastReader:
                 log.warning("earlier samples cannot be read", extra={"file": relative, "error": str(error)})
             self._left.pop()
             del self._watermark.offsets[relative]
-
-    def _blocks(self, relative: str) -> Iterator[bytes]:
-        """The lines of one file that were not read yet; the watermark moves with each block."""
-        from gateway.offline.columns import records_of
-        from gateway.offline.parts import tables, version_of
-
-        path = self._root / relative
-        for table in tables(path, first_row=self._watermark.offsets[relative]):
-            records = records_of(table, *version_of(path.parent))
-            self._watermark.offsets[relative] += table.num_rows
-            yield b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)

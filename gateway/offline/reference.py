@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,16 @@ import numpy as np
 
 from gateway.errors import PackageInvalid
 from gateway.models.manifest import MANIFEST_FILE, REFERENCE_FILE, parse, sha256_of
-from gateway.offline.cuts import Row
 from gateway.offline.drift import Column, Role
+from gateway.offline.rows import Field, Rows, Shape, objects
+from gateway.offline.sides import Side
 from gateway.redaction import Rules, rules_for
 from gateway.tensors import Array, Kind, Signature
 
 # A feature of 32 bits is logged with 32 bits, while the reference may hold the 64 bits it was made from. Compared as
 # they are, 0.1 and float32(0.1) are different values, and a column of few distinct ones would seem all new.
 _PRECISION = {"FP16": np.float16, "FP32": np.float32}
+_NUMBER_TYPES = frozenset((int, float, bool, type(None)))
 _NUMBER_WORDS = ("NaN", "Infinity", "-Infinity")
 
 
@@ -31,6 +33,10 @@ class ReferenceColumn:
     kind: Kind
     datatype: str
     values: Array
+    side: Side = field(init=False, compare=False, repr=False)  # the same, for those who judge
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "side", Side(self.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,11 @@ class Reference:
 
     def names(self, role: Role) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns if column.role == role)
+
+    @property
+    def shape(self) -> Shape:
+        """What rows must have to be compared with it."""
+        return tuple(Field(column.role, column.name, column.kind, column.datatype) for column in self.columns)
 
 
 def load_reference(package: Path, redact: Mapping[str, Rules] | None = None) -> Reference:
@@ -80,24 +91,12 @@ def load_reference(package: Path, redact: Mapping[str, Rules] | None = None) -> 
     return Reference(table.num_rows, columns)
 
 
-def columns_of(reference: Reference, rows: Sequence[Row]) -> list[Column]:
-    """The reference's columns with what *rows* hold of them."""
+def columns_of(reference: Reference, rows: Rows) -> list[Column]:
+    """The reference's columns with what *rows*, of the reference's shape, hold of them."""
     return [
-        column_of(column, [values[index] for _ts_ns, _id, _row, values in rows])
-        for index, column in enumerate(reference.columns)
+        Column(column.name, column.role, column.kind, column.values, current, wrong_type, then=column.side)
+        for column, (current, wrong_type) in zip(reference.columns, rows.values(), strict=True)
     ]
-
-
-def column_of(column: ReferenceColumn, plain: Sequence[Any]) -> Column:
-    """The reference's *column* with *plain*, its values in the log."""
-    return Column(
-        column.name,
-        column.role,
-        column.kind,
-        column.values,
-        values_of(plain, column.kind, column.datatype),
-        count_no_numbers(plain) if column.kind == "numeric" else 0,
-    )
 
 
 def _described(signature: Signature) -> list[tuple[str, Role, Kind, str]]:
@@ -122,13 +121,18 @@ def values_of(values: Sequence[Any], kind: Kind, datatype: str) -> Array:
     null in a reference and empty in the log, since a BYTES tensor has no null.
     """
     if kind == "categorical":
-        texts = np.empty(len(values), dtype=object)
-        texts[:] = [category_of(value) or None for value in values]
-        return texts
+        return objects([category_of(value) or None for value in values])
     try:
         numbers = np.array(values, dtype=np.float64)  # None becomes NaN, "Infinity" becomes infinite
     except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.shape != (len(values),):  # lists of equal lengths would be a table
         numbers = np.array([_number(value) for value in values], dtype=np.float64)
+    return rounded(numbers, datatype)
+
+
+def rounded(numbers: Array, datatype: str) -> Array:
+    """float64 *numbers* to the precision of *datatype*."""
     precision = _PRECISION.get(datatype)
     if precision is None:
         return numbers
@@ -138,9 +142,13 @@ def values_of(values: Sequence[Any], kind: Kind, datatype: str) -> Array:
 
 def count_no_numbers(values: Sequence[Any]) -> int:
     """How many values from the log are neither missing nor a number, nor one of the words for what JSON cannot say."""
-    return sum(
-        not isinstance(value, int | float) and value is not None and value not in _NUMBER_WORDS for value in values
-    )
+    if set(map(type, values)) <= _NUMBER_TYPES:  # as nearly always
+        return 0
+    return sum(map(is_no_number, values))
+
+
+def is_no_number(value: Any) -> bool:
+    return not isinstance(value, int | float) and value is not None and value not in _NUMBER_WORDS
 
 
 def _number(value: Any) -> float:

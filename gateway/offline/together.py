@@ -48,13 +48,25 @@ def reconstruction_errors(fitted_on: Array, rows: Array, explained_share: float)
     fitted_on: [m, k], rows: [n, k], float64 and finite; so many components that they explain the share. The same as
     sklearn.decomposition.PCA with transform and inverse_transform, without the import.
     """
-    centre = fitted_on.mean(axis=0)
-    _u, strengths, directions = np.linalg.svd(fitted_on - centre, full_matrices=False)
-    explained = np.cumsum(strengths**2) / np.sum(strengths**2)
-    components = min(int(np.searchsorted(explained, explained_share, side="left")) + 1, len(strengths))
-    kept = directions[:components]
-    left = (rows - centre) - ((rows - centre) @ kept.T) @ kept
-    return np.sqrt(np.sum(left**2, axis=1)), components
+    fitted = _Components(fitted_on, explained_share)
+    return fitted.errors(rows), fitted.kept
+
+
+class _Components:
+    """The principal components of a table, so many that they explain the share."""
+
+    def __init__(self, fitted_on: Array, explained_share: float) -> None:
+        self._centre = fitted_on.mean(axis=0)
+        _u, strengths, directions = np.linalg.svd(fitted_on - self._centre, full_matrices=False)
+        explained = np.cumsum(strengths**2) / np.sum(strengths**2)
+        self.kept = min(int(np.searchsorted(explained, explained_share, side="left")) + 1, len(strengths))
+        self._directions = directions[: self.kept]
+
+    def errors(self, rows: Array) -> Array:
+        """How far each of *rows* lies from its projection."""
+        centred = rows - self._centre
+        left = centred - (centred @ self._directions.T) @ self._directions
+        return np.asarray(np.sqrt(np.sum(left**2, axis=1)))
 
 
 class Fit:
@@ -71,10 +83,10 @@ class Fit:
             raise ValueError(f"the reference has {rows} rows of at least {2 * _CHUNKS * _MIN_CHUNK_ROWS}")
         table = self._table([column.reference for column in columns])
         # Each half is judged by the other: components fit the rows that they were made from better than any others.
-        self._halves = (table[0::2], table[1::2])
+        self._halves = [_Components(table[start::2], EXPLAINED_SHARE) for start in (0, 1)]
         errors = np.empty(rows)
-        errors[0::2], _ = reconstruction_errors(self._halves[1], self._halves[0], EXPLAINED_SHARE)
-        errors[1::2], _ = reconstruction_errors(self._halves[0], self._halves[1], EXPLAINED_SHARE)
+        errors[0::2] = self._halves[1].errors(table[0::2])
+        errors[1::2] = self._halves[0].errors(table[1::2])
         self._expected = float(errors.mean())
         # Chunks of rows that follow each other: if neighbours are alike, chunks differ more, and the band is wider.
         self._chunk_rows = rows // _CHUNKS
@@ -85,13 +97,12 @@ class Fit:
     def judge(self, columns: Sequence[Column]) -> Together:
         """Compare the window in *columns*, the features of the reference in order, with at least one row."""
         table = self._table([column.current for column in columns])
-        found = [reconstruction_errors(half, table, EXPLAINED_SHARE) for half in self._halves]
-        error = float(np.mean([errors.mean() for errors, _components in found]))
+        error = float(np.mean([half.errors(table).mean() for half in self._halves]))
         # The mean of n rows against that of the m of the reference.
         width = self._deviation * math.sqrt(self._chunk_rows / len(table) + self._chunk_rows / self._rows)
         low, high = (self._expected + sign * _BAND_DEVIATIONS * width for sign in (-1, 1))
         return Together(
-            error, self._expected, max(low, 0.0), high, found[0][1], len(self._used), not low <= error <= high
+            error, self._expected, max(low, 0.0), high, self._halves[0].kept, len(self._used), not low <= error <= high
         )
 
     def _table(self, values: Sequence[Array]) -> Array:

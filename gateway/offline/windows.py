@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
-from gateway.offline.cuts import Cut, Row, Uncut
+from gateway.offline.cuts import Cut, Uncut
 from gateway.offline.history import MAX_WINDOWS, FinishedWindow, window_of
 from gateway.offline.reference import Reference
+from gateway.offline.rows import Rows, Shape, no_rows, rows_of, shape_of, together
 from gateway.samples.segments import Watermark
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(slots=True)
@@ -23,45 +25,54 @@ class Window:
     """The most recent rows of one version, at most limit_rows of them.
 
     Most recent is by (ts_ns, prediction id, row), so the window is the same in whatever order the files of several
-    workers were read. inputs, outputs: the names of the columns that are kept, those of the reference. digest: the
-    package that answered; rows of another package under the same version number are not mixed in. rows_total: all rows
-    that were ever counted. window_ns: if not 0, rows that are older than the newest by more than that are left out.
+    workers were read. shape: the columns that are kept, those of the reference. digest: the package that answered; rows
+    of another package under the same version number are not mixed in. rows_total: all rows that were ever counted.
+    window_ns: if not 0, rows that are older than the newest by more than that are left out.
 
-    Beside it: uncut, the rows that make the next finished window, and history, what was found in the last ones, oldest
-    first. The window moves with each row and shows what is now; finished windows have no row in common, so that what is
-    found in two of them is found twice.
+    Beside it: uncut, the rows that make the next finished window; unjudged, finished windows that nobody has looked at
+    yet; and history, what was found in the last ones before these. All oldest first. The window moves with each row and
+    shows what is now; finished windows have no row in common, so that what is found in two of them is found twice.
     """
 
     limit_rows: int
     digest: str
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
+    shape: Shape = ()
     rows_total: int = 0
     window_ns: int = 0
-    _rows: list[Row] = field(default_factory=list)
+    _parts: list[Rows] = field(default_factory=list)
+    _held: int = 0
     uncut: Uncut = field(init=False)
+    unjudged: list[Cut] = field(default_factory=list)
     history: list[FinishedWindow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.uncut = Uncut(self.limit_rows, self.window_ns)
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Count one row of the log. Raises KeyError, TypeError or AttributeError if it is not such a row."""
-        inputs, outputs = record["inputs"], record["outputs"]
-        values = [*map(inputs.get, self.inputs), *map(outputs.get, self.outputs)]
-        ts_ns, identity, row = record["ts_ns"], record["prediction_id"], record["row"]
-        if not (isinstance(ts_ns, int) and isinstance(identity, str) and isinstance(row, int)):
-            raise TypeError("ts_ns and row must be whole numbers, prediction_id text")
-        self._rows.append((ts_ns, identity, row, values))
-        self.uncut.add(self._rows[-1])
-        self.rows_total += 1
-        if len(self._rows) >= 2 * self.limit_rows:
-            self._cut()
+    def add(self, rows: Rows) -> None:
+        """Count rows of the log, of this window's shape, in any order."""
+        rows = rows.in_order()
+        self.rows_total += len(rows)
+        self.uncut.add(rows)
+        self._hold(rows)
 
-    def rows(self) -> list[Row]:
+    def _hold(self, rows: Rows) -> None:
+        self._parts.append(rows.part(max(0, len(rows) - self.limit_rows), len(rows)))
+        self._held += len(self._parts[-1])
+        if self._held >= 2 * self.limit_rows:
+            self.rows()
+
+    def rows(self) -> Rows:
         """The rows of the window, oldest first."""
-        self._cut()
-        return self._rows
+        if not self._held:
+            return no_rows(self.shape)
+        rows = together(self._parts).in_order()
+        start = max(0, len(rows) - self.limit_rows)
+        if self.window_ns:
+            oldest_ns = int(rows.ts_ns[-1]) - self.window_ns
+            start = max(start, int(np.searchsorted(rows.ts_ns, oldest_ns)))
+        self._parts = [rows.part(start, len(rows))]
+        self._held = len(rows) - start
+        return self._parts[0]
 
     def cut(self, clock_ns: int, *, is_all_read: bool) -> list[Cut]:
         """The windows that are finished by now, oldest first; see Uncut.cut."""
@@ -72,48 +83,43 @@ class Window:
         del self.history[:-MAX_WINDOWS]
 
     def newest_ts_ns(self) -> int:
-        return max((row[0] for row in self._rows), default=0)
+        return max((int(part.ts_ns.max()) for part in self._parts if len(part)), default=0)
 
     def restart(self, digest: str, reference: Reference | None) -> None:
         """Begin an empty window for another package, or another set of columns."""
         self.digest = digest
-        self.inputs = reference.names("input") if reference is not None else ()
-        self.outputs = reference.names("output") if reference is not None else ()
-        self._rows = []
+        self.shape = reference.shape if reference is not None else ()
+        self._parts, self._held = [], 0
         self.uncut = Uncut(self.limit_rows, self.window_ns)
+        self.unjudged = []
         self.history = []
 
     def has_columns_of(self, reference: Reference) -> bool:
-        return (self.inputs, self.outputs) == (reference.names("input"), reference.names("output"))
-
-    def _cut(self) -> None:
-        self._rows.sort(key=lambda row: row[:3])
-        del self._rows[: -self.limit_rows]
-        if self.window_ns and self._rows:
-            oldest_ns = self._rows[-1][0] - self.window_ns
-            del self._rows[: next(index for index, row in enumerate(self._rows) if row[0] >= oldest_ns)]
+        return self.shape == reference.shape
 
     def to_plain(self) -> dict[str, Any]:
+        """All but what is not judged yet."""
         return {
             "digest": self.digest,
-            "inputs": self.inputs,
-            "outputs": self.outputs,
+            "shape": self.shape,
             "rows_total": self.rows_total,
-            "rows": self.rows(),
+            "rows": self.rows().to_plain(),
             "window_ns": self.window_ns,
             "ended_ns": self.uncut.ended_ns,
             "late_rows": self.uncut.late_rows,
-            "uncut": self.uncut.rows(),
+            "uncut": self.uncut.rows(self.shape).to_plain(),
             "uncut_seen": self.uncut.seen(),
             "history": self.history,
         }
 
     def restore(self, plain: Mapping[str, Any]) -> None:
-        """Take back what to_plain gave, but for rows of windows of another length. Raises KeyError, TypeError."""
-        self._rows = [_row(row) for row in plain["rows"]]
+        """Take back what to_plain gave, but for rows of windows of another length. Raises as rows_of does."""
+        rows = rows_of(plain["rows"], self.shape)
+        if len(rows):
+            self._hold(rows)
         is_same_length = plain["window_ns"] == self.window_ns
         self.uncut.ended_ns = plain["ended_ns"] if is_same_length else 0
-        self.uncut.restore([_row(row) for row in plain["uncut"]], plain["uncut_seen"] if is_same_length else [])
+        self.uncut.restore(rows_of(plain["uncut"], self.shape), plain["uncut_seen"] if is_same_length else [])
         self.uncut.late_rows = plain["late_rows"]
         self.history = [window_of(window) for window in plain["history"]]
 
@@ -128,7 +134,7 @@ class Memory:
 
     watermark: Watermark = field(default_factory=Watermark)
     windows: dict[tuple[str, str], Window] = field(default_factory=dict)
-    besides: dict[str, Any] = field(default_factory=lambda: {"stable": {}, "pairs": []})
+    besides: dict[str, Any] = field(default_factory=lambda: {"defaults": {}, "stable": {}, "pairs": []})
 
     def save(self, path: Path) -> None:
         """Replace *path* with this memory. Raises OSError."""
@@ -160,18 +166,12 @@ def load_memory(path: Path, *, limit_rows: int, window_ns: int = 0) -> Memory:
             raise ValueError(f"schema is {plain['schema']!r}, not {SCHEMA}")
         windows: dict[tuple[str, str], Window] = {}
         for entry in plain["windows"]:
-            names = tuple(entry["inputs"]), tuple(entry["outputs"])
-            window = Window(limit_rows, entry["digest"], *names, entry["rows_total"], window_ns)
+            window = Window(limit_rows, entry["digest"], shape_of(entry["shape"]), entry["rows_total"], window_ns)
             window.restore(entry)
             windows[entry["model"], entry["version"]] = window
         return Memory(Watermark(plain["offsets"], plain["finished"]), windows, plain["besides"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a monitor's memory: {error}") from error
-
-
-def _row(plain: Sequence[Any]) -> Row:
-    ts_ns, identity, row, values = plain
-    return ts_ns, identity, row, values
 
 
 def replace_file(path: Path, content: bytes, *, sync: bool) -> None:

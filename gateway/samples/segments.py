@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from gateway.samples.record import SCHEMA_FILE, json_schema
 
@@ -32,6 +32,12 @@ def partition_of(model: str, version: str, ts_ns: int) -> str:
     """The folder, relative to the log, of the rows of one version in one hour."""
     hour = time.strftime("date=%Y-%m-%d/hour=%H", time.gmtime(ts_ns // 10**9))
     return f"model={quote(model, safe='')}/version={quote(version, safe='')}/{hour}"
+
+
+def version_in(partition: str) -> tuple[str, str]:
+    """(model, version) of such a folder, or of what lies in it."""
+    model, version, *_rest = partition.split("/")
+    return unquote(model.removeprefix("model=")), unquote(version.removeprefix("version="))
 
 
 @dataclass(slots=True)

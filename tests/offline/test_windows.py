@@ -9,20 +9,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.offline.cuts import Cut, Row, Uncut
+from gateway.offline.cuts import Cut, Uncut
 from gateway.offline.drift import Column, Verdict, compare
 from gateway.offline.history import AlarmRule, Finding, FinishedWindow, alarms, examples
+from gateway.offline.rows import Field, Key, Rows, objects
 from tests.offline.test_drift import RULES, categorical, numeric
 
 S = 10**9
 
 
-def rows(count: int, *, start: int = 0, step_ns: int = S) -> list[Row]:
-    return [(index * step_ns, f"p{index}", 0, [index]) for index in range(start, start + count)]
+def rows(count: int, *, start: int = 0, step_ns: int = S) -> list[Key]:
+    return [(index * step_ns, f"p{index}", 0) for index in range(start, start + count)]
+
+
+def held(*keys: Key) -> Rows:
+    """Rows with one column, their number."""
+    ts_ns, ids, row = zip(*keys, strict=True)
+    numbers = np.array([[-1.0 if name == "late" else float(name[1:]) for name in ids]])
+    return Rows(
+        (Field("input", "x", "numeric", "FP64"),), np.array(ts_ns), objects(ids), np.array(row), numbers,
+        np.zeros(numbers.shape, np.bool_), np.empty((0, len(ids)), object),
+    )  # fmt: skip
 
 
 def ids(cuts: list[Cut]) -> list[list[str]]:
-    return [[row[1] for row in cut.rows] for cut in cuts]
+    for cut in cuts:  # values stay with their row
+        assert cut.rows.numbers[0].tolist() == [float(name[1:]) for _ts_ns, name, _row in cut.rows]
+    return [[name for _ts_ns, name, _row in cut.rows] for cut in cuts]
 
 
 # -- by count -----------------------------------------------------------------------------------------
@@ -37,7 +50,7 @@ def test_by_count_every_row_is_in_one_window_at_most_and_none_is_lost(
         fresh = rows(portion, start=written)
         order.shuffle(fresh)
         for row in fresh:
-            uncut.add(row)
+            uncut.add(held(row))
         written += portion
         cuts += list(uncut.cut(0, is_all_read=order.random() < 0.5))
     cuts += list(uncut.cut(0, is_all_read=True))
@@ -51,7 +64,7 @@ def test_by_count_a_backlog_that_comes_file_by_file_is_put_into_the_order_of_tim
     uncut, cuts = Uncut(10), []
     every = rows(30)
     for row in every[::2] + every[1::2]:  # two workers, one file after the other
-        uncut.add(row)
+        uncut.add(held(row))
         cuts += list(uncut.cut(0, is_all_read=False))
     cuts += list(uncut.cut(0, is_all_read=True))
     assert ids(cuts) == [[f"p{index}" for index in range(start, start + 10)] for start in (0, 10, 20)]
@@ -63,12 +76,12 @@ def test_by_count_a_backlog_that_comes_file_by_file_is_put_into_the_order_of_tim
 def test_by_time_a_window_is_finished_a_moment_after_its_end_and_later_rows_are_counted_as_late() -> None:
     uncut = Uncut(100, window_ns=60 * S)
     for row in rows(90):
-        uncut.add(row)
+        uncut.add(held(row))
     assert list(uncut.cut(64 * S, is_all_read=True)) == []
     assert list(uncut.cut(70 * S, is_all_read=False)) == []
     (cut,) = uncut.cut(66 * S, is_all_read=True)
     assert [row[0] // S for row in cut.rows] == list(range(60))
-    uncut.add((59 * S, "late", 0, []))
+    uncut.add(held((59 * S, "late", 0)))
     assert (uncut.late_rows, len(uncut.rows())) == (1, 30)
     (cut,) = uncut.cut(200 * S, is_all_read=True)
     assert [row[0] // S for row in cut.rows] == list(range(60, 90))
@@ -80,7 +93,7 @@ def test_by_time_a_full_window_keeps_a_random_draw_that_does_not_depend_on_the_o
         random.Random(seed).shuffle(every)
         uncut = Uncut(200, window_ns=60 * S)
         for row in every:
-            uncut.add(row)
+            uncut.add(held(row))
             assert len(uncut.rows()) < 400
         (cut,) = uncut.cut(100 * S, is_all_read=True)
         drawn.append(ids([cut])[0])
@@ -93,7 +106,7 @@ def test_by_time_a_full_window_keeps_a_random_draw_that_does_not_depend_on_the_o
 def test_a_backlog_of_days_holds_no_more_than_its_bound() -> None:
     uncut, cuts = Uncut(10, window_ns=60 * S), []
     for row in rows(200, step_ns=60 * S):
-        uncut.add(row)
+        uncut.add(held(row))
         cuts += list(uncut.cut(10**6 * S, is_all_read=False))
         assert len(uncut.rows()) <= 49
     assert ids(cuts) == [[f"p{index}"] for index in range(152)]
@@ -102,12 +115,13 @@ def test_a_backlog_of_days_holds_no_more_than_its_bound() -> None:
 def test_what_is_saved_goes_on_where_it_was() -> None:
     first, second = (Uncut(100, window_ns=3600 * S) for _ in range(2))
     for row in rows(1000):
-        first.add(row)
+        first.add(held(row))
     second.restore(first.rows(), first.seen())
     for row in rows(500, start=1000):
-        first.add(row)
-        second.add(row)
-    assert list(first.cut(3700 * S, is_all_read=True)) == list(second.cut(3700 * S, is_all_read=True))
+        first.add(held(row))
+        second.add(held(row))
+    (one,), (other,) = first.cut(3700 * S, is_all_read=True), second.cut(3700 * S, is_all_read=True)
+    assert (ids([one]), one.rows_seen) == (ids([other]), other.rows_seen)
 
 
 # -- alarms -------------------------------------------------------------------------------------------

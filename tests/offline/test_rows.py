@@ -1,0 +1,430 @@
+"""Lines, Parquet, portions: however a log is read, the monitor finds what a slow reader of dictionaries finds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
+from scipy import stats
+
+from gateway.metrics import MonitorMetrics, process_registry
+from gateway.offline.compactor import Compactor
+from gateway.offline.drift import Column, Expected, Rules, compare, count_table, cramers_v, ks
+from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
+from gateway.offline.measures import measure
+from gateway.offline.monitor import Monitor
+from gateway.offline.outside import outside_of
+from gateway.offline.reference import Reference, ReferenceColumn, count_no_numbers, load_reference, values_of
+from gateway.offline.report import DriftDocument, status_of
+from gateway.samples.segments import SegmentReader
+from gateway.settings import Settings
+from gateway.tensors import Feature, Signature, TensorSpec
+from tests.offline.logs import Log, document, monitor_settings, write_reference_package
+from tests.puppet import FakeClock
+from tests.samples.make import TEN_O_CLOCK_NS
+
+S = 10**9
+LIMIT = 12
+RULES = Rules(5, 0.05, 0.08)
+ALARM = AlarmRule(2, 3)
+BY_DEFAULT = {"STATIC", "DEFAULT"}
+
+Record = dict[str, Any]
+Row = tuple[int, str, int, Record]
+
+
+# -- the slow reader --------------------------------------------------------------------------------------
+
+
+def key(row: Row) -> tuple[int, str, int]:
+    return row[:3]
+
+
+def lot(row: Row) -> bytes:
+    return hashlib.blake2b(f"{row[1]}/{row[2]}".encode(), digest_size=8).digest()
+
+
+def drawn(rows: list[Row]) -> list[Row]:
+    return rows if len(rows) <= LIMIT else sorted(rows, key=lot)[:LIMIT]
+
+
+def column(described: ReferenceColumn, rows: Sequence[Row]) -> Column:
+    plain = [row[3][f"{described.role}s"].get(described.name) for row in rows]
+    current = values_of(plain, described.kind, described.datatype)
+    wrong_type = count_no_numbers(plain) if described.kind == "numeric" else 0
+    return Column(described.name, described.role, described.kind, described.values, current, wrong_type)
+
+
+def judged(columns: Sequence[Column], rows: Sequence[Row], rows_seen: int) -> FinishedWindow:
+    ids = [row[1] for row in rows]
+    found = tuple(finding(one, of, ids) for one, of in zip(compare(columns, RULES), columns, strict=True))
+    outside = outside_of(columns, ids)
+    return FinishedWindow(rows[0][0], rows[-1][0], len(rows), rows_seen, found, outside.share if outside else None)
+
+
+@dataclass
+class Version:
+    digest: str
+    total: int = 0
+    late: int = 0
+    ended_ns: int = 0
+    rows: list[Row] = field(default_factory=list)
+    uncut: list[Row] = field(default_factory=list)
+    history: list[FinishedWindow] = field(default_factory=list)
+
+
+@dataclass
+class Pair:
+    described: tuple[str, str, str, bool]
+    newest_ns: int = 0
+    seen: int = 0
+    mine: list[Row] = field(default_factory=list)
+    theirs: list[Row] = field(default_factory=list)
+    history: list[FinishedWindow] = field(default_factory=list)
+
+
+class Slow:
+    """What the monitor is to do, row by row and without any thought of speed."""
+
+    def __init__(self, references: Mapping[str, Reference], window_ns: int) -> None:
+        self.references = references
+        self.window_ns = window_ns
+        self.versions: dict[str, Version] = {}
+        self.default = (0, "stable")
+        self.stable = (0, "", "")
+        self.pairs: dict[str, Pair] = {}
+
+    def portion(self, lines: Sequence[bytes]) -> None:
+        """One step of the monitor, which reads so much."""
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record["sample_reason"] == "random":
+                self.take(record)
+        for version, pair in self.pairs.items():
+            if pair.seen >= LIMIT:
+                rows, columns = self.beside(version, pair)
+                pair.history.append(judged(columns, rows, pair.seen))
+                pair.mine, pair.theirs, pair.seen = [], [], 0
+        for version, known in self.versions.items():
+            while cut := self.cut(known):
+                rows = sorted(drawn(cut), key=key) if self.window_ns else cut
+                columns = [column(described, rows) for described in self.references[version].columns]
+                known.history.append(judged(columns, rows, len(cut)))
+
+    def take(self, record: Record) -> None:
+        version, ts_ns = record["version"], record["ts_ns"]
+        known = self.versions.get(version)
+        if known is None or known.digest != record["digest"]:
+            if known is not None and ts_ns < max((row[0] for row in known.rows), default=0):
+                return
+            known = self.versions[version] = Version(record["digest"], known.total if known else 0)
+        row = (ts_ns, record["prediction_id"], record["row"], record)
+        known.total += 1
+        known.rows.append(row)
+        if ts_ns < known.ended_ns:
+            known.late += 1
+        else:
+            known.uncut.append(row)
+        self.route(version, record["variant"], record["reason"], row)
+
+    def cut(self, known: Version) -> list[Row]:
+        known.uncut.sort(key=key)
+        if self.window_ns:  # the clock of these tests is a day ahead: every window is over
+            period = known.uncut[0][0] // self.window_ns if known.uncut else 0
+            taken = [row for row in known.uncut if row[0] // self.window_ns == period]
+            known.ended_ns = (period + 1) * self.window_ns if taken else known.ended_ns
+        else:
+            taken = known.uncut[:LIMIT] if len(known.uncut) >= LIMIT else []
+        known.uncut = known.uncut[len(taken) :]
+        return taken
+
+    def route(self, version: str, variant: str, reason: str, row: Row) -> None:
+        if reason == "PINNED":
+            return
+        digest, by_split = row[3]["digest"], reason == "SPLIT"
+        if reason in BY_DEFAULT and row[0] >= self.default[0]:
+            self.default = (row[0], variant)
+        if variant == self.default[1]:
+            if row[0] >= self.stable[0]:
+                self.stable = (row[0], version, digest)
+            for pair in self.pairs.values():
+                if (pair.described[0], pair.described[2]) == (version, digest) and by_split >= pair.described[3]:
+                    pair.theirs.append(row)
+                    pair.theirs = drawn(pair.theirs) if len(pair.theirs) >= 2 * LIMIT else pair.theirs
+            return
+        baseline = self.stable[1]
+        if baseline in ("", version):
+            return
+        known = self.pairs.get(version)
+        if known and known.described[3] and not by_split and row[0] - known.newest_ns <= 3600 * S:
+            return
+        described = (baseline, digest, self.stable[2], by_split)
+        if known is None or known.described != described:
+            known = self.pairs[version] = Pair(described)
+        known.newest_ns, known.seen = max(known.newest_ns, row[0]), known.seen + 1
+        known.mine.append(row)
+        known.mine = drawn(known.mine) if len(known.mine) >= 2 * LIMIT else known.mine
+
+    def beside(self, version: str, pair: Pair) -> tuple[list[Row], list[Column]]:
+        mine = sorted(drawn(pair.mine), key=key)
+        theirs = drawn([row for row in pair.theirs if mine and mine[0][0] <= row[0] <= mine[-1][0]])
+        of_theirs = {(c.role, c.name, c.kind): c for c in self.references[pair.described[0]].columns}
+        columns = []
+        for own in self.references[version].columns:
+            other = of_theirs.get((own.role, own.name, own.kind))
+            if other is not None:
+                found = column(own, mine)
+                expected = expected_of(own, other) if own.role == "output" else None
+                columns.append(replace(found, reference=column(other, theirs).current, expected=expected))
+        return mine, columns
+
+    def check(self, found: DriftDocument) -> None:
+        """Compare the monitor's document with all this."""
+        assert [version.version for version in found.versions] == sorted(self.versions)
+        for told in found.versions:
+            known = self.versions[told.version]
+            rows = sorted(known.rows, key=key)[-LIMIT:]
+            if self.window_ns:
+                rows = [row for row in rows if row[0] >= rows[-1][0] - self.window_ns]
+            columns = [column(described, rows) for described in self.references[told.version].columns]
+            drifts = compare(columns, RULES)
+            assert told.digest == known.digest
+            assert (told.rows_total, told.late_rows) == (known.total, known.late)
+            assert (told.window_rows, told.window_from_ns, told.window_to_ns) == (len(rows), rows[0][0], rows[-1][0])
+            figures = [replace(drift, measures=measure(of)) for drift, of in zip(drifts, columns, strict=True)]
+            assert plain(told.columns) == plain(figures)
+            assert (told.status, told.reason) == status_of(drifts)
+            assert told.outside == outside_of(columns, [row[1] for row in rows])
+            assert told.timeline == timeline(known.history[-32:])
+            assert (list(told.alarms), list(told.quiet)) == alarms(known.history[-32:], ALARM)
+            self.check_beside(told)
+
+    def check_beside(self, told: Any) -> None:
+        pair = self.pairs.get(told.version)
+        if pair is None or self.stable[1] != pair.described[0]:
+            assert told.beside is None
+            return
+        rows, columns = self.beside(told.version, pair)
+        assert told.beside.baseline == pair.described[0]
+        assert (told.beside.window_rows, told.beside.baseline_rows) == (len(rows), len(columns[0].reference))
+        assert plain(told.beside.columns) == plain(compare(columns, RULES))
+        assert (list(told.beside.alarms), list(told.beside.quiet)) == alarms(pair.history, ALARM)
+
+
+def plain(found: Any) -> Any:
+    """As the document says it."""
+    return json.loads(orjson.dumps(found))
+
+
+def expected_of(mine: ReferenceColumn, theirs: ReferenceColumn) -> Expected:
+    sides = theirs.values, mine.values
+    of_numbers = mine.kind == "numeric"
+    effect = ks(*sides)[0] if of_numbers else cramers_v(count_table(*(side.tolist() for side in sides)))
+    return Expected(effect, len(sides[0]), len(sides[1]))
+
+
+# -- the logs ---------------------------------------------------------------------------------------------
+
+
+def signature(version: str) -> Signature:
+    """Both versions have other columns, too, and "level" is a category for one and a number for the other."""
+    level = Feature("level", "level", 0, "categorical" if version == "1" else "numeric")
+    own = Feature("amount", "amount", 0) if version == "1" else Feature("is_new", "is_new", 0, "categorical")
+    specs = (
+        TensorSpec("dose", "FP32", (-1, 1)),
+        TensorSpec("colour", "BYTES", (-1, 1)),
+        TensorSpec("level", "INT64", (-1, 1)),
+        TensorSpec(own.name, "FP64" if version == "1" else "BOOL", (-1, 1)),
+    )
+    features = (Feature("dose", "dose", 0), Feature("colour", "colour", 0, "categorical"), level, own)
+    outputs = (TensorSpec("label", "INT64", (-1,), "label"), TensorSpec("score", "FP32", (-1,)))
+    return Signature(specs, outputs, features, classes=(0, 1))
+
+
+def write_packages(models: Path) -> None:
+    for version in ("1", "2"):
+        dice = np.random.default_rng(int(version))
+        reference = {
+            "dose": dice.choice([0.0, 0.1, 1 / 3, 0.5], 60).tolist(),
+            "colour": dice.choice(["red", "blue"], 60).tolist(),
+            "level": dice.integers(0, 3, 60).tolist(),
+            "amount": [None, *dice.normal(size=59).tolist()],
+            "is_new": dice.choice([True, False], 60).tolist(),
+            "label": dice.integers(0, 2, 60).tolist(),
+            "score": dice.random(60).tolist(),
+        }
+        spec = signature(version)
+        wanted = [*(feature.name for feature in spec.features), "label", "score"]
+        write_reference_package(models, "m", version, spec, {name: reference[name] for name in wanted})
+
+
+USUAL = {
+    "dose": st.sampled_from([0.0, 0.1, 0.33333334, 7.0]),
+    "colour": st.sampled_from(["red", "blue", "green"]),
+    "level": st.integers(0, 3),
+    "amount": st.floats(-3, 3),
+    "is_new": st.booleans(),
+    "label": st.integers(0, 1),
+    "score": st.floats(0, 1, width=32),
+}
+ODD = st.sampled_from(
+    [None, "", "red", "1.5", "NaN", "Infinity", "-Infinity", True, 2, 2.0, -0.0, 2**53 + 1, 2**63, 1e300, [2], ["x"]]
+) | st.just({"datatype": "FP32", "shape": [1], "sha256": "0"})
+ROUTES = [("stable", "SPLIT"), ("canary", "SPLIT"), ("stable", "STATIC"), ("canary", "TARGETING_MATCH")]
+ODD_ROUTES = [("canary", "STATIC"), ("stable", "TARGETING_MATCH"), ("canary", "PINNED")]
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[list[bytes]]:
+    """Portions of lines, each in the order of time but for a few rows."""
+    is_odd = draw(st.booleans())
+    portions: list[list[bytes]] = []
+    ts_ns, number, digest = TEN_O_CLOCK_NS, 0, "d1"
+    for _portion in range(draw(st.integers(1, 4))):
+        lines = []
+        for _row in range(draw(st.integers(1, 40))):
+            ts_ns += draw(st.sampled_from([0, 0, S, 5 * S]))
+            number += 1
+            routes = [*ROUTES, *ODD_ROUTES] if is_odd else ROUTES
+            variant, reason = draw(st.sampled_from(routes))
+            version = "1" if variant == "stable" else "2"
+            if is_odd and draw(st.integers(0, 30)) == 0:
+                digest, version = draw(st.sampled_from([("d1", version), ("d2", "1"), (digest, "1"), (digest, "2")]))
+            names = [*(feature.name for feature in signature(version).features), "label", "score"]
+            values = {name: draw(USUAL[name]) for name in names}
+            if is_odd and draw(st.integers(0, 5)) == 0:
+                values[draw(st.sampled_from(names))] = draw(ODD)
+            if is_odd and draw(st.integers(0, 9)) == 0:
+                del values[draw(st.sampled_from(names))]
+            late_ns = draw(st.sampled_from([0] * 20 + [S, 200 * S])) if is_odd else 0
+            record = {
+                "schema": 1,
+                "prediction_id": f"p{number if draw(st.booleans()) else 10**6 - number:06d}",
+                "row": draw(st.integers(0, 2)),
+                "ts_ns": max(TEN_O_CLOCK_NS, ts_ns - late_ns),
+                "model": "m",
+                "version": version,
+                "digest": digest if version == "1" else "d9",
+                "variant": variant,
+                "reason": reason,
+                "sample_reason": "slow" if is_odd and draw(st.integers(0, 9)) == 0 else "random",
+                "inputs": {name: value for name, value in values.items() if name not in ("label", "score")},
+                "outputs": {name: value for name, value in values.items() if name in ("label", "score")},
+            }
+            lines.append(json.dumps(record).encode())
+            if is_odd and draw(st.integers(0, 30)) == 0:
+                lines.append(b'{"torn":')
+        portions.append(lines)
+    return portions
+
+
+def version_in(line: bytes) -> str:
+    return "2" if b'"version": "2"' in line else "1"
+
+
+def in_order_of_reading(lines: Sequence[bytes]) -> list[bytes]:
+    """One file per version, one after the other."""
+    return sorted(lines, key=version_in)
+
+
+def write(log: Log, lines: Sequence[bytes]) -> None:
+    for version in ("1", "2"):
+        own = [line for line in lines if version_in(line) == version]
+        if own:
+            log.write_raw("m", version, TEN_O_CLOCK_NS, b"".join(line + b"\n" for line in own))
+
+
+def start(settings: Settings) -> Monitor:
+    return Monitor(settings, MonitorMetrics(process_registry()), clock=FakeClock(TEN_O_CLOCK_NS / 1e9 + 86_400))
+
+
+def settings_in(root: Path, window_s: float) -> Settings:
+    write_packages(root / "models")
+    return monitor_settings(
+        root / "models", root / "state", window_rows=LIMIT, min_window_rows=RULES.min_rows, window_s=window_s
+    )
+
+
+def slow_for(settings: Settings) -> Slow:
+    references = {version: load_reference(settings.paths.models / "m" / version) for version in ("1", "2")}
+    return Slow(references, int(settings.monitor.window_s * 1e9))
+
+
+# -- what is promised -------------------------------------------------------------------------------------
+
+
+@given(logs(), st.sampled_from([0.0, 20.0]), st.lists(st.sampled_from(["", "report", "restart"]), min_size=4))
+@settings_of_hypothesis(max_examples=60, deadline=None)
+def test_lines_are_read_as_a_slow_reader_reads_them_in_whatever_portions(
+    tmp_path_factory: pytest.TempPathFactory, portions: list[list[bytes]], window_s: float, between: list[str]
+) -> None:
+    settings = settings_in(tmp_path_factory.mktemp("lines"), window_s)
+    log, monitor, slow = Log(settings), start(settings), slow_for(settings)
+    for lines, then in zip(portions, between, strict=False):
+        write(log, lines)
+        assert not monitor.step()
+        slow.portion(in_order_of_reading(lines))
+        if then == "report":
+            monitor.report()
+        elif then == "restart":
+            monitor.save()
+            monitor = start(settings)
+    log.close()
+    monitor.report()
+    if slow.versions:
+        slow.check(document(settings, "m"))
+
+
+@given(logs(), st.sampled_from([0.0, 20.0]), st.booleans())
+@settings_of_hypothesis(max_examples=40, deadline=None)
+def test_parquet_is_read_as_a_slow_reader_reads_its_lines(
+    tmp_path_factory: pytest.TempPathFactory, portions: list[list[bytes]], window_s: float, is_one_part: bool
+) -> None:
+    settings = settings_in(tmp_path_factory.mktemp("parquet"), window_s)
+    root, slow = settings.sample_log_path, slow_for(settings)
+    for number, lines in enumerate(portions):
+        log = Log(settings, boot=f"b{number}")
+        write(log, lines)
+        log.close()
+        if not is_one_part or lines is portions[-1]:
+            compact(root, settings.paths.models)
+    assert not list(root.rglob("*.jsonl"))
+    monitor = start(settings)
+    while monitor.step():
+        pass
+    monitor.report()
+    slow.portion(in_order_of_reading([line for lines in portions for line in lines]))
+    if slow.versions:
+        slow.check(document(settings, "m"))
+
+
+def compact(root: Path, models: Path) -> None:
+    reader = SegmentReader(root)
+    list(reader.read(1 << 30))
+    compactor = Compactor(root, models, after_s=0.0)
+    while compactor.step(reader.watermark, lambda: True):
+        pass
+    compactor.close()
+
+
+SOME = st.floats(allow_nan=False) | st.sampled_from([0.0, 1.0, 1.0, 2.0, float("inf"), float("-inf")])
+
+
+@given(st.lists(SOME, min_size=2, max_size=60), st.lists(SOME, min_size=2, max_size=60))
+@example([1.0] * 5, [1.0] * 5)
+def test_the_distance_of_kolmogorov_and_smirnov_is_scipys_to_the_last_bit(then: list[float], now: list[float]) -> None:
+    wanted = stats.ks_2samp(then, now, method="asymp")
+    assert ks(np.array(then), np.array(now)) == (wanted.statistic, wanted.pvalue)

@@ -22,8 +22,9 @@ from gateway.metrics import MonitorMetrics
 from gateway.models.manifest import NAME_PATTERN, VERSION_PATTERN
 from gateway.offline.beside import Besides
 from gateway.offline.chunks import Chunk, Taken, of_lines
+from gateway.offline.cuts import Cut
 from gateway.offline.drift import Column, ColumnDrift, Rules, compare
-from gateway.offline.history import MAX_WINDOWS, AlarmRule, alarms, judged, timeline
+from gateway.offline.history import AlarmRule, alarms, judged, timeline
 from gateway.offline.measures import measure
 from gateway.offline.outside import outside_of
 from gateway.offline.past import PastReader
@@ -301,25 +302,19 @@ class Monitor:
             reference = self._reference(model, version) if cuts else None
             if reference is None or not window.has_columns_of(reference):
                 continue
-            window.unjudged += cuts
+            self._judge(window, reference, window.set_aside(cuts, _MAX_UNJUDGED_BYTES))
             self._changed.add(model)
             self._is_dirty = True
-            # More than are told of: while a backlog is read, nobody ever sees what was found in the others.
-            del window.unjudged[:-MAX_WINDOWS]
-            while sum(cut.rows.size_bytes for cut in window.unjudged) > _MAX_UNJUDGED_BYTES:
-                self._judge(window, reference, 1)
 
     def _judge_all(self, model: str, version: str) -> None:
         """Have what was found in all finished windows."""
         window, reference = self._memory.windows[model, version], self._reference(model, version)
         if reference is not None and window.has_columns_of(reference):
-            self._judge(window, reference, len(window.unjudged))
+            self._judge(window, reference, window.set_aside((), 0))
 
-    def _judge(self, window: Window, reference: Reference, windows: int) -> None:
-        """Judge the oldest *windows* finished windows."""
-        for cut in window.unjudged[:windows]:
+    def _judge(self, window: Window, reference: Reference, cuts: Sequence[Cut]) -> None:
+        for cut in cuts:
             window.finish(judged(columns_of(reference, cut.rows), cut, self._rules))
-        del window.unjudged[:windows]
 
     def _examine(self, model: str, version: str) -> VersionReport:
         """Compare one version's window with its reference."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,18 @@ class Window:
     def cut(self, clock_ns: int, *, is_all_read: bool) -> list[Cut]:
         """The windows that are finished by now, oldest first; see Uncut.cut."""
         return list(self.uncut.cut(clock_ns, is_all_read=is_all_read))
+
+    def set_aside(self, cuts: Sequence[Cut], max_bytes: int) -> list[Cut]:
+        """Keep finished windows until somebody asks what is in them; returns the oldest, for which there is no room.
+
+        Only as many are kept as the history has: what was found in the others would be forgotten before it was seen.
+        """
+        self.unjudged = [*self.unjudged, *cuts][-MAX_WINDOWS:]
+        sizes = np.cumsum([cut.rows.size_bytes for cut in reversed(self.unjudged)])
+        kept = int(np.searchsorted(sizes, max_bytes, side="right"))
+        surplus = self.unjudged[: len(self.unjudged) - kept]
+        del self.unjudged[: len(surplus)]
+        return surplus
 
     def finish(self, window: FinishedWindow) -> None:
         self.history.append(window)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow.parquet
 import pytest
 from hypothesis import example, given
 from hypothesis import settings as settings_of_hypothesis
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gateway.metrics import MonitorMetrics, process_registry
+from gateway.offline.batches import batches
 from gateway.offline.compactor import Compactor
 from gateway.offline.drift import Column, Expected, Rules, compare, count_table, cramers_v, ks
 from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
@@ -418,6 +420,53 @@ def compact(root: Path, models: Path) -> None:
     while compactor.step(reader.watermark, lambda: True):
         pass
     compactor.close()
+
+
+def usual(count: int, *, start: int = 0) -> list[bytes]:
+    """Rows of version 1, one each second."""
+    dice = np.random.default_rng(start)
+    records = [
+        {
+            "schema": 1, "prediction_id": f"p{number:06d}", "row": 0, "ts_ns": TEN_O_CLOCK_NS + number * S,
+            "model": "m", "version": "1", "digest": "d1", "variant": "stable", "reason": "STATIC",
+            "sample_reason": "random", "inputs": {"dose": 0.1, "colour": "red", "level": 1, "amount": dice.normal()},
+            "outputs": {"label": 1, "score": 0.5},
+        }
+        for number in range(start, start + count)
+    ]  # fmt: skip
+    return [json.dumps(record).encode() for record in records]
+
+
+def test_after_a_backlog_of_many_windows_the_newest_are_told_of(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, 0.0)
+    log, monitor, slow = Log(settings), start(settings), slow_for(settings)
+    for portion in range(3):  # more windows in one portion than are told of, then a few more
+        lines = usual(40 * LIMIT if portion == 1 else 3 * LIMIT, start=1000 * portion)
+        write(log, lines)
+        monitor.step()
+        slow.portion(lines)
+        if portion == 0:
+            monitor.report()
+    log.close()
+    monitor.report()
+    assert len(document(settings, "m").versions[0].timeline) == 32
+    slow.check(document(settings, "m"))
+
+
+def test_a_part_can_be_read_on_from_any_row(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, 0.0)
+    log = Log(settings)
+    write(log, usual(100))
+    log.close()
+    compact(settings.sample_log_path, settings.paths.models)
+    (part,) = settings.sample_log_path.rglob("*.parquet")
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(part, partitioning=None), part, row_group_size=30)
+    for first_row in range(101):
+        found = list(batches(part, first_row=first_row))
+        ids = [name for batch in found for chunk in batch.taken.chunks for name in chunk.ids.tolist()]
+        assert ids == [f"p{number:06d}" for number in range(first_row, 100)]
+        assert sum(batch.rows for batch in found) == 100 - first_row
+        assert [batch.is_last for batch in found] == [True] * len(found)
 
 
 SOME = st.floats(allow_nan=False) | st.sampled_from([0.0, 1.0, 1.0, 2.0, float("inf"), float("-inf")])

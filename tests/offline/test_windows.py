@@ -13,6 +13,7 @@ from gateway.offline.cuts import Cut, Uncut
 from gateway.offline.drift import Column, Verdict, compare
 from gateway.offline.history import AlarmRule, Finding, FinishedWindow, alarms, examples
 from gateway.offline.rows import Field, Key, Rows, objects
+from gateway.offline.windows import Window
 from tests.offline.test_drift import RULES, categorical, numeric
 
 S = 10**9
@@ -122,6 +123,17 @@ def test_what_is_saved_goes_on_where_it_was() -> None:
         second.add(held(row))
     (one,), (other,) = first.cut(3700 * S, is_all_read=True), second.cut(3700 * S, is_all_read=True)
     assert (ids([one]), one.rows_seen) == (ids([other]), other.rows_seen)
+
+
+def test_windows_wait_to_be_judged_as_long_as_there_is_room_and_no_more_of_them_than_are_told_of() -> None:
+    window = Window(10, "d1")
+    cuts = [Cut(held(*rows(10, start=start)), 10) for start in range(0, 400, 10)]
+    size_bytes = cuts[0].rows.size_bytes
+    assert window.set_aside(cuts[:3], 3 * size_bytes) == []
+    assert window.set_aside(cuts[3:5], 3 * size_bytes) == cuts[:2]
+    assert window.set_aside([], 0) == cuts[2:5]
+    assert window.set_aside(cuts, 100 * size_bytes) == []
+    assert window.set_aside([], 0) == cuts[-32:]
 
 
 # -- alarms -------------------------------------------------------------------------------------------

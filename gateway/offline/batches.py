@@ -32,7 +32,7 @@ _OF_FEW_VALUES = ("sample_reason", "digest", "variant", "reason")
 
 
 # Values that are taken into memory at once.
-_BATCH_VALUES = 1 << 19
+_BATCH_VALUES = 1 << 18
 _MIN_BATCH_ROWS, _MAX_BATCH_ROWS = 64, 16_384
 
 
@@ -66,6 +66,12 @@ def batches(path: Path, *, first_row: int = 0) -> Iterator[Batch]:
                 first_row = max(0, first_row - batch.num_rows)
                 if rest.num_rows:
                     yield Batch(of_batch(rest, kinds, model, version), rest.num_rows, rest.nbytes, rows == 0)
+
+
+def release_memory() -> None:
+    """Give back to the system what was needed for batches: kept for later ones, it comes to a hundred MB in the end."""
+    pyarrow.default_memory_pool().release_unused()
+    pyarrow.system_memory_pool().release_unused()  # the C library's, of which numpy's arrays are
 
 
 def of_usual_lines(block: bytes, model: str, version: str, shape: Shape) -> Taken | None:

@@ -110,7 +110,7 @@ class Monitor:
         segments = ((relative, self._columns(relative, block)) for relative, block in self._reader.read(_STEP_BYTES))
         for relative, taken in chain(self._past.read(_STEP_BYTES), segments):
             self._is_dirty = True
-            bad_lines = taken.bad_lines + sum(not self._take(chunk) for chunk in taken.chunks)
+            bad_lines = taken.bad_lines + sum(map(self._take, taken.chunks))
             if bad_lines:
                 log.warning("lines that are no samples", extra={"file": relative, "lines": bad_lines})
         has_more = self._reader.has_more or not self._past.is_read

@@ -61,7 +61,7 @@ class PastReader:
         while self._left and max_bytes > 0:
             relative = self._left[-1]
             try:
-                from gateway.offline.batches import batches
+                from gateway.offline.batches import batches, release_memory
 
                 for batch in batches(self._root / relative, first_row=self._watermark.offsets[relative]):
                     self._watermark.offsets[relative] += batch.rows  # with each that is given
@@ -69,6 +69,7 @@ class PastReader:
                     yield relative, batch.taken
                     if max_bytes <= 0 and batch.is_last:
                         return
+                release_memory()
             except FileNotFoundError:
                 pass
             except (ImportError, ValueError) as error:

@@ -78,6 +78,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "log.level": ("debug", "info", "warning", "error", "critical"),
     "server.door": ("fast", "asgi"),
+    "server.api_keys": ("off", "required"),
     "labels.detectors_tell": ("report", "alarm"),
 }
 

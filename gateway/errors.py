@@ -298,6 +298,14 @@ class Unauthenticated(GatewayError):
     code = "unauthenticated"
 
 
+class KeyUnknown(Unauthenticated):
+    """No API key came, or one that is not known or not good any more. key_id: its public id, empty if it has none."""
+
+    def __init__(self, message: str, *, key_id: str = "") -> None:
+        super().__init__(message)
+        self.key_id = key_id
+
+
 class UnknownToken(GatewayError):
     """No token has that id."""
 
@@ -314,6 +322,36 @@ class Forbidden(GatewayError):
     """The token is known, but its scope does not reach this far."""
 
     code = "forbidden"
+
+
+class KeyOutOfScope(Forbidden):
+    """The API key *key_id* is known, but not for this model."""
+
+    def __init__(self, message: str, *, key_id: str) -> None:
+        super().__init__(message)
+        self.key_id = key_id
+
+
+class UnknownKey(GatewayError):
+    """No API key has that id."""
+
+    code = "unknown_key"
+
+
+class QuotaExceeded(Refused):
+    """The API key *key_id* asks for more requests per second than it may."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float, key_id: str) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.key_id = key_id
+
+
+class KeysUnavailable(Refused):
+    """This worker could not read yet which API keys there are, so it lets nobody in."""
+
+    code = "keys_unavailable"
 
 
 # -- settings and start -----------------------------------------------------------------------------

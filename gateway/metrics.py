@@ -59,6 +59,13 @@ class ServingMetrics:
         self.refused = Counter(
             "sluicegate_refused", "Requests answered with an error before a version was chosen.", ("code",), registry=r
         )
+        self.api_key_requests = Counter(
+            "sluicegate_api_key_requests",
+            "Requests that came while API keys are asked for, by the public id of the key (empty: none that is known) "
+            "and outcome: admitted, or the code of the refusal.",
+            ("key", "outcome"),
+            registry=r,
+        )
         self.request_s = BulkHistogram(
             "sluicegate_request_duration_seconds",
             "Time from the request's head to its answer, per prediction answered with ok.",

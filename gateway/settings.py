@@ -40,6 +40,7 @@ class ServerSettings:
     drain_timeout_s: float = 25.0  # time that requests in flight get to finish after SIGTERM
     tls_certificate: str = ""  # PEM file; with it the public port speaks TLS alone
     tls_key: str = ""  # PEM file of its private key, without a passphrase
+    api_keys: str = "off"  # required: predictions, metadata and labels ask for a key of `sluicegate keys`
 
 
 @dataclass(frozen=True, slots=True)

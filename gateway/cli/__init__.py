@@ -34,6 +34,7 @@ _VERBS = {
     "changes": "changes",
     "audit": "audit",
     "token": "tokens",
+    "keys": "keys",
     "webhooks": "webhooks",
     "loadtest": "loadtest",
 }

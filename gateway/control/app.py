@@ -38,6 +38,8 @@ from gateway.control.events import source_of
 from gateway.control.flagfile import FileFollower
 from gateway.control.gate import Gate, NeverBack
 from gateway.control.imports import ImportEndpoint
+from gateway.control.key_endpoints import KeyEndpoints
+from gateway.control.keys import KeyBook
 from gateway.control.labelled import LabelCounts
 from gateway.control.lookups import LookupLoop
 from gateway.control.notary import Notary, Poster
@@ -178,16 +180,18 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         LostSamples(store, workers, clock=clock),
         LastKnownGood(store, lambda: desk.last_known_good_trouble, clock=clock),
     )
+    keys = KeyBook(store, clock=clock)
     app = Starlette(
         routes=[
             *views.routes(),
             *FlagEndpoints(desk, store, tokens).routes(),
             *ImportEndpoint(desk, tokens, source).routes(),
             *PurgeEndpoint(desk, tokens).routes(),
-            *OfrepEndpoints(desk, tokens).routes(),
+            *OfrepEndpoints(desk, tokens, keys).routes(),
             *AuditEndpoints(store, tokens, reads, settings.paths.state, checkpoint_file).routes(),
             *ChangeEndpoints(review, tokens).routes(),
             *TokenEndpoints(tokens, store).routes(),
+            *KeyEndpoints(keys, tokens).routes(),
             *RolloutEndpoints(rollouts, tokens).routes(),
             *WebhookEndpoints(webhooks, notifier, store, tokens).routes(),
             *QuarantineEndpoints(settings.quarantine_path, store, tokens).routes(),

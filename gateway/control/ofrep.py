@@ -20,10 +20,12 @@ from starlette.routing import Route
 from gateway.control import requests
 from gateway.control.auth import VIEWER, TokenStore, bearer, require
 from gateway.control.changes import Desk
-from gateway.errors import BodyTooLarge, InvalidFlag, InvalidInput, StoreUnavailable, TargetingKeyMissing
+from gateway.control.keys import KeyBook
+from gateway.errors import BodyTooLarge, Forbidden, InvalidFlag, InvalidInput, StoreUnavailable, TargetingKeyMissing
 from gateway.flags.compile import DISABLED, SPLIT, STATIC, TARGETING_MATCH, compile_route
 from gateway.flags.compile import Route as CompiledRoute
 from gateway.flags.document import ROUTE, Flag, FlagDocument, Json, check_kind
+from gateway.flags.keys import ApiKey, id_of
 
 _PARSE_ERROR, _INVALID_CONTEXT, _GENERAL = "PARSE_ERROR", "INVALID_CONTEXT", "GENERAL"
 _KEY_MISSING, _NOT_FOUND = "TARGETING_KEY_MISSING", "FLAG_NOT_FOUND"
@@ -58,6 +60,7 @@ class OfrepEndpoints:
 
     desk: Desk
     tokens: TokenStore
+    keys: KeyBook
     compiled: dict[str, CompiledRoute] = field(default_factory=dict)
 
     def routes(self) -> list[Route]:
@@ -66,8 +69,10 @@ class OfrepEndpoints:
 
     async def one(self, request: Request) -> Response:
         """Evaluate one flag."""
-        await self._authenticate(request)
+        asker = await self._authenticate(request)
         key = request.path_params["key"]
+        if asker is not None and not asker.allows(key.rpartition(".")[0]):
+            raise Forbidden(f"the API key {asker.id} is not good for this model")
         try:
             question = _question(await _context(request))
             document = await self._document()
@@ -80,25 +85,32 @@ class OfrepEndpoints:
 
     async def all(self, request: Request) -> Response:
         """Evaluate all flags for one context. The ETag stands for the flags and the context."""
-        await self._authenticate(request)
+        asker = await self._authenticate(request)
         try:
             context = await _context(request)
             question = _question(context)
             document = await self._document()
         except _Failed as failed:
             return _failure(failed, None)
-        etag = _etag(document, context)
+        flags = [flag for _, flag in sorted(document.flags.items()) if asker is None or asker.allows(flag.model)]
+        etag = _etag(document, context, [flag.key for flag in flags])
         headers = {"etag": etag, "cache-control": "no-cache"}
         if etag in [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]:
             return Response(status_code=304, headers=headers)
-        flags = [self._evaluate_or_tell(document, flag, question) for _, flag in sorted(document.flags.items())]
+        told = [self._evaluate_or_tell(document, flag, question) for flag in flags]
         metadata = {**document.metadata, "revision": document.revision}
-        return _reply({"flags": flags, "metadata": metadata}, headers=headers)
+        return _reply({"flags": told, "metadata": metadata}, headers=headers)
 
-    async def _authenticate(self, request: Request) -> None:
-        """A token as bearer or as API key. Raises Unauthenticated, Forbidden."""
+    async def _authenticate(self, request: Request) -> ApiKey | None:
+        """By an API key of the data plane, which sees the flags of its models and is returned, or by a token.
+
+        Either may come as bearer or as ``X-API-Key``. Raises Unauthenticated, Forbidden.
+        """
         secret = request.headers.get(_API_KEY, "").strip() or bearer(request.headers.get("authorization"))
+        if id_of(secret):
+            return await run_in_threadpool(self.keys.authenticate, secret)
         require(await run_in_threadpool(self.tokens.authenticate, secret), VIEWER)
+        return None
 
     async def _document(self) -> FlagDocument:
         try:
@@ -183,8 +195,8 @@ def _text(value: Json, name: str) -> str | None:
     return value
 
 
-def _etag(document: FlagDocument, context: Mapping[str, Json]) -> str:
-    said = orjson.dumps([document.revision, context], option=orjson.OPT_SORT_KEYS)
+def _etag(document: FlagDocument, context: Mapping[str, Json], seen: list[str]) -> str:
+    said = orjson.dumps([document.revision, context, seen], option=orjson.OPT_SORT_KEYS)
     return f'"{document.revision}-{hashlib.sha256(said).hexdigest()[:16]}"'
 
 

@@ -21,6 +21,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.UnknownFlag: 404,
+    errors.UnknownKey: 404,
     errors.UnknownModel: 404,
     errors.UnknownRollout: 404,
     errors.UnknownToken: 404,

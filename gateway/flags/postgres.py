@@ -27,7 +27,7 @@ from gateway.flags.pglink import (
     settle,
     troubles,
 )
-from gateway.flags.store import Edit, HostStatus, Note, Record, RecordWrite, audit_rows
+from gateway.flags.store import KEYS, Edit, HostStatus, Note, Record, RecordWrite, audit_rows
 
 Found = TypeVar("Found")
 
@@ -165,6 +165,7 @@ class PostgresStore:
                 )
             if after is not before:
                 connection.execute(_PUT_DOCUMENT, (after.revision, json.dumps(dump(after))))
+            if after is not before or any(record.kind == KEYS for record in records):
                 connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, str(after.revision)))
             return after
 

@@ -34,6 +34,8 @@ BOOLEAN_OPERATORS = frozenset(
 OPERATORS = BOOLEAN_OPERATORS | {"if", "and", "or", "cat", "var", "fractional", "$ref"}
 
 _HEADER = re.compile(r"[a-z0-9!#$%&'*+^_`|~-]{1,128}")
+# What these hold is a secret, and a rule that compares with one would have it written in flags, audit and events.
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "x-api-key"})
 _READABLE = "targetingKey, model, protocol, $flagd.flagKey or headers.<lower-case name>"
 
 _BINARY: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -208,7 +210,7 @@ class RuleCompiler:
             flag_key = self._flag_key
             return lambda _c: flag_key
         header = name.removeprefix("headers.")
-        if header == name or not _HEADER.fullmatch(header):
+        if header == name or not _HEADER.fullmatch(header) or header in _SECRET_HEADERS:
             raise InvalidFlag(where, repr(name), _READABLE)
         self.headers.add(header)
         return lambda c: c[2].get(header)

@@ -136,6 +136,18 @@ class SqliteStore:
                     self._loaded = None
             return before
 
+    def mirror_records(self, kind: str, records: Sequence[Record]) -> None:
+        """Hold a copy of all records of a kind, as another store has them."""
+        with self._guarded():
+            connection = self._open()
+            with transaction(connection):
+                connection.execute("DELETE FROM record WHERE kind = ?", (kind,))
+                for record in records:
+                    body = orjson.dumps(record.body).decode()
+                    connection.execute(
+                        "INSERT INTO record VALUES (?, ?, ?, ?)", (kind, record.id, record.revision, body)
+                    )
+
     def discard(self) -> None:
         """Remove the file: only for a copy, which can be made again. Those who have it open see that it is gone."""
         with self._lock, troubles(self._path):

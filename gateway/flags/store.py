@@ -15,6 +15,8 @@ from gateway.flags.audit import GENESIS, AuditRow, Author, Head, check_ending, n
 from gateway.flags.document import Flag, FlagDocument, Json, change
 
 VERIFY_CHUNK_ROWS = 1000
+# The kind of records that the API keys are: workers follow these, as they follow the flags.
+KEYS = "api_key"
 
 Edit = Callable[[FlagDocument], FlagDocument]
 

@@ -12,6 +12,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psycopg
 
 from gateway.errors import StoreUnavailable
@@ -20,6 +21,7 @@ from gateway.flags.document import FlagDocument
 from gateway.flags.lastgood import write_last_known_good
 from gateway.flags.pglink import AsyncConnection, read_document
 from gateway.flags.sqlite import SqliteStore
+from gateway.flags.store import KEYS, Record
 from gateway.following import statuses
 from gateway.following.line import Line, rows
 
@@ -36,6 +38,11 @@ _TIDY_S = 60.0
 _DOCUMENT = (
     "SELECT CASE WHEN encode(sha256(convert_to(body, 'UTF8')), 'hex') <> %s THEN body END FROM sluicegate.document"
 )
+_KEYS_STAMP = (
+    "SELECT encode(sha256(convert_to(coalesce(string_agg(id || ' ' || revision || ' ' || body, ' '"
+    " ORDER BY id COLLATE \"C\"), ''), 'UTF8')), 'hex') FROM sluicegate.record WHERE kind = %s"
+)
+_KEYS = "SELECT id, revision, body FROM sluicegate.record WHERE kind = %s"
 _PUSH = (
     "INSERT INTO sluicegate.worker_status (host, boot, slot, document, age_s, pushed_at)"
     " SELECT %s, %s, s.slot, s.document, s.age_s, clock_timestamp()"
@@ -75,6 +82,7 @@ class Follower:
         self._host = host
         self._boot = boot
         self._known = ""  # digest of the document that snapshot and file hold
+        self._known_keys = ""  # what the API keys that the snapshot holds were told by
         self._hint = asyncio.Event()
         self._cannot_follow = False
         self._cannot_push = False
@@ -103,6 +111,7 @@ class Follower:
                     document = read_document(body)
                     await asyncio.to_thread(self._keep, document)
                     self._known = hashlib.sha256(body.encode()).hexdigest()
+                await self._look_at_keys()
                 await asyncio.to_thread(self._confirm)
         except (StoreUnavailable, OSError) as error:
             if not self._cannot_follow:
@@ -123,6 +132,7 @@ class Follower:
                 raise
             _log.error("the snapshot is damaged; it is made anew", extra={"why": str(error)})
             self._snapshot.discard()
+            self._known_keys = ""
             before = self._snapshot.mirror(document)
         if before is not None and before != document and document.revision <= before.revision:
             _log.error(
@@ -131,6 +141,16 @@ class Follower:
             )
         write_last_known_good(self._last_known_good, document)
         _log.info("flags taken over", extra={"revision": document.revision})
+
+    async def _look_at_keys(self) -> None:
+        """Copy the API keys if they are others than at the last look."""
+        ((stamp,),) = await self._line.use(lambda connection: rows(connection, _KEYS_STAMP, (KEYS,)))
+        if stamp == self._known_keys:
+            return
+        found = await self._line.use(lambda connection: rows(connection, _KEYS, (KEYS,)))
+        keys = [Record(KEYS, key_id, revision, orjson.loads(body)) for key_id, revision, body in found]
+        await asyncio.to_thread(self._snapshot.mirror_records, KEYS, keys)
+        self._known_keys = stamp
 
     def _confirm(self) -> None:
         try:

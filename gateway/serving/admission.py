@@ -6,8 +6,9 @@ import random
 import time
 from collections.abc import Callable, Mapping
 
-from gateway.errors import BodyTooLarge, InvalidInput, TooManyInFlight, UnsupportedEncoding
+from gateway.errors import BodyTooLarge, InvalidInput, QuotaExceeded, TooManyInFlight, UnsupportedEncoding
 from gateway.serving.call import Call
+from gateway.serving.keyring import KeyRing
 from gateway.serving.target import Target
 from gateway.settings import LimitSettings
 
@@ -93,6 +94,28 @@ class Admission:
         if not timeout_s > 0:
             raise InvalidInput("header x-request-timeout-ms", repr(came[:40]), "milliseconds above 0")
         return min(timeout_s, self._settings.max_deadline_s)
+
+
+class KeyedAdmission(Admission):
+    """Admission that asks for an API key first. A class of its own, so that others pay nothing for it."""
+
+    def __init__(self, settings: LimitSettings, ring: KeyRing) -> None:
+        super().__init__(settings)
+        self._ring = ring
+
+    def open(self, target: Target, headers: Mapping[str, str], length: int | None = None) -> Call:
+        """See Admission. Raises KeyUnknown, KeyOutOfScope, QuotaExceeded, KeysUnavailable, too.
+
+        Whose request it is comes before all else that could be wrong with it; what is refused is not charged.
+        """
+        key = self._ring.identify(headers, target.model)
+        call = super().open(target, headers, length)
+        try:
+            self._ring.charge(key)
+        except QuotaExceeded:
+            self.close()
+            raise
+        return call
 
 
 def _check_encoding(came: str) -> None:

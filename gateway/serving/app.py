@@ -12,31 +12,29 @@ from collections.abc import AsyncIterator, Callable, Set
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from gateway import tls
 from gateway.codecs.native import NativeCodec
 from gateway.codecs.oip_json import OipCodec
 from gateway.errors import GatewayError
 from gateway.marks import Marks
 from gateway.metrics import ServingMetrics, process_registry
 from gateway.models.source import DirectorySource
-from gateway.serving.admission import Admission
+from gateway.serving.admission import Admission, KeyedAdmission
 from gateway.serving.answers import Answers
 from gateway.serving.cache import PredictionCache
 from gateway.serving.connections import Doors
 from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
 from gateway.serving.doorway import Doorway, by_name
 from gateway.serving.endpoints import PredictionEndpoint, Questions, on_gateway_error, on_unknown_path
-from gateway.serving.fastdoor import UVICORN, FastDoor
 from gateway.serving.feedback import PATH as FEEDBACK_PATH
 from gateway.serving.feedback import FeedbackEndpoint
 from gateway.serving.guards import Guards
+from gateway.serving.keygate import KeyGate
+from gateway.serving.keyring import KeyRing
 from gateway.serving.label_writer import LabelWriter
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.registry import Registry
@@ -44,10 +42,10 @@ from gateway.serving.router import Router
 from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
 from gateway.serving.sampling_rules import RuleBudget
+from gateway.serving.server import make_server
 from gateway.serving.shadow import Shadow
-from gateway.serving.tlsdoor import TlsServer
 from gateway.serving.watch import Watch, write_status
-from gateway.settings import ServerSettings, Settings
+from gateway.settings import Settings
 
 log = getLogger(__name__)
 
@@ -71,6 +69,7 @@ class Worker:
     shadow: Shadow
     counts: Counts
     metrics: ServingMetrics
+    ring: KeyRing | None
     guards: Guards
     pipeline: Pipeline
     watch: Watch
@@ -91,7 +90,8 @@ def build(
     metrics.run_threads.set(settings.batching.threads)
     counts = Counts(metrics)
     codecs = (NativeCodec(), OipCodec())
-    admission = Admission(settings.limits)
+    ring = KeyRing() if settings.server.api_keys == "required" else None
+    admission = Admission(settings.limits) if ring is None else KeyedAdmission(settings.limits, ring)
     cache = PredictionCache(settings.cache)
     pool = RunPool(settings.batching.run_threads)
     registry = Registry(
@@ -115,7 +115,9 @@ def build(
     )
     router = Router(registry, guards)
     shadow = Shadow(registry, pool, settings.shadow, settings.batching, metrics, in_flight=lambda: admission.in_flight)
-    watch = Watch(settings, router, registry, cache, shadow, metrics, guards, on_ready=lambda: report("ready"))
+    watch = Watch(
+        settings, router, registry, cache, shadow, metrics, guards, on_ready=lambda: report("ready"), ring=ring
+    )
     sampler = Sampler(
         settings.sampling,
         settings.sample_log_path,
@@ -127,17 +129,22 @@ def build(
     answers = Answers(registry, cache, sampler, shadow, counts, budget, ttl_s=settings.cache.ttl_s)
     label_writer = LabelWriter(settings.labels, settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
     pipeline = Pipeline(admission, router, cache, answers, guards)
-    doorway = Doorway(admission, pipeline, counts, by_name(codecs))
+    doorway = Doorway(admission, pipeline, counts, by_name(codecs), ring)
+    gate = None if ring is None else KeyGate(ring, counts)
     native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)
     questions = Questions(router, registry, watch.ready.is_set)
+    feedback = FeedbackEndpoint(label_writer, max_body_bytes=settings.labels.max_body_bytes, gate=gate)
+    routes = [
+        Route("/predict/{model}", native),
+        Route("/v2/models/{model}/infer", oip),
+        Route("/v2/models/{model}/versions/{version}/infer", oip),
+        Route(FEEDBACK_PATH, feedback),
+        *_questions(questions),
+    ]
+    if gate is not None:
+        gate.guard(routes, themselves=frozenset({PredictionEndpoint, FeedbackEndpoint}))
     app = Starlette(
-        routes=[
-            Route("/predict/{model}", native),
-            Route("/v2/models/{model}/infer", oip),
-            Route("/v2/models/{model}/versions/{version}/infer", oip),
-            Route(FEEDBACK_PATH, FeedbackEndpoint(label_writer, max_body_bytes=settings.labels.max_body_bytes)),
-            *_questions(questions),
-        ],
+        routes=routes,
         exception_handlers={
             GatewayError: on_gateway_error,
             HTTPException: on_unknown_path,
@@ -155,6 +162,7 @@ def build(
             shadow,
             counts,
             metrics,
+            ring,
             guards,
             pipeline,
             watch,
@@ -241,6 +249,8 @@ async def _flush(worker: Worker, connections: Callable[[], int]) -> None:
         await asyncio.sleep(FLUSH_INTERVAL_S)
         worker.counts.flush()
         worker.guards.signals.flush()
+        if worker.ring is not None:
+            worker.ring.flush(worker.metrics)
         worker.metrics.in_flight.set(worker.admission.in_flight)
         worker.metrics.open_connections.set(connections())
         worker.metrics.cache_bytes.set(worker.cache.size_bytes)
@@ -257,40 +267,6 @@ async def _divert_late(worker: Worker) -> None:
         worker.pipeline.divert_late()
 
 
-def _protocol() -> Any:
-    """The protocol that uvicorn shall use: the fast door, or uvicorn's own where the fast door was not tested."""
-    found = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
-    if UVICORN[0] <= found < UVICORN[1]:
-        return FastDoor
-    log.warning(
-        "the fast door does not know this uvicorn; predictions go through the ASGI app",
-        extra={"uvicorn": uvicorn.__version__, "known": UVICORN},
-    )
-    return "httptools"
-
-
-def _server(settings: ServerSettings, app: Starlette) -> uvicorn.Server:
-    config = uvicorn.Config(
-        app,
-        loop="none",
-        http=_protocol(),
-        proxy_headers=False,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
-        backlog=2048,
-    )
-    if not settings.tls_certificate:
-        return uvicorn.Server(config)
-    context = tls.server_context(settings.tls_certificate, settings.tls_key)
-    return TlsServer(config, context, timeout_s=settings.request_timeout_s)
-
-
 async def _serve(
     settings: Settings,
     *,
@@ -305,7 +281,7 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     worker = build(settings, boot=boot, report=report, marks=marks, suspects=suspects)
-    server = _server(settings.server, worker.app)
+    server = make_server(settings.server, worker.app)
     stopped = asyncio.Event()
 
     def stop() -> None:

@@ -11,6 +11,7 @@ from gateway.errors import GatewayError
 from gateway.serving.admission import Admission
 from gateway.serving.counts import Counts
 from gateway.serving.heads import HeadReader
+from gateway.serving.keyring import KeyRing
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.replies import NO_HEADERS, Reply
 from gateway.serving.target import Target
@@ -28,6 +29,7 @@ class Doorway:
     pipeline: Pipeline
     counts: Counts
     codecs: Mapping[str, Codec]
+    ring: KeyRing | None = None  # None while no API keys are asked for
     _targets: dict[bytes, Target | None] = field(default_factory=dict)
     heads: HeadReader = field(init=False)
 
@@ -65,6 +67,8 @@ class Doorway:
     def turn_away(self, codec: Codec, headers: Mapping[str, str], error: GatewayError) -> Reply:
         """The reply to a request that got no further than its head or body."""
         self.counts.refused(error.code)
+        if self.ring is not None:
+            self.ring.refused(error)
         request_id = self.admission.request_id(headers)
         return Reply(error, request_id, "", NO_HEADERS, JSON_HEADERS, codec.error(error))
 

@@ -16,6 +16,7 @@ from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, MethodNotAll
 from gateway.serving import introspect
 from gateway.serving.call import Call, OnReply
 from gateway.serving.doorway import Doorway
+from gateway.serving.keygate import key_of
 from gateway.serving.registry import Registry
 from gateway.serving.replies import Block, Reply, error_headers, header_pairs, status_of
 from gateway.serving.router import Router
@@ -137,7 +138,9 @@ class Questions:
         return _json(introspect.server_metadata())
 
     async def models(self, request: Request) -> Response:
-        return _json(introspect.models(self._router))
+        """All models; with a key that is not good for all, those that it is good for."""
+        key = key_of(request.scope)
+        return _json(introspect.models(self._router, None if key is None else key.allows))
 
     async def model(self, request: Request) -> Response:
         return _json(introspect.model_metadata(self._find(request), self._registry))

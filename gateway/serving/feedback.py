@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.codecs.codec import JSON_HEADERS
 from gateway.errors import GatewayError, InvalidInput, MethodNotAllowed, UnsupportedEncoding
 from gateway.serving.endpoints import read_body
+from gateway.serving.keygate import KeyGate
 from gateway.serving.label_writer import LabelWriter, Taken
 from gateway.serving.replies import error_headers, status_of
 
@@ -19,15 +20,18 @@ PATH = "/v1/feedback"
 class FeedbackEndpoint:
     """A plain ASGI app. It only reads the body; everything else about labels happens in the writer's thread."""
 
-    def __init__(self, writer: LabelWriter, *, max_body_bytes: int) -> None:
+    def __init__(self, writer: LabelWriter, *, max_body_bytes: int, gate: KeyGate | None = None) -> None:
         self._writer = writer
         self._max_body_bytes = max_body_bytes
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error: GatewayError | None = None
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], "POST")
+            if self._gate is not None:
+                self._gate.check(scope)
             _check_encoding(dict(scope["headers"]).get(b"content-encoding", b""))
             body = await read_body(receive, self._max_body_bytes)
             if body is None:

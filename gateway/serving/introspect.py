@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gateway import __version__
@@ -30,9 +31,9 @@ def model_metadata(live: LiveVersion, registry: Registry) -> dict[str, Any]:
     }
 
 
-def models(router: Router) -> dict[str, Any]:
-    """The answer to GET /v2/models: all models that the flags release."""
-    return {"models": sorted(router.known)}
+def models(router: Router, allows: Callable[[str], bool] | None = None) -> dict[str, Any]:
+    """The answer to GET /v2/models: all models that the flags release, or those of them that *allows* allows."""
+    return {"models": sorted(filter(allows, router.known) if allows is not None else router.known)}
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from gateway.codecs.codec import JSON_HEADERS, Headers
 STATUS: dict[type[errors.GatewayError], int] = {
     errors.InvalidInput: 400,
     errors.TargetingKeyMissing: 400,
+    errors.KeyUnknown: 401,
+    errors.KeyOutOfScope: 403,
     errors.UnknownModel: 404,
     errors.UnknownVersion: 404,
     errors.MethodNotAllowed: 405,
@@ -20,6 +22,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.CallerLeft: 499,
     errors.InferenceFailed: 500,
     errors.InvalidOutput: 500,
+    errors.QuotaExceeded: 429,
     errors.QueueFull: 503,
     errors.DeadlineUnreachable: 503,
     errors.TooManyInFlight: 503,
@@ -28,6 +31,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.VersionShut: 503,
     errors.SampleLogUnavailable: 503,
     errors.LabelsUnavailable: 503,
+    errors.KeysUnavailable: 503,
     errors.DeadlineExceeded: 504,
 }
 
@@ -74,11 +78,13 @@ def status_of(error: errors.GatewayError | None) -> int:
 
 
 def error_headers(error: errors.GatewayError | None) -> Headers:
-    """Retry-After for what a client may ask again, Allow for what another method would get."""
+    """Retry-After for what a client may ask again, Allow for what another method would get, and how to say who asks."""
     if isinstance(error, errors.Refused):
         return ((b"retry-after", str(max(1, round(error.retry_after_s))).encode()),)
     if isinstance(error, errors.MethodNotAllowed):
         return ((b"allow", error.allowed.encode()),)
+    if isinstance(error, errors.KeyUnknown):
+        return ((b"www-authenticate", b'Bearer realm="sluicegate"'),)
     return ()
 
 

@@ -22,14 +22,17 @@ import orjson
 from gateway.errors import InvalidFlag, QuarantineUnavailable, StoreUnavailable
 from gateway.flags.compile import ModelOptions, Route, compile_options, compile_route
 from gateway.flags.document import FlagDocument
+from gateway.flags.keys import read_key
 from gateway.flags.lastgood import read_last_known_good
 from gateway.flags.sqlite import SqliteStore
+from gateway.flags.store import KEYS
 from gateway.metrics import ServingMetrics
 from gateway.quarantine import Follower
 from gateway.samples.record import sampling_limit
 from gateway.serving.cache import PredictionCache
 from gateway.serving.counts import Counts
 from gateway.serving.guards import Guards
+from gateway.serving.keyring import KeyRing
 from gateway.serving.losses import Losses
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.router import Adopted, Router
@@ -56,6 +59,7 @@ class Watch:
         guards: Guards,
         *,
         on_ready: Callable[[], None],
+        ring: KeyRing | None = None,
     ) -> None:
         self._settings = settings
         self._router = router
@@ -65,6 +69,8 @@ class Watch:
         self._metrics = metrics
         self._guards = guards
         self._on_ready = on_ready
+        self._ring = ring
+        self._keys_are_due = False
         self._store = SqliteStore(settings.flag_store_path, read_only=True)
         self._quarantine = Follower(settings.quarantine_path)
         self._document: FlagDocument | None = None
@@ -107,8 +113,11 @@ class Watch:
         try:
             if self._store.changed():
                 document = self._store.load()
+                self._keys_are_due = self._ring is not None and document is not None
                 if document is not None and document != self._document:
                     self._take(document)
+            if self._keys_are_due:
+                self._take_keys()
             if self._store_failed:
                 log.info("the flag store can be read again")
             self._store_failed = False
@@ -117,6 +126,12 @@ class Watch:
             if not self._store_failed:
                 log.error("the flag store cannot be read; serving on with the flags at hand", extra={"why": str(error)})
             self._store_failed = True
+
+    def _take_keys(self) -> None:
+        """Let in who has a key now. Until this was done once, nobody is let in."""
+        if self._ring is not None:
+            self._ring.take(map(read_key, self._store.records(KEYS)))
+        self._keys_are_due = False
 
     def _read_last_known_good(self) -> None:
         """Start from the file that control left, so that a start without a readable store still serves."""

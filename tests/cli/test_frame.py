@@ -26,7 +26,7 @@ HEAVY = (
 
 VERBS = (
     *("serve", "demo", "convert", "models", "flags", "rollout", "cache", "shadow", "drift", "samples", "changes"),
-    *("audit", "token", "webhooks", "loadtest"),
+    *("audit", "token", "keys", "webhooks", "loadtest"),
 )
 
 

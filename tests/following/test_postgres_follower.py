@@ -20,6 +20,7 @@ from gateway.flags.lastgood import read_last_known_good
 from gateway.flags.pglink import CHANNEL, read_address
 from gateway.flags.postgres import PostgresStore
 from gateway.flags.sqlite import SqliteStore
+from gateway.flags.store import KEYS, RecordWrite
 from gateway.following.follower import Follower
 from gateway.following.line import Line
 from tests.postgres import PostgresServer, database_of
@@ -56,6 +57,13 @@ class Host:
             return self._reader.load()
         except StoreUnavailable:
             return None
+
+    def keys(self) -> dict[str, Any]:
+        """The API keys that a worker reads, by id."""
+        try:
+            return {record.id: record.body for record in self._reader.records(KEYS)}
+        except StoreUnavailable:
+            return {}
 
     @contextlib.asynccontextmanager
     async def following(self, *, greeting: str = LISTEN) -> AsyncIterator[None]:
@@ -125,6 +133,29 @@ def test_a_change_is_found_when_its_notification_is_lost(host: Host, store: Post
             for step in range(2):
                 document = await asyncio.to_thread(put, store, step)
                 await until(lambda document=document: host.document() == document)  # type: ignore[misc]
+
+    asyncio.run(follow())
+
+
+def test_api_keys_are_copied_and_taken_away_at_each_change(host: Host, store: PostgresStore) -> None:
+    put(store)
+
+    def write(key_id: str, body: dict[str, Any] | None) -> None:
+        store.commit(author=SYSTEM, verb="a test", reason="", records=[RecordWrite(KEYS, key_id, body)])
+
+    async def follow() -> None:
+        async with host.following():
+            await until(host.document)
+            await asyncio.to_thread(write, "b", {"name": "ü"})
+            await until(lambda: host.keys() == {"b": {"name": "ü"}})
+            await asyncio.to_thread(write, "a", {"name": "x"})
+            await asyncio.to_thread(write, "b", {"name": "y"})
+            await until(lambda: host.keys() == {"a": {"name": "x"}, "b": {"name": "y"}})
+            host.snapshot_path.write_bytes(b"no database, but long enough to be read as one" * 200)
+            await asyncio.to_thread(put, store, 2)
+            await until(lambda: host.keys() == {"a": {"name": "x"}, "b": {"name": "y"}})
+            await asyncio.to_thread(write, "a", None)
+            await until(lambda: host.keys() == {"b": {"name": "y"}})
 
     asyncio.run(follow())
 

@@ -1,0 +1,51 @@
+"""The HTTP server of a worker: uvicorn with our protocol, behind TLS or not."""
+
+from __future__ import annotations
+
+from logging import getLogger
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from gateway import tls
+from gateway.serving.fastdoor import UVICORN, FastDoor
+from gateway.serving.tlsdoor import TlsServer
+from gateway.settings import ServerSettings
+
+log = getLogger(__name__)
+
+
+def make_server(settings: ServerSettings, app: Starlette) -> uvicorn.Server:
+    """A server of *app* on sockets that it is given; nothing is started. Raises InvalidSetting."""
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http=_protocol(),
+        proxy_headers=False,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        backlog=2048,
+    )
+    if not settings.tls_certificate:
+        return uvicorn.Server(config)
+    context = tls.server_context(settings.tls_certificate, settings.tls_key)
+    return TlsServer(config, context, timeout_s=settings.request_timeout_s)
+
+
+def _protocol() -> Any:
+    """The protocol that uvicorn shall use: the fast door, or uvicorn's own where the fast door was not tested."""
+    found = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
+    if UVICORN[0] <= found < UVICORN[1]:
+        return FastDoor
+    log.warning(
+        "the fast door does not know this uvicorn; predictions go through the ASGI app",
+        extra={"uvicorn": uvicorn.__version__, "known": UVICORN},
+    )
+    return "httptools"

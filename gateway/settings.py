@@ -23,7 +23,7 @@ ENVIRONMENT_PREFIX = "SLUICEGATE_"
 FILE_STORE = "sqlite:///"
 SHARED_STORES = ("postgresql://", "postgres://")
 # Read by the command line itself, not settings of the server.
-CLIENT_VARIABLES = frozenset({"SLUICEGATE_URL", "SLUICEGATE_TOKEN"})
+CLIENT_VARIABLES = frozenset({f"SLUICEGATE_{name}" for name in ("URL", "TOKEN", "CA", "CERT", "KEY")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class ServerSettings:
     tls_certificate: str = ""  # PEM file; with it the public port speaks TLS alone
     tls_key: str = ""  # PEM file of its private key, without a passphrase
     api_keys: str = "off"  # required: predictions, metadata and labels ask for a key of `sluicegate keys`
+    tls_client_ca: str = ""  # PEM file; with it a client needs a certificate that one of these has signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ class ControlSettings:
     port: int = 8081
     name: str = ""  # how notifications call this gateway; empty: the name of the host
     retrain_cool_down_s: float = 86_400.0  # after advice to retrain a model there is none on it for so long
+    tls_certificate: str = ""  # as those of [server], for the admin port
+    tls_key: str = ""
+    tls_client_ca: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,11 +341,6 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, st
     return found
 
 
-def _variable(name: str) -> str:
-    """The environment variable of a setting: ``SLUICEGATE_SERVER__PORT`` for ``server.port``."""
-    return ENVIRONMENT_PREFIX + name.replace(".", "__").upper()
-
-
 def _build(values: Mapping[str, tuple[Any, str]]) -> Settings:
     sections = {f.name: get_type_hints(Settings)[f.name] for f in dataclasses.fields(Settings)}
     known = {
@@ -353,7 +352,8 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Settings:
     for name, (value, origin) in values.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            variable = f" ({_variable(near)})" if origin.startswith(_ENVIRONMENT) else ""
+            in_words = f" ({ENVIRONMENT_PREFIX}{near.replace('.', '__').upper()})"
+            variable = in_words if origin.startswith(_ENVIRONMENT) else ""
             raise InvalidSetting(f"unknown setting {name!r} ({origin}); the nearest known one is {near!r}{variable}")
         section, key = name.split(".", 1)
         given[section][key] = convert(name, known[name], value, origin)
@@ -363,9 +363,12 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Settings:
 
 
 def _check_together(settings: Settings) -> None:
-    if bool(settings.server.tls_certificate) != bool(settings.server.tls_key):
-        given, missing = ("tls_certificate", "tls_key")[:: 1 if settings.server.tls_certificate else -1]
-        raise InvalidSetting(f"setting 'server.{given}' needs 'server.{missing}': name both for TLS, or none")
+    for section, port in (("server", settings.server), ("control", settings.control)):
+        if bool(port.tls_certificate) != bool(port.tls_key):
+            given, missing = ("tls_certificate", "tls_key")[:: 1 if port.tls_certificate else -1]
+            raise InvalidSetting(f"setting '{section}.{given}' needs '{section}.{missing}': name both for TLS, or none")
+        if port.tls_client_ca and not port.tls_certificate:
+            raise InvalidSetting(f"setting '{section}.tls_client_ca' needs '{section}.tls_certificate' and its key")
     if settings.limits.deadline_s > settings.limits.max_deadline_s:
         raise InvalidSetting("setting 'limits.deadline_s' must not be above 'limits.max_deadline_s'")
     if settings.monitor.min_window_rows > settings.monitor.window_rows:

@@ -52,10 +52,12 @@ def run(settings: Settings, *, role: Role, ready_file: Path | None, environment:
     process and the children. Raises CannotStart; InvalidSetting for a certificate, key or store that cannot be used.
     """
     parts = ("serving", "control", "monitor") if role == "all" else (role,)
-    if "serving" in parts and settings.server.tls_certificate:
-        from gateway import tls  # here and not above: most gateways need no OpenSSL
+    for part, section, port in (("serving", "server", settings.server), ("control", "control", settings.control)):
+        if part in parts and port.tls_certificate:
+            from gateway import tls  # here and not above: most gateways need no OpenSSL
 
-        tls.server_context(settings.server.tls_certificate, settings.server.tls_key)  # told now, not by each worker
+            # told now, not by each child
+            tls.server_context(port.tls_certificate, port.tls_key, port.tls_client_ca, section=section)
     if settings.flags.is_shared and parts != ("monitor",):
         _check_shared_store(settings.flags.store)
     if ready_file is not None:
@@ -316,7 +318,7 @@ class Supervisor:
             if listener is None:
                 return None
             host, port = listener.getsockname()[:2]
-            tls = role == "worker" and bool(self._settings.server.tls_certificate)
+            tls = bool((self._settings.server if role == "worker" else self._settings.control).tls_certificate)
             return {"host": host, "port": port, "url": sockets.url_of(listener, tls=tls)}
 
         return {

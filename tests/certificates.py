@@ -1,4 +1,4 @@
-"""Certificates for tests, signed by themselves, made by the openssl command."""
+"""Certificates for tests, signed by themselves or by one of them, made by the openssl command."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ class Pair:
         return {"tls_certificate": str(self.certificate), "tls_key": str(self.key)}
 
 
-def self_signed(folder: Path, name: str = "server") -> Pair:
-    """A new pair in *folder*, good for a day. Skips the test where there is no openssl, but in CI."""
+def self_signed(folder: Path, name: str = "server", subject: str = "127.0.0.1") -> Pair:
+    """A new pair in *folder*, good for a day. Skips the test where there is no openssl, but in CI.
+
+    subject: of those that are trusted side by side, each needs its own.
+    """
     if shutil.which("openssl") is None:
         if os.environ.get("CI"):
             pytest.fail(INSTALL_IT)
@@ -37,11 +40,29 @@ def self_signed(folder: Path, name: str = "server") -> Pair:
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-days", "1", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-days", "1", "-subj", f"/CN={subject}", "-addext", "subjectAltName=IP:127.0.0.1"),
             *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
             *("-keyout", str(pair.key), "-out", str(pair.certificate)),
         ],
         check=True,
         capture_output=True,
     )
+    return pair
+
+
+def signed_by(authority: Pair, name: str, subject: str) -> Pair:
+    """A new pair beside *authority*, signed by it, good for a day: what a client shows."""
+    folder = authority.certificate.parent
+    pair, request = Pair(folder / f"{name}.crt", folder / f"{name}.key"), folder / f"{name}.csr"
+    for command in (
+        [
+            *("openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-subj", f"/CN={subject}", "-keyout", str(pair.key), "-out", str(request)),
+        ],
+        [
+            *("openssl", "x509", "-req", "-in", str(request), "-days", "1", "-CAcreateserial"),
+            *("-CA", str(authority.certificate), "-CAkey", str(authority.key), "-out", str(pair.certificate)),
+        ],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
     return pair

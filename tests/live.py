@@ -62,6 +62,16 @@ def write_settings(path: Path, settings: SettingsTable) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def _trust(section: Mapping[str, str | int | float], client: tuple[Path, Path] | None) -> ssl.SSLContext | None:
+    """What it takes to speak to a port with these settings; None without TLS."""
+    if "tls_certificate" not in section:
+        return None
+    trust = ssl.create_default_context(cafile=str(section["tls_certificate"]))
+    if client is not None:
+        trust.load_cert_chain(*client)
+    return trust
+
+
 class LiveGateway:
     """A context manager: entering starts the gateway and waits until all its children are ready; leaving stops it.
 
@@ -69,7 +79,8 @@ class LiveGateway:
 
     models: directory of packages. state: state directory; its parent gets the log, the settings file and the ready
     file, named after the state directory and the role. settings: as in the settings file. data, control: HTTP clients
-    of the two ports while it runs; control sends the admin token. trust: what a TLS client of the data port needs, None
+    of the two ports while it runs; control sends the admin token. client: certificate and key that clients show, where
+    a port asks for them. trust, control_trust: what a TLS client of the data port and of the control port needs, None
     without TLS.
     """
 
@@ -86,6 +97,7 @@ class LiveGateway:
         settings: SettingsTable | None = None,
         environment: Mapping[str, str] | None = None,
         options: tuple[str, ...] = (),
+        client: tuple[Path, Path] | None = None,
         wait: bool = True,
     ) -> None:
         self.models = models
@@ -93,8 +105,9 @@ class LiveGateway:
         self._ready_file = state.with_name(f"{state.name}.{role}.ready.json")
         self._log_file = state.with_name(f"{state.name}.{role}.log")
         config = state.with_name(f"{state.name}.{role}.toml")
-        certificate = (settings or {}).get("server", {}).get("tls_certificate")
-        self.trust = ssl.create_default_context(cafile=str(certificate)) if certificate else None
+        self.trust, self.control_trust = (
+            _trust((settings or {}).get(port, {}), client) for port in ("server", "control")
+        )
         write_settings(config, settings or {})
         self._command = [
             *(sys.executable, "-m", "gateway", "serve", "--role", role, "--config", str(config)),
@@ -145,7 +158,9 @@ class LiveGateway:
             self.data = httpx.Client(base_url=self.data_url, timeout=30.0, verify=self.trust or True)
         if self._started["control"]:
             headers = {"authorization": f"Bearer {self.admin_token}"}
-            self.control = httpx.Client(base_url=self.control_url, headers=headers, timeout=30.0)
+            self.control = httpx.Client(
+                base_url=self.control_url, headers=headers, timeout=30.0, verify=self.control_trust or True
+            )
 
     def _look_ready(self) -> dict[str, Any] | None:
         assert self._process is not None
@@ -176,7 +191,7 @@ class LiveGateway:
 
     @property
     def control_url(self) -> str:
-        """``http://127.0.0.1:PORT`` of the control plane."""
+        """``http://127.0.0.1:PORT`` of the control plane; https with a certificate."""
         return str(self._started["control"]["url"])
 
     @property

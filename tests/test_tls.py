@@ -82,10 +82,36 @@ def test_a_key_with_a_passphrase_is_refused_instead_of_asking_for_it(pair: certi
     assert f"'server.tls_key': the key in {locked} has a passphrase; take it off" in refusal(pair.certificate, locked)
 
 
+def test_the_authorities_of_clients_are_read_and_their_refusals_name_their_setting(
+    pair: certificates.Pair, tmp_path: Path
+) -> None:
+    def refused(path: Path, section: str = "server") -> str:
+        with pytest.raises(InvalidSetting) as caught:
+            tls.server_context(str(pair.certificate), str(pair.key), str(path), section=section)
+        return str(caught.value)
+
+    context = tls.server_context(str(pair.certificate), str(pair.key), str(pair.certificate))
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert tls.server_context(str(pair.certificate), str(pair.key)).verify_mode == ssl.CERT_NONE
+    assert "'control.tls_client_ca': there is no file" in refused(tmp_path / "none.pem", "control")
+    assert "'server.tls_client_ca': " in refused(pair.key)
+    damaged = tmp_path / "damaged.pem"
+    lines = pair.certificate.read_text().splitlines()
+    damaged.write_text("\n".join([lines[0], lines[1][::-1], *lines[2:]]) + "\n")
+    assert f"'server.tls_client_ca': OpenSSL refuses what {damaged} holds" in refused(damaged)
+
+
+@pytest.mark.parametrize("section", ["server", "control"])
+def test_who_asks_clients_for_certificates_needs_one_itself(section: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"'{section}.tls_client_ca' needs '{section}.tls_certificate'"):
+        settings.load(None, {}, {f"{section}.tls_client_ca": "x.pem"})
+
+
+@pytest.mark.parametrize("section", ["server", "control"])
 @pytest.mark.parametrize(("given", "missing"), [("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")])
-def test_one_without_the_other_is_refused(given: str, missing: str) -> None:
-    with pytest.raises(InvalidSetting, match=f"'server.{given}' needs 'server.{missing}'"):
-        settings.load(None, {}, {f"server.{given}": "x.pem"})
+def test_one_without_the_other_is_refused(section: str, given: str, missing: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"'{section}.{given}' needs '{section}.{missing}'"):
+        settings.load(None, {}, {f"{section}.{given}": "x.pem"})
 
 
 def test_serve_ends_before_it_starts_anything(models: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
     from rich.table import Table
 
@@ -44,6 +46,9 @@ def add_verb(
     add = parser.add_argument_group("the control plane").add_argument
     add("--url", metavar="URL", help=f"its address (default: $SLUICEGATE_URL or {DEFAULT_URL})")
     add("--token-file", metavar="FILE", type=Path, help="the file with the token (default: $SLUICEGATE_TOKEN itself)")
+    add("--ca", metavar="FILE", help="PEM: whose certificate the port may have (default: $SLUICEGATE_CA, the system's)")
+    add("--cert", metavar="FILE", help="PEM: our certificate, if the port asks for one (default: $SLUICEGATE_CERT)")
+    add("--key", metavar="FILE", help="PEM: the key of --cert, if it is in another file (default: $SLUICEGATE_KEY)")
     parser.set_defaults(run=run)
     return parser
 
@@ -51,12 +56,13 @@ def add_verb(
 class Remote:
     """One conversation with the control plane. A context manager; every method raises RemoteFailed."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, trust: ssl.SSLContext | None = None) -> None:
+        """trust: for an https URL, what its certificate is checked with, and ours; None: the system's authorities."""
         import httpx
 
         headers = {"authorization": f"Bearer {token}"} if token else {}
         try:
-            self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+            self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, verify=trust or True)
         except (httpx.InvalidURL, UnicodeEncodeError, ValueError) as error:
             raise RemoteFailed(f"{url!r} or the token cannot be sent: {error}") from error
         self._url = url
@@ -122,7 +128,28 @@ def connect(options: argparse.Namespace) -> Remote:
             token = options.token_file.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise RemoteFailed(f"cannot read the token file {options.token_file}: {error}") from error
-    return Remote(url, token.strip())
+    return Remote(url, token.strip(), _trust(options) if url.startswith("https:") else None)
+
+
+def _trust(options: argparse.Namespace) -> ssl.SSLContext | None:
+    """What the options and the environment say of certificates; None if they say nothing. Raises RemoteFailed."""
+    ca, certificate, key = (
+        getattr(options, name) or os.environ.get(f"SLUICEGATE_{name.upper()}") for name in ("ca", "cert", "key")
+    )
+    if not (ca or certificate or key):
+        return None
+    if key and not certificate:
+        raise RemoteFailed("--key needs --cert: name the certificate that the key is of")
+    import ssl  # most control planes are spoken to without
+
+    try:
+        trust = ssl.create_default_context(cafile=ca)
+        if certificate:
+            trust.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:  # also what is no PEM
+        shown = ", ".join(name for name in (ca, certificate, key) if name)
+        raise RemoteFailed(f"cannot use the certificates in {shown}: {error}") from error
+    return trust
 
 
 def usage(verb: str, message: str) -> NoReturn:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ BEAT_INTERVAL_S = 1.0
 DRAIN_TIMEOUT_S = 3  # admin requests take milliseconds
 
 
+_GOODBYE_TIMEOUT_S = 0.5
 class Running(Protocol):
     """A part that does something by itself for as long as the process lives."""
 
@@ -256,7 +258,13 @@ def run_control(
     """
     (run_dir / "metrics").mkdir(parents=True, exist_ok=True)
     control = build(settings, boot=boot, run_dir=run_dir)
-    server = _Server(control.app, on_started=lambda: report("ready"))
+    port = settings.control
+    trust = None
+    if port.tls_certificate:
+        from gateway import tls  # here and not above: most gateways need no OpenSSL
+
+        trust = tls.server_context(port.tls_certificate, port.tls_key, port.tls_client_ca, section="control")
+    server = _Server(control.app, trust, on_started=lambda: report("ready"))
     # Before anything else, and kept to the very end: a signal must stop the server, never cut it short.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
@@ -271,7 +279,7 @@ def run_control(
 class _Server(uvicorn.Server):
     """uvicorn's server, told to stop by us and not by signals: it would raise them again after it has stopped."""
 
-    def __init__(self, app: Starlette, *, on_started: Callable[[], None]) -> None:
+    def __init__(self, app: Starlette, trust: ssl.SSLContext | None, *, on_started: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -286,6 +294,7 @@ class _Server(uvicorn.Server):
             )
         )
         self._on_started = on_started
+                ssl_context_factory=None if trust is None else lambda _config, _default: trust,
 
     def stop(self) -> None:
         """Finish the requests in flight and end; safe in a signal handler."""
@@ -298,11 +307,27 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; but over TLS an idle client that does not answer our goodbye is not waited for."""
+        connections: set[Any] = set(self.server_state.connections)
+        idle = [each for each in connections if each.cycle is None or each.cycle.response_complete]
+        dropping = asyncio.get_running_loop().call_later(_GOODBYE_TIMEOUT_S, _drop, idle)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            dropping.cancel()
+
 
 
 async def _serve(
     control: Control,
     server: _Server,
+def _drop(idle: list[Any]) -> None:
+    for connection in idle:
+        if connection.transport.get_write_buffer_size() == 0:
+            connection.transport.abort()
+
+
     settings: Settings,
     listener: socket.socket,
     report: Callable[[str], None],

@@ -35,7 +35,7 @@ def make_server(settings: ServerSettings, app: Starlette) -> uvicorn.Server:
     )
     if not settings.tls_certificate:
         return uvicorn.Server(config)
-    context = tls.server_context(settings.tls_certificate, settings.tls_key)
+    context = tls.server_context(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     return TlsServer(config, context, timeout_s=settings.request_timeout_s)
 
 

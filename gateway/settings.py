@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,6 +15,7 @@ from gateway.bounds import convert
 from gateway.errors import InvalidSetting
 from gateway.labelling import LabelSettings, parse_detectors
 from gateway.metrics_port import MetricsSettings
+from gateway.networks import WebhookSettings, parse_networks
 from gateway.passwords import is_redacted, redacted
 from gateway.redaction import parse_setting
 
@@ -40,8 +41,8 @@ class ServerSettings:
     drain_timeout_s: float = 25.0  # time that requests in flight get to finish after SIGTERM
     tls_certificate: str = ""  # PEM file; with it the public port speaks TLS alone
     tls_key: str = ""  # PEM file of its private key, without a passphrase
-    api_keys: str = "off"  # required: predictions, metadata and labels ask for a key of `sluicegate keys`
     tls_client_ca: str = ""  # PEM file; with it a client needs a certificate that one of these has signed
+    api_keys: str = "off"  # required: predictions, metadata and labels ask for a key of `sluicegate keys`
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,10 @@ class ControlSettings:
     host: str = "127.0.0.1"
     port: int = 8081
     name: str = ""  # how notifications call this gateway; empty: the name of the host
-    retrain_cool_down_s: float = 86_400.0  # after advice to retrain a model there is none on it for so long
     tls_certificate: str = ""  # as those of [server], for the admin port
     tls_key: str = ""
     tls_client_ca: str = ""
+    retrain_cool_down_s: float = 86_400.0  # after advice to retrain a model there is none on it for so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +215,7 @@ class Settings:
     audit: AuditSettings = field(default_factory=AuditSettings)
     approvals: ApprovalSettings = field(default_factory=ApprovalSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
 
     @property
     def flag_store_path(self) -> Path:
@@ -373,14 +375,16 @@ def _check_together(settings: Settings) -> None:
         raise InvalidSetting("setting 'limits.deadline_s' must not be above 'limits.max_deadline_s'")
     if settings.monitor.min_window_rows > settings.monitor.window_rows:
         raise InvalidSetting("setting 'monitor.min_window_rows' must not be above 'monitor.window_rows'")
-    try:
-        parse_setting(settings.sampling.redact)
-    except ValueError as error:
-        raise InvalidSetting(f"setting 'sampling.redact': {error}") from error
-    try:
-        parse_detectors(settings.labels.detectors)
-    except ValueError as error:
-        raise InvalidSetting(f"setting 'labels.detectors': {error}") from error
+    parsed: tuple[tuple[str, Callable[[str], object], str], ...] = (
+        ("sampling.redact", parse_setting, settings.sampling.redact),
+        ("labels.detectors", parse_detectors, settings.labels.detectors),
+        ("webhooks.allow_networks", parse_networks, settings.webhooks.allow_networks),
+    )
+    for name, parse, text in parsed:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise InvalidSetting(f"setting {name!r}: {error}") from error
     if settings.monitor.alarm_drifted_windows > settings.monitor.alarm_windows:
         raise InvalidSetting("setting 'monitor.alarm_drifted_windows' must not be above 'monitor.alarm_windows'")
     webhook = settings.audit.checkpoint_webhook

@@ -49,6 +49,7 @@ from gateway.control.ofrep import OfrepEndpoints
 from gateway.control.problems import on_gateway_error, on_http_error, on_unexpected
 from gateway.control.purge import PurgeEndpoint
 from gateway.control.quarantine_endpoints import QuarantineEndpoints
+from gateway.control.reach import Reach
 from gateway.control.reads import ReadLog
 from gateway.control.retrain import RetrainAdvice
 from gateway.control.review import Review
@@ -66,15 +67,16 @@ from gateway.flags.sqlite import SqliteStore
 from gateway.flags.store import FlagStore
 from gateway.metrics import ControlMetrics, process_registry
 from gateway.models.source import DirectorySource
+from gateway.networks import parse_networks
 from gateway.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 BEAT_INTERVAL_S = 1.0
 DRAIN_TIMEOUT_S = 3  # admin requests take milliseconds
-
-
 _GOODBYE_TIMEOUT_S = 0.5
+
+
 class Running(Protocol):
     """A part that does something by itself for as long as the process lives."""
 
@@ -173,7 +175,8 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     )
     webhooks = WebhookList(store, WebhookKey(settings.webhook_key_path), clock=clock)
     named = source_of(settings.control.name or socket.gethostname())
-    notifier = Notifier(store, webhooks, ControlMetrics(process_registry()), source=named, clock=clock)
+    reach = Reach(parse_networks(settings.webhooks.allow_networks))
+    notifier = Notifier(store, webhooks, ControlMetrics(process_registry()), reach, source=named, clock=clock)
     alarms = Alarms(
         DriftAlarms(store, settings.drift_path),
         RetrainAdvice(store, settings.drift_path, cool_down_s=settings.control.retrain_cool_down_s, clock=clock),
@@ -195,7 +198,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             *TokenEndpoints(tokens, store).routes(),
             *KeyEndpoints(keys, tokens).routes(),
             *RolloutEndpoints(rollouts, tokens).routes(),
-            *WebhookEndpoints(webhooks, notifier, store, tokens).routes(),
+            *WebhookEndpoints(webhooks, notifier, reach, store, tokens).routes(),
             *QuarantineEndpoints(settings.quarantine_path, store, tokens).routes(),
         ],
         exception_handlers={
@@ -291,10 +294,10 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=DRAIN_TIMEOUT_S,
+                ssl_context_factory=None if trust is None else lambda _config, _default: trust,
             )
         )
         self._on_started = on_started
-                ssl_context_factory=None if trust is None else lambda _config, _default: trust,
 
     def stop(self) -> None:
         """Finish the requests in flight and end; safe in a signal handler."""
@@ -304,9 +307,6 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_started()
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; but over TLS an idle client that does not answer our goodbye is not waited for."""
         connections: set[Any] = set(self.server_state.connections)
@@ -317,17 +317,20 @@ class _Server(uvicorn.Server):
         finally:
             dropping.cancel()
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
-async def _serve(
-    control: Control,
-    server: _Server,
 def _drop(idle: list[Any]) -> None:
     for connection in idle:
         if connection.transport.get_write_buffer_size() == 0:
             connection.transport.abort()
 
 
+async def _serve(
+    control: Control,
+    server: _Server,
     settings: Settings,
     listener: socket.socket,
     report: Callable[[str], None],

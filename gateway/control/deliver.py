@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gateway import __version__
 from gateway.control.events import CONTENT_TYPE, Event, signature
+from gateway.control.reach import Reach, Unreachable, proxy_for
 from gateway.control.webhooks import Webhook
 
 if TYPE_CHECKING:
@@ -53,11 +54,12 @@ def backoff_s(failures: int, draw: Callable[[], float]) -> float:
 
 
 class Sender:
-    """Sends events from one event loop. clock: unix seconds."""
+    """Sends events from one event loop. reach: where to. clock: unix seconds."""
 
-    def __init__(self, *, clock: Callable[[], float]) -> None:
+    def __init__(self, reach: Reach, *, clock: Callable[[], float]) -> None:
+        self._reach = reach
         self._clock = clock
-        self._client: httpx.AsyncClient | None = None
+        self._clients: dict[str, httpx.AsyncClient] = {}  # by proxy
 
     async def send(self, webhook: Webhook, secret: str, event: Event) -> Attempt:
         """One attempt; never raises for anything that a receiver or a network can do."""
@@ -73,10 +75,12 @@ class Sender:
         try:
             async with (
                 asyncio.timeout(TIMEOUT_S),
-                self._opened().stream("POST", webhook.url, headers=headers, content=event.body) as reply,
+                self._opened(webhook.url).stream("POST", webhook.url, headers=headers, content=event.body) as reply,
             ):
                 attempt = self._judge(reply)
                 await _read_a_little(reply)
+        except Unreachable as error:
+            return Attempt(UNREACHABLE, why=str(error)[:MAX_WHY_CHARACTERS])
         except TimeoutError:
             return attempt or Attempt(TIMED_OUT, why=f"no answer within {TIMEOUT_S:g} s")
         except Exception as error:  # foreign code on foreign bytes: httpx, TLS, a proxy, a name that cannot be encoded
@@ -86,9 +90,9 @@ class Sender:
 
     async def close(self) -> None:
         """Close what is open; the next `send` opens it again."""
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.aclose()
 
     def _judge(self, reply: httpx.Response) -> Attempt:
         status = reply.status_code
@@ -102,16 +106,24 @@ class Sender:
             why += "; redirects are not followed: add the webhook with the address where it is now"
         return Attempt(REFUSED, status, why, wait_s)
 
-    def _opened(self) -> httpx.AsyncClient:
-        if self._client is None:
+    def _opened(self, url: str) -> httpx.AsyncClient:
+        """What sends to *url*: through the proxy of the environment, or to addresses that were judged."""
+        proxy = proxy_for(url)
+        if proxy:  # names are its business
+            self._reach.check_literal(url)
+        if proxy not in self._clients:
             import httpx  # takes 0.1 s, and most gateways have no webhook
 
-            self._client = httpx.AsyncClient(
+            from gateway.control.guarded import GuardedTransport
+
+            self._clients[proxy] = httpx.AsyncClient(
                 timeout=None,  # noqa: S113  # `send` bounds the whole
                 follow_redirects=False,
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept
+                proxy=proxy or None,
+                transport=None if proxy else GuardedTransport(self._reach),
             )
-        return self._client
+        return self._clients[proxy]
 
 
 def _retry_after_s(given: str, now_s: float) -> float:

@@ -25,6 +25,7 @@ from gateway.control.deliver import (
     backoff_s,
 )
 from gateway.control.events import Event, encode, envelope, event_of, wanted
+from gateway.control.reach import Reach
 from gateway.control.webhooks import CURSOR, Webhook, WebhookList
 from gateway.errors import RevisionConflict, StoreUnavailable
 from gateway.flags.audit import SYSTEM, AuditRow, Author
@@ -68,7 +69,8 @@ class Progress:
 class Notifier:
     """Follows the trail for all webhooks. Everything runs on one event loop; the store is asked in threads.
 
-    source: of the events. clock: unix seconds. wait: how the time between attempts passes.
+    reach: where receivers may be. source: of the events. clock: unix seconds. wait: how the time between attempts
+    passes.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Notifier:
         store: FlagStore,
         webhooks: WebhookList,
         metrics: ControlMetrics,
+        reach: Reach,
         *,
         source: str,
         clock: Callable[[], float] = time.time,
@@ -87,7 +90,7 @@ class Notifier:
         self._source = source
         self._clock = clock
         self._wait = wait
-        self._sender = Sender(clock=clock)
+        self._sender = Sender(reach, clock=clock)
         self._followers: dict[Webhook, tuple[Follower, asyncio.Task[None]]] = {}
         self._head = 0
         self._changed = asyncio.Event()

@@ -16,7 +16,9 @@ from gateway.control.deliver import DELIVERED
 from gateway.control.endpoints import reply
 from gateway.control.notify import Notifier
 from gateway.control.outbox import newest_seq
-from gateway.control.webhooks import CURSOR, Webhook, WebhookList
+from gateway.control.reach import Reach, Unreachable
+from gateway.control.webhooks import CURSOR, Webhook, WebhookList, checked_url
+from gateway.errors import InvalidInput
 from gateway.flags.store import FlagStore
 
 
@@ -26,6 +28,7 @@ class WebhookEndpoints:
 
     webhooks: WebhookList
     notifier: Notifier
+    reach: Reach
     store: FlagStore
     tokens: TokenStore
 
@@ -57,6 +60,11 @@ class WebhookEndpoints:
         """A new webhook from ``{"url", "events", "description"}``; no other reply ever shows its secret."""
         sender = await requests.sender(request, self.tokens, ADMIN)
         body = await requests.json_object(request)
+        checked_url(body.get("url"))
+        try:
+            await self.reach.check(body["url"])
+        except Unreachable as error:
+            raise InvalidInput("url", "one that leads elsewhere", f"a receiver that may be reached; {error}") from error
         webhook, secret = await run_in_threadpool(
             self.webhooks.add, body, author=requests.author(request, sender), reason=_reason(request)
         )

@@ -217,10 +217,11 @@ def _checked(body: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
         raise InvalidInput(
             "description", repr(description)[:80], f"one line of at most {MAX_DESCRIPTION_CHARACTERS} characters"
         )
-    return _checked_url(body.get("url")), _checked_patterns(body.get("events", ["*"])), description
+    return checked_url(body.get("url")), _checked_patterns(body.get("events", ["*"])), description
 
 
-def _checked_url(url: Any) -> str:
+def checked_url(url: Any) -> str:
+    """*url*, if a receiver may be named so. Raises InvalidInput."""
     expected = "an http or https URL with a host, without user, password and fragment"
     if not isinstance(url, str) or not _VISIBLE.fullmatch(url) or len(url) > MAX_URL_CHARACTERS:
         raise InvalidInput("url", "something else", f"{expected}, at most {MAX_URL_CHARACTERS} ASCII characters")

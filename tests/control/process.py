@@ -19,6 +19,8 @@ import httpx
 from tests.live import SettingsTable
 
 STOP_TIMEOUT_S = 20.0
+# The receivers of tests are on this machine.
+RECEIVERS: SettingsTable = {"webhooks": {"allow_networks": "127.0.0.0/8, ::1"}}
 
 _SCRIPT = """
 import json, socket, sys
@@ -48,7 +50,10 @@ class ControlProcess:
     client: httpx.Client
 
     def __init__(self, models: Path, state: Path, *, settings: SettingsTable | None = None) -> None:
-        self.settings = dict(settings or {})  # section -> key -> value; may be changed between stop and start
+        self.settings = {
+            **RECEIVERS,
+            **(settings or {}),
+        }  # section -> key -> value; may be changed between stop and start
         self.models = models
         self.state = state
         self.run_dir = state / "run" / "boot-1"

@@ -13,11 +13,13 @@ import pytest
 
 from gateway.control.deliver import BACKOFF_MAX_S, backoff_s
 from gateway.control.notify import Notifier
+from gateway.control.reach import Reach
 from gateway.control.webhooks import Webhook, WebhookKey, WebhookList
 from gateway.flags.audit import AuditRow, Author
 from gateway.flags.sqlite import SqliteStore
 from gateway.flags.store import Note, note
 from gateway.metrics import ControlMetrics, process_registry
+from gateway.networks import parse_networks
 from tests.receiver import OK, Receiver, Reply, free_port
 
 HOUR_S = 3600.0
@@ -39,6 +41,7 @@ class Rig:
             self.store,
             self.webhooks,
             ControlMetrics(self.registry),
+            Reach(parse_networks("127.0.0.0/8")),
             source="/sluicegate/test",
             clock=self.clock,
             wait=self._wait,

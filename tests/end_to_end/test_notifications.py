@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests import builders
+from tests.control.process import RECEIVERS
 from tests.end_to_end.flags import wait_warm
 from tests.live import LiveGateway, eventually
 from tests.receiver import Receiver, free_port
@@ -14,7 +15,7 @@ def test_a_kill_switch_pulled_while_all_is_down_is_told_later(models: Path, stat
     builders.write_package(models, builders.classifier("iris", "1"))
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
-    with LiveGateway(models, state, settings={"control": {"name": "prod-7"}}) as gateway:
+    with LiveGateway(models, state, settings={"control": {"name": "prod-7"}, **RECEIVERS}) as gateway:
         wait_warm(gateway, "iris", "1")
         made = gateway.control.post("/admin/v1/webhooks", json={"url": url, "events": ["flag.*"]}).json()
         headers = {"if-match": "*", "x-change-reason": "errors"}

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.cli import main
 from tests.builders import classifier, write_package
+from tests.control.process import RECEIVERS
 from tests.end_to_end.test_drift import send
 from tests.live import LiveGateway, SettingsTable, eventually
 from tests.receiver import Receiver
@@ -23,6 +24,7 @@ def test_a_pipeline_is_told_once_and_can_export_the_rows_that_drifted(
     iris = classifier()
     write_package(models, iris, reference_rows=2000)
     settings: SettingsTable = {
+        **RECEIVERS,
         "sampling": {"rate": 1.0},
         "monitor": {"poll_s": 0.05, "window_rows": 200},
         "control": {"name": "prod-7"},

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 
 from gateway.errors import InferenceFailed, PackageInvalid
+from gateway.models.closed import check_closed
 from gateway.tensors import DTYPES, Signature, Tensors, TensorSpec, features_of
 
 _DATATYPES = {
@@ -54,8 +55,9 @@ class Runtime(Protocol):
 class OnnxRuntime:
     """A model in ONNX Runtime on the CPU, without spinning threads.
 
-    model_bytes: the ONNX file. Raises PackageInvalid if ONNX Runtime refuses it or it has inputs or outputs other than
-    tensors. Loading takes from milliseconds to seconds and releases the GIL: call it off the event loop.
+    model_bytes: the ONNX file. Raises PackageInvalid if it needs other files, if ONNX Runtime refuses it, or if it has
+    inputs or outputs other than tensors. Loading takes from milliseconds to seconds and releases the GIL: call it off
+    the event loop.
     """
 
     def __init__(self, model_bytes: bytes, *, intra_op_threads: int = 1) -> None:
@@ -66,6 +68,10 @@ class OnnxRuntime:
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        check_closed(model_bytes)
+        # Should a way be found past that check: then the files that a model names are not there.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null/nowhere")
         try:
             self._session = onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception

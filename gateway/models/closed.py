@@ -1,7 +1,7 @@
-"""Whether an ONNX file is closed in itself: one that takes weights from other files could answer with any file's bytes.
+"""Whether an ONNX file is closed in itself: one that takes weights from other files could answer with any of them.
 
-ONNX lets a tensor lie in another file, named by a path. ONNX Runtime takes that path from the working directory if it is
-given a model's bytes, and follows it to wherever this user may read: a model could give out the admin token as a
+ONNX lets a tensor lie in another file, named by a path. ONNX Runtime takes that path from the working directory if it
+is given a model's bytes, and follows it to wherever this user may read: a model could give out the admin token as a
 prediction. Packages are one file, so nothing is lost by taking no such model.
 
 The file is walked as the protocol buffer that it is, without the onnx library, which is too large for a worker, and

@@ -78,6 +78,13 @@ def test_the_walk_names_files_that_are_there_and_every_file_of_the_control_room(
     assert on_the_map == room | {"statistics"}
 
 
+def test_what_security_md_claims_is_shown_by_tests_that_are_there() -> None:
+    claimed = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(claimed) > 20
+    missing = [(file, name) for file, name in claimed if f"def {name}(" not in (ROOT / "tests" / file).read_text()]
+    assert not missing
+
+
 def test_the_changelog_knows_this_version() -> None:
     headings = re.findall(r"^## \[?([0-9][^\s\]]*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[:1] == [__version__]

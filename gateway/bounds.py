@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gateway.errors import InvalidSetting
+from gateway.labelling import parse_detectors
+from gateway.networks import parse_networks
+from gateway.redaction import parse_setting
 
 # Smallest and largest value, where not every value of the type makes sense.
 BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -29,6 +32,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "batching.run_threads": (1, 256),
     "batching.intra_op_threads": (1, 256),
     "batching.load_timeout_s": (0.1, 86_400),
+    "batching.trial_memory_bytes": (0, 2**50),
     "cache.max_bytes": (0, 2**40),
     "cache.ttl_s": (0.001, 10**9),
     "flags.poll_s": (0.001, 10),
@@ -81,6 +85,12 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "server.api_keys": ("off", "required"),
     "labels.detectors_tell": ("report", "alarm"),
 }
+# Texts that say something: each is read once by what reads it, so that a mistake is told at the start.
+READERS: Mapping[str, Callable[[str], object]] = {
+    "sampling.redact": parse_setting,
+    "labels.detectors": parse_detectors,
+    "webhooks.allow_networks": parse_networks,
+}
 
 
 def convert(name: str, kind: type, value: Any, origin: str) -> Any:
@@ -108,6 +118,11 @@ def convert(name: str, kind: type, value: Any, origin: str) -> Any:
     choices = CHOICES.get(name)
     if choices is not None and converted not in choices:
         raise InvalidSetting(f"setting {name!r} ({origin}): expected one of {', '.join(choices)}, got {value!r}")
+    if name in READERS:
+        try:
+            READERS[name](converted)
+        except ValueError as error:
+            raise InvalidSetting(f"setting {name!r}: {error}") from error
     return converted
 
 

@@ -6,18 +6,17 @@ import dataclasses
 import difflib
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from gateway.bounds import convert
 from gateway.errors import InvalidSetting
-from gateway.labelling import LabelSettings, parse_detectors
+from gateway.labelling import LabelSettings
 from gateway.metrics_port import MetricsSettings
-from gateway.networks import WebhookSettings, parse_networks
+from gateway.networks import WebhookSettings
 from gateway.passwords import is_redacted, redacted
-from gateway.redaction import parse_setting
 
 ENVIRONMENT_PREFIX = "SLUICEGATE_"
 # How the addresses of the stores begin.
@@ -86,6 +85,7 @@ class BatchSettings:
     run_threads: int = 1  # threads per worker for the longer runs
     intra_op_threads: int = 1  # ONNX Runtime threads inside one run
     load_timeout_s: float = 300.0  # a version that is not warm by then has failed
+    trial_memory_bytes: int = 0  # what a child may take that loads each new package before the workers; 0: none does
 
     @property
     def threads(self) -> int:
@@ -354,8 +354,8 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Settings:
     for name, (value, origin) in values.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            in_words = f" ({ENVIRONMENT_PREFIX}{near.replace('.', '__').upper()})"
-            variable = in_words if origin.startswith(_ENVIRONMENT) else ""
+            spelled = ENVIRONMENT_PREFIX + near.replace(".", "__").upper()
+            variable = f" ({spelled})" if origin.startswith(_ENVIRONMENT) else ""
             raise InvalidSetting(f"unknown setting {name!r} ({origin}); the nearest known one is {near!r}{variable}")
         section, key = name.split(".", 1)
         given[section][key] = convert(name, known[name], value, origin)
@@ -375,16 +375,6 @@ def _check_together(settings: Settings) -> None:
         raise InvalidSetting("setting 'limits.deadline_s' must not be above 'limits.max_deadline_s'")
     if settings.monitor.min_window_rows > settings.monitor.window_rows:
         raise InvalidSetting("setting 'monitor.min_window_rows' must not be above 'monitor.window_rows'")
-    parsed: tuple[tuple[str, Callable[[str], object], str], ...] = (
-        ("sampling.redact", parse_setting, settings.sampling.redact),
-        ("labels.detectors", parse_detectors, settings.labels.detectors),
-        ("webhooks.allow_networks", parse_networks, settings.webhooks.allow_networks),
-    )
-    for name, parse, text in parsed:
-        try:
-            parse(text)
-        except ValueError as error:
-            raise InvalidSetting(f"setting {name!r}: {error}") from error
     if settings.monitor.alarm_drifted_windows > settings.monitor.alarm_windows:
         raise InvalidSetting("setting 'monitor.alarm_drifted_windows' must not be above 'monitor.alarm_windows'")
     webhook = settings.audit.checkpoint_webhook

@@ -22,7 +22,7 @@ from gateway.codecs.oip_json import OipCodec
 from gateway.errors import GatewayError
 from gateway.marks import Marks
 from gateway.metrics import ServingMetrics, process_registry
-from gateway.models.source import DirectorySource
+from gateway.models.source import DirectorySource, Package
 from gateway.serving.admission import Admission, KeyedAdmission
 from gateway.serving.answers import Answers
 from gateway.serving.cache import PredictionCache
@@ -37,6 +37,7 @@ from gateway.serving.keygate import KeyGate
 from gateway.serving.keyring import KeyRing
 from gateway.serving.label_writer import LabelWriter
 from gateway.serving.pipeline import Pipeline
+from gateway.serving.probing import Prober
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
 from gateway.serving.runpool import RunPool
@@ -104,6 +105,7 @@ def build(
         on_change=lambda: watch.on_change(),
         on_drop=lambda live: watch.on_drop(live),
         marks=marks,
+        probe=_probe(settings),
         suspects=suspects,
     )
     guards = Guards(
@@ -170,6 +172,13 @@ def build(
             app,
         )
     )
+
+
+def _probe(settings: Settings) -> Callable[[Package], None]:
+    """What looks at a package before it is loaded here."""
+    if not settings.batching.trial_memory_bytes:
+        return lambda _package: None
+    return Prober(settings.batching, settings.paths.models, settings.paths.state / "tried")
 
 
 def _questions(questions: Questions) -> list[Route]:

@@ -32,7 +32,11 @@ _INVARIANCE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A version ready to be queued for. misdeclared: outputs that it gives in another shape than its signature says."""
+    """A version ready to be queued for. misdeclared: outputs that it gives in another shape than its signature says.
+
+    trouble: why it could not be run for warming, empty if it could. Made-up rows may be outside of what a model can
+    read.
+    """
 
     runtime: Runtime
     signature: Signature
@@ -42,6 +46,7 @@ class Loaded:
     misdeclared: frozenset[str] = frozenset()
     ranges: Ranges = field(default_factory=dict)
     redact: Rules = field(default_factory=dict)
+    trouble: str = ""
 
 
 def load(
@@ -77,14 +82,14 @@ def load(
     cost, best = RunCost(), BestSize(inline_budget_s)
     # With several threads in a run, the time of the one that asked is not what it costs.
     clock = time.thread_time if intra_op_threads == 1 else time.monotonic
-    outputs = _warm(runtime, signature, rows, cost, best, max_batch_rows, clock)
+    outputs, trouble = _warm(runtime, signature, rows, cost, best, max_batch_rows, clock)
     if runtime.aborted:
         raise PackageInvalid(f"{model}/{version}: its first run was called off")
     manifest, wrong = package.manifest, misdeclared(signature, outputs)
     if manifest is None:
-        return Loaded(runtime, signature, package.digest, cost, best, wrong)
+        return Loaded(runtime, signature, package.digest, cost, best, wrong, trouble=trouble)
     ranges = ranges_of(manifest.reference, signature)
-    return Loaded(runtime, signature, package.digest, cost, best, wrong, ranges, manifest.redact)
+    return Loaded(runtime, signature, package.digest, cost, best, wrong, ranges, manifest.redact, trouble)
 
 
 def _replay(package: Package, runtime: Runtime, signature: Signature) -> Tensors | None:
@@ -171,10 +176,10 @@ def _warm(
     best: BestSize,
     max_batch_rows: int,
     clock: Callable[[], float],
-) -> Tensors:
+) -> tuple[Tensors, str]:
     """Run every warm size until the cost of a run is known; made-up rows that the model refuses end it early.
 
-    Returns the outputs of the last run, none if there was none.
+    Returns the outputs of the last run, none if there was none, and why it ended early, if it did.
     """
     until_s = time.monotonic() + _WARM_BUDGET_S
     sizes = [size for size in _WARM_ROWS if size <= max_batch_rows] if signature.batchable else [1]
@@ -186,15 +191,15 @@ def _warm(
         begun_s = clock()
         try:
             outputs = runtime.run(inputs)
-        except GatewayError:
-            break
+        except GatewayError as error:
+            return outputs, str(error)
         run_s = clock() - begun_s
         if turn >= 0:
             cost.observe(size, run_s)
             best.observe(size, run_s)
         if time.monotonic() > until_s:
             break
-    return outputs
+    return outputs, ""
 
 
 def _resized(array: Array, rows: int) -> Array:

@@ -135,6 +135,7 @@ class Registry:
         on_change: Callable[[], None],
         on_drop: Callable[[LiveVersion], None],
         marks: Marks | None = None,
+        probe: Callable[[Package], None] = lambda _package: None,
         suspects: Set[tuple[str, str]] = frozenset(),
     ) -> None:
         """suspects: versions that were in flight when a worker died; see `turns`."""
@@ -150,6 +151,7 @@ class Registry:
         self.warm: dict[tuple[str, str], LiveVersion] = {}  # by model and version; for looking up, not for changing
         self._draining: set[LiveVersion] = set()
         self._marks = marks if marks is not None else Marks(None)
+        self._probe = probe
         self._turns = Turns(suspects, self._others_load)
         self._quarantined: Mapping[Key, str] = {}  # with the reasons; replaced as a whole, read by the loads
         self._loop = asyncio.get_running_loop()
@@ -311,6 +313,7 @@ class Registry:
         """In the load's thread: from here on, a crash of the process is this package's."""
         if (package.model, package.version, package.digest) in self._quarantined:
             raise VersionQuarantined(f"{package.model}/{package.version} is quarantined", digest=package.digest)
+        self._probe(package)
         mark.name(package.model, package.version, package.digest)
         mark.doing[mark.place] = LOADING
 

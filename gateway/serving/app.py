@@ -37,7 +37,6 @@ from gateway.serving.keygate import KeyGate
 from gateway.serving.keyring import KeyRing
 from gateway.serving.label_writer import LabelWriter
 from gateway.serving.pipeline import Pipeline
-from gateway.serving.probing import Prober
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
 from gateway.serving.runpool import RunPool
@@ -178,6 +177,8 @@ def _probe(settings: Settings) -> Callable[[Package], None]:
     """What looks at a package before it is loaded here."""
     if not settings.batching.trial_memory_bytes:
         return lambda _package: None
+    from gateway.serving.probing import Prober  # here and not above: what it needs would delay the start of all others
+
     return Prober(settings.batching, settings.paths.models, settings.paths.state / "tried")
 
 

@@ -210,16 +210,19 @@ def _told(document: Mapping[str, Any]) -> Told:
 
 def differences_to_scipy(told: Told, reference: Any, rows: Any) -> dict[str, float]:
     """Figure -> the largest difference to what scipy and scikit-learn say of the same rows."""
-    found = dict.fromkeys(("KS statistic", "KS p", "chi2 statistic", "chi2 p", "Jensen-Shannon of categories"), 0.0)
+    found = dict.fromkeys(
+        ("KS distance", "p of numbers", "chi2 statistic", "chi2 p", "Jensen-Shannon of categories"), 0.0
+    )
 
     def note(name: str, ours: float, theirs: float) -> None:
         found[name] = max(found.get(name, 0.0), abs(ours - theirs))
 
     for name, column in told.columns.items():
         if column["kind"] == "numeric":
-            oracle = stats.ks_2samp(reference[name], rows[name], method="asymp")
-            note("KS statistic", column["statistic"], oracle.statistic)
-            note("KS p", column["p"], oracle.pvalue)
+            distributions = stats.ks_2samp(reference[name], rows[name], method="asymp")
+            ranked = stats.mannwhitneyu(rows[name], reference[name], method="asymptotic")
+            note("KS distance", column["effect"], distributions.statistic)
+            note("p of numbers", column["p"], min(1.0, 2 * min(distributions.pvalue, ranked.pvalue)))
             continue
         counts = counted(reference[name], rows[name])
         statistic, p, _freedom, _expected = stats.chi2_contingency(counts, correction=False)
@@ -247,7 +250,7 @@ def differences_to_nannyml(told: Sequence[Told], theirs: Mapping[str, Any]) -> d
     for name, by_method in theirs["statistics"].items():
         columns = [one.columns[name] for one in told]
         if columns[0]["kind"] == "numeric":
-            note("KS statistic", [column["statistic"] for column in columns], by_method["kolmogorov_smirnov"])
+            note("KS distance", [column["effect"] for column in columns], by_method["kolmogorov_smirnov"])
             continue
         if len(columns[0]["measures"]["histogram"]["categories"]) > 2:
             note("chi2 statistic", [column["statistic"] for column in columns], by_method["chi2"])

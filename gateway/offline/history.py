@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 
 from gateway.offline.cuts import Cut
-from gateway.offline.drift import CHI_SQUARE, FISHER, KS, MISSING, Column, ColumnDrift, Role, Rules, Verdict, compare
+from gateway.offline.drift import (
+    CHI_SQUARE,
+    FISHER,
+    KS,
+    MISSING,
+    RANKS,
+    Column,
+    ColumnDrift,
+    Role,
+    Rules,
+    Verdict,
+    compare,
+)
 from gateway.offline.outside import outside_share
 
 MAX_WINDOWS = 32
@@ -138,7 +150,7 @@ def examples(column: Column, test: str, ids: Sequence[str]) -> tuple[str, ...]:
     Numbers: on that side of the point where the distributions are furthest apart. Categories: in the one that gained
     most. Missing values: those that miss it, or that have it if fewer do now.
     """
-    if test == KS:
+    if test in (KS, RANKS):
         is_shown = _beyond(column)
     elif test in (CHI_SQUARE, FISHER):
         is_shown = _gained(column)

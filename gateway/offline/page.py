@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gateway.offline import figures, labels_page
-from gateway.offline.drift import FISHER, KS, MISSING, ColumnDrift
+from gateway.offline.drift import FISHER, KS, MISSING, RANKS, ColumnDrift
 from gateway.offline.history import Alarm, TimelinePoint
 from gateway.offline.markup import badge, clock, figure, number, share, short, table, text, time
 from gateway.offline.outside import Outside
 from gateway.offline.report import BesideReport, DriftDocument, VersionReport
 from gateway.offline.together import Together
 
-_TESTS = {KS: "Kolmogorov-Smirnov", "chi2": "chi-square", FISHER: "Fisher's exact test", MISSING: "share missing"}
+_TESTS = {
+    KS: "Kolmogorov-Smirnov",
+    RANKS: "Mann-Whitney",
+    "chi2": "chi-square",
+    FISHER: "Fisher's exact test",
+    MISSING: "share missing",
+}
 _MAX_NAME = 80
 
 _STYLE = """
@@ -184,6 +190,7 @@ def _alarm(alarm: Alarm, against: str = "the reference") -> str:
     what = {
         MISSING: f"is missing in another share of the rows than in {text(against)}",
         KS: f"has other values than in {text(against)}",
+        RANKS: f"has other values than in {text(against)}",
     }.get(alarm.test, f"has its categories in other shares than in {text(against)}")
     kind = "feature" if alarm.role == "input" else "output"
     others = [

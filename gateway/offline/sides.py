@@ -11,6 +11,12 @@ import numpy as np
 from gateway.tensors import Array
 
 
+def tie_terms(counts: Array) -> Array:
+    """t^3 - t of each count t of equal values: what ties take from the variance of a sum of ranks."""
+    counts = counts.astype(np.float64)
+    return counts**3 - counts
+
+
 class Side:
     """values: as in `drift.Column`; they must not change. Used by one thread."""
 
@@ -40,6 +46,17 @@ class Side:
     def ordered(self) -> Array:
         """The present numbers, the smallest first."""
         return np.sort(self.present)
+
+    @cached_property
+    def tied(self) -> tuple[Array, Array]:
+        """Of each different number the place of its first one in `ordered`, and how many there are."""
+        values = self.ordered
+        first = np.flatnonzero(np.concatenate((np.ones(min(1, len(values)), np.bool_), values[1:] != values[:-1])))
+        return first, np.diff(first, append=len(values))
+
+    @cached_property
+    def tie_term(self) -> float:
+        return float(tie_terms(self.tied[1]).sum())
 
     @cached_property
     def counts(self) -> Counter[Any]:

@@ -489,5 +489,10 @@ def test_the_document_is_plain_json_with_a_schema_number(settings: Settings, log
     assert plain["versions"][0]["together"]["columns"] == 4
     assert plain["rules"] == {"min_rows": 100, "max_false_discovery_rate": 0.05, "min_effect": 0.08}
     column = plain["versions"][0]["columns"][1]
-    assert (column["name"], column["role"], column["kind"], column["test"]) == ("sepal_width", "input", "numeric", "ks")
+    assert (column["name"], column["role"], column["kind"], column["test"]) == (
+        "sepal_width",
+        "input",
+        "numeric",
+        "mann-whitney",
+    )
     assert document(settings, "iris").to_json() == (settings.drift_path / "iris.json").read_bytes()

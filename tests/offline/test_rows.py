@@ -22,7 +22,7 @@ from scipy import stats
 from gateway.metrics import MonitorMetrics, process_registry
 from gateway.offline.batches import batches
 from gateway.offline.compactor import Compactor
-from gateway.offline.drift import Column, Expected, Rules, compare, count_table, cramers_v, ks
+from gateway.offline.drift import Column, Expected, Rules, compare, count_table, cramers_v, ks, ranks
 from gateway.offline.history import AlarmRule, FinishedWindow, alarms, finding, timeline
 from gateway.offline.measures import measure
 from gateway.offline.monitor import Monitor
@@ -481,3 +481,15 @@ SOME = st.floats(allow_nan=False) | st.sampled_from([0.0, 1.0, 1.0, 2.0, float("
 def test_the_distance_of_kolmogorov_and_smirnov_is_scipys_to_the_last_bit(then: list[float], now: list[float]) -> None:
     wanted = stats.ks_2samp(then, now, method="asymp")
     assert ks(np.array(then), np.array(now)) == (wanted.statistic, wanted.pvalue)
+
+
+@given(st.lists(SOME, min_size=2, max_size=60), st.lists(SOME, min_size=2, max_size=60))
+@example([1.0] * 5, [1.0] * 4 + [2.0])
+def test_the_test_of_mann_and_whitney_is_scipys(then: list[float], now: list[float]) -> None:
+    above, p = ranks(np.array(then), np.array(now))
+    if len({*then, *now}) == 1:
+        assert (above, p) == (0.5, 1.0)  # scipy divides by zero there
+        return
+    wanted = stats.mannwhitneyu(now, then, method="asymptotic")
+    assert above == pytest.approx(wanted.statistic / (len(then) * len(now)), abs=1e-12)
+    assert p == pytest.approx(wanted.pvalue, rel=1e-9, abs=1e-300)

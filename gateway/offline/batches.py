@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
@@ -50,8 +52,7 @@ class Batch:
 def batches(path: Path, *, first_row: int = 0) -> Iterator[Batch]:
     """The rows of a part from *first_row* on. Raises OSError, ValueError."""
     model, version = version_of(path.parent)
-    with path.open("rb") as file:
-        parquet = pyarrow.parquet.ParquetFile(file, read_dictionary=list(_OF_FEW_VALUES))
+    with path.open("rb") as file, pyarrow.parquet.ParquetFile(file, read_dictionary=list(_OF_FEW_VALUES)) as parquet:
         kinds = kinds_in(parquet.metadata.schema.to_arrow_schema())
         names = [name for name in kinds if name in _SAID or name.startswith(("inputs.", "outputs."))]
         batch_rows = min(_MAX_BATCH_ROWS, max(_MIN_BATCH_ROWS, _BATCH_VALUES // len(names)))
@@ -71,7 +72,8 @@ def batches(path: Path, *, first_row: int = 0) -> Iterator[Batch]:
 def release_memory() -> None:
     """Give back to the system what was needed for batches: kept for later ones, it comes to a hundred MB in the end."""
     pyarrow.default_memory_pool().release_unused()
-    pyarrow.system_memory_pool().release_unused()  # the C library's, of which numpy's arrays are
+    with suppress(AttributeError, OSError):  # the C library's, of which numpy's arrays are; only glibc keeps so much
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def of_usual_lines(block: bytes, model: str, version: str, shape: Shape) -> Taken | None:

@@ -67,9 +67,10 @@ class PastReader:
                     self._watermark.offsets[relative] += batch.rows  # with each that is given
                     max_bytes -= batch.size_bytes
                     yield relative, batch.taken
-                    if max_bytes <= 0 and batch.is_last:
-                        return
-                release_memory()
+                    if batch.is_last:
+                        release_memory()
+                        if max_bytes <= 0:
+                            return
             except FileNotFoundError:
                 pass
             except (ImportError, ValueError) as error:

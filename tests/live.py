@@ -26,7 +26,7 @@ STOP_TIMEOUT_S = 40.0
 _POLL_S = 0.02
 
 
-def eventually(check: Callable[[], Found | None], what: str, *, timeout_s: float = 20.0) -> Found:
+def eventually(check: Callable[[], Found | None], what: str, *, timeout_s: float = 60.0) -> Found:
     """Ask *check* again and again until it gives something true, and return that.
 
     Raises AssertionError naming *what* if *timeout_s* passes first. An AssertionError, OSError or httpx.HTTPError of

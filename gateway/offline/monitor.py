@@ -7,7 +7,6 @@ anybody noticing but the reader of its reports.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from gateway.offline.beside import Besides
 from gateway.offline.chunks import Chunk, Taken, of_lines
 from gateway.offline.cuts import Cut
 from gateway.offline.drift import Column, ColumnDrift, Rules, compare
+from gateway.offline.gauges import Gauges
 from gateway.offline.history import AlarmRule, alarms, judged, timeline
 from gateway.offline.measures import measure
 from gateway.offline.outside import outside_of
@@ -51,8 +51,6 @@ _STEP_BYTES = 4 * 1024 * 1024
 _MAX_UNJUDGED_BYTES = 32 * 1024 * 1024
 # A package without a reference is looked at again, since it may be on its way.
 _RETRY_S = 10.0
-# Columns of a version that get metrics of their own; the drift document has them all.
-_MAX_METRIC_COLUMNS = 100
 
 
 class Monitor:
@@ -91,7 +89,7 @@ class Monitor:
         self._fits: dict[tuple[str, str], tuple[Reference | str, Fit | None]] = {}
         self._retry_at: dict[tuple[str, str], float] = {}
         self._changed = {model for model, _version in self._memory.windows}
-        self._shown_tests: dict[tuple[str, str, str], str] = {}
+        self._gauges = Gauges(metrics)
         self._unsaved_rows = 0
         self._is_dirty = False
 
@@ -143,7 +141,7 @@ class Monitor:
             )
             replace_file(self._document_path(model), document.to_json(), sync=False)
             for found in versions:
-                self._show(model, found)
+                self._gauges.show(model, found)
             self._metrics.last_report_s.labels(model).set(now)
         self._changed.clear()
 
@@ -175,12 +173,7 @@ class Monitor:
                 self._references.pop((model, version), None)
                 self._fits.pop((model, version), None)
                 self._besides.forget(model, version)
-                self._metrics.window_rows.labels(model, version).set(0)
-                self._metrics.drifted_features.labels(model, version).set(0)
-                self._metrics.alarms.labels(model, version).set(0)
-                for labels in [labels for labels in self._shown_tests if labels[:2] == (model, version)]:
-                    self._metrics.drifted.labels(*labels).set(0)
-                    del self._shown_tests[labels]
+                self._gauges.clear(model, version)
                 self._changed.add(model)
                 self._is_dirty = True
         watched = {model for model, _version in self._memory.windows}
@@ -371,28 +364,6 @@ class Monitor:
             self._fits[model, version] = known = (reference, fit)
         return None if known[1] is None else known[1].judge(features)
 
-    def _show(self, model: str, found: VersionReport) -> None:
-        """Set the gauges of one version."""
-        metrics, version = self._metrics, found.version
-        metrics.window_rows.labels(model, version).set(found.window_rows)
-        metrics.drifted_features.labels(model, version).set(len(found.drifted))
-        metrics.alarms.labels(model, version).set(len(found.alarms))
-        if found.outside is not None:
-            metrics.outside_share.labels(model, version).set(found.outside.share)
-            metrics.outside_bound.labels(model, version).set(found.outside.bound)
-        outputs_first = sorted(found.columns, key=lambda column: column.role == "input")
-        for column in outputs_first[:_MAX_METRIC_COLUMNS]:
-            labels = (model, version, column.name)
-            metrics.drifted.labels(*labels).set(column.verdict == "drifted")
-            metrics.q_value.labels(*labels).set(_or_nan(column.q))
-            metrics.effect.labels(*labels).set(_or_nan(column.effect))
-            shown = self._shown_tests.get(labels)
-            if shown is not None and shown != column.test:
-                metrics.statistic.labels(*labels, shown).set(math.nan)
-            if column.test:
-                metrics.statistic.labels(*labels, column.test).set(_or_nan(column.statistic))
-                self._shown_tests[labels] = column.test
-
     def _document_path(self, model: str) -> Path:
         return self._settings.drift_path / f"{model}.json"
 
@@ -406,7 +377,3 @@ def _compactor(settings: Settings) -> Compactor | None:
         log.warning("samples stay JSON Lines: making them Parquet needs pyarrow, install sluicegate[monitor]")
         return None
     return Compactor(settings.sample_log_path, settings.paths.models, after_s=settings.monitor.compact_after_s)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value

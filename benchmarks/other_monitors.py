@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ def versions(name: str) -> str:
 def ask(name: str, script: str, folder: Path, *arguments: str, environments: Path = ENVIRONMENTS) -> Any:
     """Run a script of a peer's folder on *folder*; its answer. Raises RuntimeError with its last words."""
     command = [str(environments / name / "bin" / "python"), str(PEERS / name / script), str(folder), *arguments]
-    environment = {**os.environ, **_QUIET, "PYTHONPATH": "", "HOME": str(folder)}
+    environment = {**_QUIET, "HOME": str(folder)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr.strip()[-2000:]}")

@@ -112,7 +112,10 @@ def test_ctrl_c_ends_quietly_with_130(tmp_path: Path) -> None:
     fifo = tmp_path / "settings.toml"
     os.mkfifo(fifo)
     waiting = subprocess.Popen(
-        [*SLUICEGATE, "serve", "--print-config", "--config", str(fifo)], stderr=subprocess.PIPE, text=True
+        [*SLUICEGATE, "serve", "--print-config", "--config", str(fifo)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     with open(fifo, "w"):  # returns once the command has opened the other end, and now waits for its text
         waiting.send_signal(signal.SIGINT)

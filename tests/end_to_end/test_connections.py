@@ -220,7 +220,7 @@ def test_the_time_that_answers_before_it_take_is_not_a_requests_own(gateway: Liv
 
     async def scenario() -> list[bytes]:
         async with wire(gateway) as connection:
-            await connection.send(post(path="/v2/models/slower/infer"))
+            await connection.send(post(path="/v2/models/slower/infer", extra="x-request-timeout-ms: 60000\r\n"))
             await asyncio.to_thread(eventually, lambda: not is_idle(gateway), "the first one is on its way")
             await connection.send(post() + post()[:-10])
             await asyncio.sleep(0.01)

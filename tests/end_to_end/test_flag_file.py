@@ -42,7 +42,7 @@ def test_a_version_is_released_and_killed_while_the_flags_follow_a_file(models: 
         write_package(models, classifier("iris", "2"))
         wait_warm(gateway, "iris", "2")
         eventually(lambda: version() == "2", "the weight has risen by itself")
-        assert told()["state"] == "applied"
+        eventually(lambda: told()["state"] == "applied", "it is told")
 
         must_change(gateway, "iris.route", {"state": "DISABLED"})
         eventually(lambda: version() == "1", "the kill switch works as ever")

@@ -131,7 +131,8 @@ def test_who_is_drawn_by_chance_and_wanted_by_a_rule_is_written_once_as_random(g
 
 def random_rows(gateway: LiveGateway) -> int:
     page = gateway.control.get("/metrics").text
-    return int(sum(float(line.split()[1]) for line in page.splitlines() if line.startswith("sluicegate_monitor_rows_")))
+    lines = [line for line in page.splitlines() if line.startswith("sluicegate_monitor_rows_total")]
+    return int(sum(float(line.split()[1]) for line in lines))
 
 
 def test_slow_answers_are_written(gateway: LiveGateway) -> None:

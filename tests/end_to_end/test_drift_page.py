@@ -92,7 +92,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 return False
             versions = {version["version"]: version for version in found["versions"]}
             decays = [each for each in found["performance"]["versions"] if each["version"] == "1"]
-            return bool(versions["1"]["alarms"] and decays and len(decays[0].get("windows", ())) >= 6)
+            return bool(
+                "1" in versions and versions["1"]["alarms"] and decays and len(decays[0].get("windows", ())) >= 6
+            )
 
         eventually(is_all_there, "alarms and labels are in the document", timeout_s=60.0)
 

@@ -54,6 +54,7 @@ async def _run(settings: Settings, boot: str, run_dir: Path, report: Callable[[s
         status_dir=run_dir / "status",
         host=settings.flags.replica or socket.gethostname(),
         boot=boot,
+        copies_keys=settings.server.api_keys == "required",
     )
     report("ready")
     tasks = [asyncio.create_task(each) for each in (*follower.tasks(), _beat(report))]

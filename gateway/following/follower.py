@@ -59,6 +59,7 @@ class Follower:
     host serves on with its snapshot meanwhile.
 
     line: for queries. ear: greets with LISTEN, and is for nothing else. host, boot: what control knows the workers by.
+    copies_keys: whether the workers ask for API keys; they are in a table that hosts need no right to otherwise.
     The last-known-good file is written after the snapshot; its time of modification is when the database last said that
     this is what it holds.
     """
@@ -73,6 +74,7 @@ class Follower:
         status_dir: Path,
         host: str,
         boot: str,
+        copies_keys: bool,
     ) -> None:
         self._line = line
         self._ear = ear
@@ -81,6 +83,7 @@ class Follower:
         self._status_dir = status_dir
         self._host = host
         self._boot = boot
+        self._copies_keys = copies_keys
         self._known = ""  # digest of the document that snapshot and file hold
         self._known_keys = ""  # what the API keys that the snapshot holds were told by
         self._hint = asyncio.Event()
@@ -111,7 +114,8 @@ class Follower:
                     document = read_document(body)
                     await asyncio.to_thread(self._keep, document)
                     self._known = hashlib.sha256(body.encode()).hexdigest()
-                await self._look_at_keys()
+                if self._copies_keys:
+                    await self._look_at_keys()
                 await asyncio.to_thread(self._confirm)
         except (StoreUnavailable, OSError) as error:
             if not self._cannot_follow:

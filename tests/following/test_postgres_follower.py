@@ -66,7 +66,7 @@ class Host:
             return {}
 
     @contextlib.asynccontextmanager
-    async def following(self, *, greeting: str = LISTEN) -> AsyncIterator[None]:
+    async def following(self, *, greeting: str = LISTEN, copies_keys: bool = True) -> AsyncIterator[None]:
         line, ear = Line(self._address), Line(self._address, greeting)
         snapshot = SqliteStore(self.snapshot_path)
         follower = Follower(
@@ -77,6 +77,7 @@ class Host:
             status_dir=self.status_dir,
             host="here",
             boot="boot-1",
+            copies_keys=copies_keys,
         )
         tasks = [asyncio.create_task(each) for each in follower.tasks()]
         try:
@@ -156,6 +157,19 @@ def test_api_keys_are_copied_and_taken_away_at_each_change(host: Host, store: Po
             await until(lambda: host.keys() == {"a": {"name": "x"}, "b": {"name": "y"}})
             await asyncio.to_thread(write, "a", None)
             await until(lambda: host.keys() == {"b": {"name": "y"}})
+
+    asyncio.run(follow())
+
+
+def test_where_no_keys_are_asked_for_none_are_copied(host: Host, store: PostgresStore) -> None:
+    write = RecordWrite(KEYS, "a", {"name": "x"})
+    store.commit(author=SYSTEM, verb="a test", reason="", records=[write])
+
+    async def follow() -> None:
+        async with host.following(copies_keys=False):
+            first = put(store, 1)
+            await until(lambda: read_last_known_good(host.last_known_good) == first)
+            assert host.keys() == {}
 
     asyncio.run(follow())
 

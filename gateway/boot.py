@@ -71,6 +71,17 @@ def claim(state: Path, parts: Sequence[str], *, wait_s: float) -> Boot:
         ) from error
 
 
+def holder(state: Path, part: str) -> int | None:
+    """The process that runs *part* on *state*; None if there is none."""
+    try:
+        with (state / "run" / f"{part}.lock").open("rb") as lock:
+            if not _try_lock(lock.fileno()):
+                return int(lock.read(20))
+    except (OSError, ValueError):
+        pass
+    return None
+
+
 def _lock_parts(runs: Path, parts: Sequence[str], state: Path, on_failure: contextlib.ExitStack) -> tuple[int, ...]:
     held: list[int] = []
     for part in parts:

@@ -367,3 +367,9 @@ class CannotStart(GatewayError):
     """The gateway cannot start as told: a port, a directory or a lock is not to be had; the message says what to do."""
 
     code = "cannot_start"
+
+
+class CannotRestart(GatewayError):
+    """There is no gateway whose workers could be replaced, or it has not done so in time."""
+
+    code = "cannot_restart"

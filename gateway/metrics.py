@@ -352,6 +352,20 @@ class SupervisorMetrics:
         self.restarts = Counter(
             "sluicegate_process_restarts", "Children started again after they died.", ("role",), registry=registry
         )
+        self.deaths_in_a_row = Gauge(
+            "sluicegate_process_deaths_in_a_row",
+            "How often a child died without having lived for supervisor.stable_after_s in between; from 2 on, a loop.",
+            ("child",),
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self.rolling_restarts = Counter(
+            "sluicegate_rolling_restarts",
+            "Restarts of all workers, by what became of them: done, stopped (a new worker was not ready), refused (the "
+            "settings make no sense).",
+            ("outcome",),
+            registry=registry,
+        )
         self.processors = Gauge(
             "sluicegate_processors",
             "Processors that this gateway may run on.",

@@ -37,6 +37,7 @@ class ServerSettings:
     keep_alive_s: int = 75  # longest silence between two requests of a connection
     request_timeout_s: float = 30.0  # longest time that a request may take to come, or a client to read
     max_header_bytes: int = 32 * 1024
+    drain_delay_s: float = 0.0  # after SIGTERM: not ready, but still taking connections for balancers that lag behind
     drain_timeout_s: float = 25.0  # time that requests in flight get to finish after SIGTERM
     tls_certificate: str = ""  # PEM file; with it the public port speaks TLS alone
     tls_key: str = ""  # PEM file of its private key, without a passphrase
@@ -167,6 +168,7 @@ class SupervisorSettings:
     heartbeat_timeout_s: float = 60.0
     backoff_min_s: float = 0.1
     backoff_max_s: float = 10.0
+    restart_timeout_s: float = 330.0  # a new worker that is not ready by then stops a rolling restart
     stable_after_s: float = 30.0  # a child that lived this long starts from the shortest back-off again
 
 

@@ -20,6 +20,9 @@ from gateway.settings import Settings, SupervisorSettings
 
 _ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+# How often a worker that is silent while it loads is looked at.
+_LOOK_AGAIN_S = 0.5
+
 _log = logging.getLogger(__name__)
 
 # numpy comes with a thread per processor for products of large matrices, which no child makes.
@@ -85,20 +88,38 @@ class Death:
 
 
 class Slot:
-    """One slot, empty at first. Used by the supervisor's thread alone; times are of one monotonic clock, in seconds."""
+    """One slot, empty at first. Used by the supervisor's thread alone; times are of one monotonic clock, in seconds.
+
+    generation: how many restarts there had been when its settings were read.
+    """
 
     def __init__(
-        self, role: ChildRole, number: int, listener: socket.socket | None, settings: SupervisorSettings
+        self,
+        role: ChildRole,
+        number: int,
+        listener: socket.socket | None,
+        around: Surroundings,
+        *,
+        generation: int = 0,
     ) -> None:
         self.role: ChildRole = role
         self.number = number
         self.name = child_name(role, number)
         self.listener = listener
+        self.around = around
+        self.generation = generation
         self.is_ready = False
+        self.kill_at_s = math.inf  # its time is up: to become ready, or to leave
+        self.was_late = False
         self.start_at_s = 0.0  # if empty: when to fill it
         self.starts = 0
-        self._backoff = Backoff(settings)
-        self._heartbeat_timeout_s = settings.heartbeat_timeout_s
+        settings = around.settings
+        self._backoff = Backoff(settings.supervisor)
+        self._stable_after_s = settings.supervisor.stable_after_s
+        self._heartbeat_timeout_s = settings.supervisor.heartbeat_timeout_s
+        self._load_timeout_s = settings.batching.load_timeout_s
+        self._heard_s = 0.0
+        self._is_excused = False  # silent, and it was told why it is not killed
         self._process: subprocess.Popen[bytes] | None = None
         self._started_s = 0.0
         self._silent_at_s = math.inf
@@ -117,15 +138,34 @@ class Slot:
         return self._backoff.deaths
 
     @property
+    def status_name(self) -> str:
+        """The file name of its status document; of its own, since two may fill a place for a moment."""
+        return f"{self.name}-{self.pid}.json"
+
+    @property
+    def is_crash_looping(self) -> bool:
+        """Whether it died more than once without having lived long in between."""
+        return self._backoff.deaths > 1
+
+    @property
+    def stable_at_s(self) -> float:
+        """When its process will have lived long enough for its deaths to be forgotten; infinity without any."""
+        return self._started_s + self._stable_after_s if self.is_ready and self._backoff.deaths else math.inf
+
+    def forget_deaths(self) -> None:
+        self._backoff.deaths = 0
+
+    @property
     def silent_at_s(self) -> float:
         """When the process counts as hung if nothing is heard of it; infinity until its first "ready"."""
         return self._silent_at_s
 
-    def start(self, around: Surroundings, now_s: float, *, suspects: frozenset[tuple[str, str]] = frozenset()) -> int:
+    def start(self, now_s: float, *, suspects: frozenset[tuple[str, str]] = frozenset()) -> int:
         """Fill the slot. Returns the descriptor on which the process reports; the slot closes it. Raises OSError.
 
         suspects: for a worker, what was in flight when one died lately.
         """
+        around = self.around
         self._report_fd, report_write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._report_fd, False)
         spec_fd = os.memfd_create(f"sluicegate-{self.name}")
@@ -177,6 +217,8 @@ class Slot:
         *words, self._unread = (self._unread + received).split(b"\n")
         if b"ready" in words:
             self.is_ready = True
+        self._heard_s = now_s
+        self._is_excused = False
         if self.is_ready:
             self._silent_at_s = now_s + self._heartbeat_timeout_s
         return self.is_ready and not was_ready
@@ -187,6 +229,29 @@ class Slot:
             self._process.send_signal(number)
         if number == signal.SIGKILL:
             self._silent_at_s = math.inf
+
+    def kill_late(self) -> None:
+        """End a process that is not where it should be in its time."""
+        self.was_late = True
+        self.kill_at_s = math.inf
+        self.signal(signal.SIGKILL)
+
+    def is_excused(self, now_s: float) -> bool:
+        """Whether a silent worker is busy loading, which may hold the whole process: then it is looked at again soon.
+
+        Not for longer than a load may take.
+        """
+        if self._marks_fd is None or now_s - self._heard_s > self._load_timeout_s:
+            return False
+        loading = [one for one in marks.read(self._marks_fd) if one.doing == marks.LOADING]
+        if not loading:
+            return False
+        if not self._is_excused:
+            self._is_excused = True
+            what = ", ".join(f"{one.model}/{one.version}" for one in loading)
+            _log.warning("%s is silent while it loads %s: it gets more time", self.name, what, extra={"pid": self.pid})
+        self._silent_at_s = now_s + _LOOK_AGAIN_S
+        return True
 
     def kill_hung(self) -> None:
         """End a process that has gone silent."""

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
+import dataclasses
 import logging
 import math
 import os
 import selectors
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, MutableMapping
-from datetime import UTC, datetime
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from gateway import __version__, boot, quarantine, sockets, threads
+from gateway import boot, preflight, reload, sockets, threads, wakeup
 from gateway.children import FLUSH_GRACE_S
-from gateway.errors import CannotStart, QuarantineUnavailable
-from gateway.marks import ON_LOOP
-from gateway.quarantine import Quarantined
+from gateway.errors import CannotStart, GatewayError
+from gateway.inquest import Inquest
+from gateway.notices import Notices
+from gateway.orders import ANNOUNCE, HURRY
+from gateway.rolling import OUTCOMES, Rolling
 from gateway.settings import Settings
-from gateway.slots import Death, Slot, Surroundings
-from gateway.suspects import WINDOW_S, Suspects, Verdict
+from gateway.slots import Slot, Surroundings
 
 if TYPE_CHECKING:
     from gateway.metrics import SupervisorMetrics
@@ -38,28 +35,35 @@ _CLOSE_TIMEOUT_S = 5.0
 _HURRY_TIMEOUT_S = 1.0
 # From this many deaths in a row on, new connections go to the other workers instead of waiting for this one.
 _PARK_AFTER_DEATHS = 2
+# What waits at a worker that comes back sooner than that is not cut off for it.
+_PARK_FROM_S = 0.5
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 _log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, *, role: Role, ready_file: Path | None, environment: MutableMapping[str, str]) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP has ended it all. Must be called on the main thread of a fresh process.
+def run(
+    settings: Settings,
+    *,
+    role: Role,
+    ready_file: Path | None,
+    environment: MutableMapping[str, str],
+    reread: Callable[[], Settings],
+) -> int:
+    """Serve until SIGTERM or SIGINT has ended it all, and return the exit code: 0, or 128 + the number of a second
+    signal. SIGHUP restarts the workers. Must be called on the main thread of a fresh process.
 
     ready_file: gets the bound addresses and the pids of the ready children as JSON once all were ready; rewritten when
     one dies or is replaced, removed at the end. environment: os.environ; the metrics directory is put into it, for this
-    process and the children. Raises CannotStart; InvalidSetting for a certificate, key or store that cannot be used.
+    process and the children. reread: the settings as they are when it is called. Raises CannotStart; InvalidSetting
+    for a certificate, key or store that cannot be used.
     """
+    signal.signal(signal.SIGTERM, wakeup.leave)  # until the loop takes it: process 1 of a container would ignore it
     parts = ("serving", "control", "monitor") if role == "all" else (role,)
-    for part, section, port in (("serving", "server", settings.server), ("control", "control", settings.control)):
-        if part in parts and port.tls_certificate:
-            from gateway import tls  # here and not above: most gateways need no OpenSSL
-
-            # told now, not by each child
-            tls.server_context(port.tls_certificate, port.tls_key, port.tls_client_ca, section=section)
+    preflight.check_certificates(settings, parts)
     if settings.flags.is_shared and parts != ("monitor",):
-        _check_shared_store(settings.flags.store)
+        preflight.check_shared_store(settings.flags.store)
     if ready_file is not None:
         if not ready_file.parent.is_dir():
             raise CannotStart(f"there is no directory {ready_file.parent} for the ready file; create it")
@@ -68,7 +72,6 @@ def run(settings: Settings, *, role: Role, ready_file: Path | None, environment:
         wait_s = settings.server.drain_timeout_s + 2 * FLUSH_GRACE_S
         claimed = boot.claim(settings.paths.state, parts, wait_s=wait_s)
         stack.callback(claimed.release)
-        slots = _slots(settings, parts, stack)
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(claimed.metrics_dir.absolute())
         lifeline_fd, lifeline_write = os.pipe()
         stack.callback(os.close, lifeline_fd)
@@ -76,28 +79,30 @@ def run(settings: Settings, *, role: Role, ready_file: Path | None, environment:
         if ready_file is not None:
             stack.callback(ready_file.unlink, missing_ok=True)
         around = Surroundings(settings, claimed, lifeline_fd, environment)
-        Supervisor(slots, around, ready_file=ready_file, clock=time.monotonic).run()
+        slots = _slots(around, parts, stack)
+        supervisor = Supervisor(slots, around, ready_file=ready_file, reread=reread, clock=time.monotonic)
+        supervisor.run()
+        return supervisor.exit_code
 
 
-def _slots(settings: Settings, parts: tuple[str, ...], stack: contextlib.ExitStack) -> list[Slot]:
+def _slots(around: Surroundings, parts: tuple[str, ...], stack: contextlib.ExitStack) -> list[Slot]:
     """The slots of *parts*, workers first, with their sockets bound; *stack* closes those."""
     slots: list[Slot] = []
+    settings = around.settings
     if "serving" in parts:
         server = settings.server
         bound = sockets.bind_all(server.host, server.port, server.workers, what="the data plane")
-        slots += [
-            Slot("worker", number, stack.enter_context(each), settings.supervisor) for number, each in enumerate(bound)
-        ]
+        slots += [Slot("worker", number, stack.enter_context(each), around) for number, each in enumerate(bound)]
         if settings.flags.is_shared:
-            slots.append(Slot("follower", 0, None, settings.supervisor))
+            slots.append(Slot("follower", 0, None, around))
     if "control" in parts:
         (one,) = sockets.bind_all(settings.control.host, settings.control.port, 1, what="the control plane")
-        slots.append(Slot("control", 0, stack.enter_context(one), settings.supervisor))
+        slots.append(Slot("control", 0, stack.enter_context(one), around))
     if "monitor" in parts:
-        slots.append(Slot("monitor", 0, None, settings.supervisor))
+        slots.append(Slot("monitor", 0, None, around))
     if (address := settings.metrics.address) is not None:
         (one,) = sockets.bind_all(*address, 1, what="the port of the metrics")
-        slots.append(Slot("exporter", 0, stack.enter_context(one), settings.supervisor))
+        slots.append(Slot("exporter", 0, stack.enter_context(one), around))
     return slots
 
 
@@ -105,31 +110,42 @@ class Supervisor:
     """The loop over the slots of one boot. One thread; nothing in it blocks for longer than small files take."""
 
     def __init__(
-        self, slots: list[Slot], around: Surroundings, *, ready_file: Path | None, clock: Callable[[], float]
+        self,
+        slots: list[Slot],
+        around: Surroundings,
+        *,
+        ready_file: Path | None,
+        reread: Callable[[], Settings],
+        clock: Callable[[], float],
     ) -> None:
         self._slots = slots
         self._around = around
         self._settings = around.settings
-        self._ready_file = ready_file
+        self._reread = reread
         self._clock = clock
-        self._suspects = Suspects()
+        self._inquest = Inquest(around.settings.quarantine_path)
+        self._notices = Notices(slots, around.settings, around.boot, ready_file)
+        self._rolling = Rolling(slots, around.boot.status_dir, start=self._start, tell=self._on_restart)
+        self._had_terminal = wakeup.has_terminal()
         self._selector = selectors.DefaultSelector()
         self._metrics: SupervisorMetrics
         self._processors = len(os.sched_getaffinity(0))
-        self._was_ready = False  # all slots were, at some time
         self._stop_signals = 0
+        self._close_at_s = math.inf  # the port is closed: until then, a gateway that stops still takes connections
         self._closing = False  # the workers have left; control and monitor are told to
-        self._kill_at_s = 0.0
+        self._kill_at_s = self._hurry_until_s = math.inf
+        self.exit_code = 0  # once it has ended; of a second signal, as if that had ended the process
 
     def run(self) -> None:
         """Fill the slots and keep them filled until a signal has ended it."""
         if any(slot.role == "worker" for slot in self._slots):
             threads.warn(self._settings, self._processors)
-        with _signal_numbers() as wakeup_fd, self._selector:
+        with wakeup.signal_numbers(_SIGNALS) as wakeup_fd, self._selector:
             self._selector.register(wakeup_fd, selectors.EVENT_READ, None)
             self._step()  # the children first: what is imported next takes longer than to start them all
             self._metrics = _restart_metrics(self._slots)
             self._metrics.processors.set(self._processors)
+            self._tell_health()
             while self._step():
                 for key, _events in self._selector.select(self._pause_s()):
                     if key.data is None:
@@ -143,29 +159,47 @@ class Supervisor:
     def _step(self) -> bool:
         """Do whatever is due by now. Returns False when all has ended."""
         now_s = self._clock()
-        for slot in self._slots:
+        for slot in self._everybody():
             self._reap(slot, now_s)
-            if slot.silent_at_s <= now_s:
+            if slot.kill_at_s <= now_s and slot.pid is not None:
+                _log.error("%s had its time and is killed", slot.name, extra={"pid": slot.pid})
+                slot.kill_late()
+            elif slot.silent_at_s <= now_s and not slot.is_excused(now_s):
                 _log.error("%s is silent and is killed", slot.name, extra={"pid": slot.pid})
                 slot.kill_hung()
-            elif slot.pid is None and slot.start_at_s <= now_s and not self._stop_signals:
+            elif slot.stable_at_s <= now_s:
+                slot.forget_deaths()
+                self._tell_health()
+            elif slot.pid is None and slot.start_at_s <= now_s and not self._stop_signals and slot in self._slots:
                 self._start(slot, now_s)
+        self._bury_strangers()
         if self._stop_signals:
             self._step_to_the_end(now_s)
-        return not self._stop_signals or any(slot.pid for slot in self._slots)
+        else:
+            self._rolling.step(now_s)
+        return not self._stop_signals or any(slot.pid for slot in self._everybody())
+
+    def _everybody(self) -> list[Slot]:
+        return [*self._slots, *self._rolling.extra]
+
+    def _workers(self) -> list[Slot]:
+        return [slot for slot in self._everybody() if slot.role == "worker"]
 
     def _pause_s(self) -> float | None:
         """Until the next thing is due; None if only an event can bring one."""
-        due = [slot.silent_at_s for slot in self._slots]
+        everybody = self._everybody()
+        due = [slot.silent_at_s for slot in everybody] + [slot.stable_at_s for slot in everybody]
+        due += [slot.kill_at_s for slot in everybody if slot.pid is not None]
         if self._stop_signals:
-            due.append(self._kill_at_s)
+            due += [self._kill_at_s, self._close_at_s, self._hurry_until_s]
         else:
             due += [slot.start_at_s for slot in self._slots if slot.pid is None]
+            due.append(self._rolling.due_s(self._clock()))
         return max(0.0, min(due) - self._clock()) if min(due) < math.inf else None
 
     def _start(self, slot: Slot, now_s: float) -> None:
         try:
-            report_fd = slot.start(self._around, now_s, suspects=self._suspects.names(now_s))
+            report_fd = slot.start(now_s, suspects=self._inquest.suspects(now_s))
         except OSError as error:  # no memory or no process to be had: that may pass
             pause_s = slot.postpone(now_s, 0.0)
             _log.error("%s cannot be started: %s; tried again in %.1f s", slot.name, error, pause_s)
@@ -182,7 +216,10 @@ class Supervisor:
             return
         if is_newly_ready:
             _log.info("%s is ready", slot.name, extra={"pid": slot.pid})
-            self._tell_ready()
+            if not self._stop_signals:  # a child may become ready even then
+                self._park_idle(self._clock())
+                self._notices.tell_ready()
+            self._tell_health()
 
     def _reap(self, slot: Slot, now_s: float) -> None:
         death = slot.reap(now_s)
@@ -191,9 +228,13 @@ class Supervisor:
         with contextlib.suppress(KeyError):  # unless the end of its pipe was seen before
             self._selector.unregister(death.report_fd)
         self._clear_away(slot, death.pid)
+        if self._rolling.bury(slot, death):
+            return
         if self._stop_signals:
             if death.returncode not in (0, -signal.SIGTERM):
                 _log.warning("%s did not end well: %s", slot.name, death)
+            if self._close_at_s < math.inf:
+                self._park(slot)  # nobody comes to take what would wait there
             return
         _log.error(
             "%s died: %s; started again in %.1f s",
@@ -202,10 +243,35 @@ class Supervisor:
             death.pause_s,
             extra={"pid": death.pid, "lived_s": round(death.lived_s, 1), "deaths_in_a_row": slot.deaths_in_a_row},
         )
-        self._find_guilty(death, now_s)
-        if slot.listener is not None and slot.deaths_in_a_row >= _PARK_AFTER_DEATHS:
+        heartbeat_timeout_s = self._settings.supervisor.heartbeat_timeout_s
+        self._inquest.hold(death, now_s, heartbeat_timeout_s=heartbeat_timeout_s)
+        self._park_idle(now_s)
+        self._notices.tell_ready()
+        self._tell_health()
+
+    def _bury_strangers(self) -> None:
+        """As process 1 of a container we inherit whoever lost its parent, and nobody else takes its remains away."""
+        ours = {slot.pid for slot in self._everybody()}
+        with contextlib.suppress(ChildProcessError):  # there are no children at all
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if found.si_pid in ours:
+                    return  # it died just now: the next step is its own
+                os.waitpid(found.si_pid, 0)
+
+    def _park_idle(self, now_s: float) -> None:
+        """Leave the share of a worker that dies again and again to the others, if there are any: else it waits."""
+        if not any(slot.is_ready for slot in self._workers()):
+            return
+        for slot in self._workers():
+            waits_long = slot.pid is None and slot.start_at_s - now_s >= _PARK_FROM_S
+            if waits_long and slot.deaths_in_a_row >= _PARK_AFTER_DEATHS:
+                self._park(slot)
+
+    def _park(self, slot: Slot) -> None:
+        """Unless another worker has the same socket."""
+        shares = any(other.pid for other in self._workers() if other.number == slot.number)
+        if slot.listener is not None and not shares:
             sockets.park(slot.listener)
-        self._tell_ready()
 
     def _clear_away(self, slot: Slot, pid: int) -> None:
         """Keep the counts of a dead process, and remove what would make it look alive."""
@@ -216,147 +282,95 @@ class Supervisor:
         except (OSError, ValueError) as error:
             _log.warning("metrics of the dead %s: %s", slot.name, error, extra={"pid": pid})
         if slot.role == "worker":
-            (self._around.boot.status_dir / f"{slot.name}.json").unlink(missing_ok=True)
-
-    def _find_guilty(self, death: Death, now_s: float) -> None:
-        """Quarantine what killed a worker for the second time, before its replacement is started."""
-        if not death.is_crash:
-            return
-        if death.was_hung:  # a run in a thread cannot hold up the signs of life
-            silent_s = self._settings.supervisor.heartbeat_timeout_s
-            found = [one for one in death.in_flight if one.doing == ON_LOOP]
-        else:
-            silent_s, found = 0.0, list(death.in_flight)
-        was_killed = death.returncode == -signal.SIGKILL
-        for verdict in self._suspects.note(found, now_s, silent_s=silent_s, was_killed=was_killed):
-            self._carry_out(verdict, death)
-
-    def _carry_out(self, verdict: Verdict, death: Death) -> None:
-        model, version, digest = verdict.key
-        seen = f"in flight at {verdict.deaths} deaths of workers within {WINDOW_S:g} s, the last one {death}"
-        if verdict.is_spared:
-            _log.error(
-                "%s/%s was %s; it is kept, since its route gives it by default: release another version",
-                *verdict.key[:2],
-                seen,
-            )
-            return
-        ts = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        try:
-            quarantine.add(self._settings.quarantine_path, [Quarantined(model, version, digest, seen, ts)])
-        except QuarantineUnavailable as error:  # tried again at the next death
-            _log.error("%s/%s was %s and cannot be quarantined: %s", model, version, seen, error)
-            return
-        self._suspects.forget(verdict.key)
-        _log.error(
-            "%s/%s is quarantined: %s. Its share goes to the default variant. Put another package in its place, or "
-            "lift it: sluicegate models quarantine lift %s %s --reason ...",
-            *(model, version, seen, model, version),
-            extra={"model": model, "version": version, "digest": digest},
-        )
+            (self._around.boot.status_dir / f"{slot.name}-{pid}.json").unlink(missing_ok=True)
 
     # -- the end -------------------------------------------------------------------------------------
 
     def _on_signals(self, numbers: bytes) -> None:
         for number in numbers:
-            if number != signal.SIGCHLD:  # that one only wakes the loop, and the next step reaps
+            if number == signal.SIGHUP and not self._is_terminal_gone():
+                if not self._stop_signals:
+                    self._restart_workers()
+            elif number != signal.SIGCHLD:  # that one only wakes the loop, and the next step reaps
                 self._stop(signal.Signals(number))
 
+    def _is_terminal_gone(self) -> bool:
+        """Whether there was one: then its end is the reason of a SIGHUP, and nobody asks for a restart."""
+        return self._had_terminal and not wakeup.has_terminal()
+
+    def _restart_workers(self) -> None:
+        """Read the settings again, and replace the workers one by one."""
+        if not self._workers():
+            self._rolling.refuse("there are none in this gateway")
+            return
+        try:
+            effective, kept = reload.take_over(self._settings, self._reread())
+            preflight.check_certificates(effective, ("serving",))
+        except GatewayError as error:
+            self._rolling.refuse(str(error))
+            return
+        for name in kept:
+            _log.warning("setting %s has changed: that needs a restart of the whole gateway", name)
+        self._settings = effective
+        self._around = dataclasses.replace(self._around, settings=effective)
+        self._rolling.begin(self._around, self._clock())
+
+    def _on_restart(self, state: str | None) -> None:
+        """One more worker was replaced, or the restart has begun or ended."""
+        if state in OUTCOMES:
+            self._metrics.rolling_restarts.labels(state).inc()
+        self._tell_health()
+        if not self._stop_signals:
+            self._notices.tell_ready()
+
+    def _tell_health(self) -> None:
+        for slot in self._slots:
+            self._metrics.deaths_in_a_row.labels(slot.name).set(slot.deaths_in_a_row)
+        self._notices.tell_health(self._rolling.extra, self._rolling.to_json(), now_s=self._clock())
+
     def _stop(self, number: signal.Signals) -> None:
-        """First signal: workers finish what is in flight. Second: everybody hurries. Third: killed."""
+        """First signal: workers drain. Second: everybody ends at once. Third: killed."""
         self._stop_signals += 1
         now_s = self._clock()
         if self._stop_signals == 1:
             _log.info("stopping on %s", number.name)
-            self._kill_at_s = now_s + self._settings.server.drain_timeout_s + FLUSH_GRACE_S
-            for slot in self._slots:
-                if slot.role == "worker":
-                    # Our copy of the socket would keep taking connections that nobody accepts.
-                    if slot.listener is not None:
-                        slot.listener.close()
-                    slot.signal(signal.SIGTERM)
+            self._close_at_s = now_s + self._settings.server.drain_delay_s
+            self._kill_at_s = math.inf
+            for slot in self._workers():
+                slot.signal(ANNOUNCE if slot.is_ready else signal.SIGTERM)
             return
+        self.exit_code = 128 + number
         _log.warning("%s again: %s", number.name, "hurrying" if self._stop_signals == 2 else "killing what is left")
-        for slot in self._slots:
+        self._close_at_s = now_s if self._close_at_s < math.inf else math.inf
+        for slot in self._everybody():
+            slot.signal(HURRY if slot.role == "worker" and slot.is_ready else signal.SIGTERM)
+        self._hurry_until_s = now_s + (_HURRY_TIMEOUT_S if self._stop_signals == 2 else 0.0)
+
+    def _close_port(self, now_s: float) -> None:
+        """Balancers have had their time to look elsewhere: no more connections are taken, and what has begun ends."""
+        self._close_at_s = math.inf
+        self._kill_at_s = now_s + self._settings.server.drain_timeout_s + FLUSH_GRACE_S
+        for slot in self._workers():
+            if slot.listener is not None:
+                slot.listener.close()  # our copy would keep taking connections that nobody accepts
             slot.signal(signal.SIGTERM)
-        self._kill_at_s = min(self._kill_at_s, now_s + (_HURRY_TIMEOUT_S if self._stop_signals == 2 else 0.0))
 
     def _step_to_the_end(self, now_s: float) -> None:
         """Workers leave first, so that control and monitor see their last counts and samples."""
-        if not self._closing and not any(slot.pid for slot in self._slots if slot.role == "worker"):
-            self._closing = True
-            for slot in self._slots:
+        if now_s >= self._close_at_s:
+            self._close_port(now_s)
+        if not self._closing and not any(slot.pid for slot in self._workers()):
+            self._closing, self._close_at_s = True, math.inf
+            for slot in self._everybody():
                 slot.signal(signal.SIGTERM)
             self._kill_at_s = now_s + (_CLOSE_TIMEOUT_S if self._stop_signals == 1 else _HURRY_TIMEOUT_S)
+        self._kill_at_s = min(self._kill_at_s, self._hurry_until_s)
         if now_s >= self._kill_at_s:
-            for slot in self._slots:
+            for slot in self._everybody():
                 if slot.pid is not None and (self._closing or slot.role == "worker"):
                     _log.error("%s did not stop in time and is killed", slot.name, extra={"pid": slot.pid})
                     slot.signal(signal.SIGKILL)
-            self._kill_at_s = math.inf
-
-    # -- what others are told --------------------------------------------------------------------------
-
-    def _tell_ready(self) -> None:
-        """Once every slot was ready: write the ready file, and from then on keep it true; until the end begins."""
-        if self._stop_signals:  # a child may become ready even then; the workers' sockets are closed already
-            return
-        if not self._was_ready:
-            if not all(slot.is_ready for slot in self._slots):
-                return
-            self._was_ready = True
-            self._greet()
-        if self._ready_file is not None:
-            try:
-                _write_whole(self._ready_file, json.dumps(self._addresses(), indent=1) + "\n")
-            except OSError as error:  # a full disk is no reason to stop serving
-                _log.error("cannot write the ready file %s: %s", self._ready_file, error.strerror)
-
-    def _addresses(self) -> dict[str, Any]:
-        def address(role: str) -> dict[str, Any] | None:
-            listener = next((slot.listener for slot in self._slots if slot.role == role and slot.listener), None)
-            if listener is None:
-                return None
-            host, port = listener.getsockname()[:2]
-            tls = bool((self._settings.server if role == "worker" else self._settings.control).tls_certificate)
-            return {"host": host, "port": port, "url": sockets.url_of(listener, tls=tls)}
-
-        return {
-            "data": address("worker"),
-            "control": address("control"),
-            "metrics": address("exporter"),
-            "pid": os.getpid(),
-            "boot": self._around.boot.name,
-            "run_dir": str(self._around.boot.run_dir.absolute()),
-            "children": [
-                {"role": slot.role, "slot": slot.number, "pid": slot.pid} for slot in self._slots if slot.is_ready
-            ],
-        }
-
-    def _greet(self) -> None:
-        addresses = self._addresses()
-        urls = {name: addresses[name]["url"] for name in ("data", "control", "metrics") if addresses[name]}
-        if not sys.stderr.isatty():
-            _log.info("ready", extra=urls)
-            return
-        lines = [f"\nsluicegate {__version__} is ready; Ctrl-C stops it."]
-        if "data" in urls:
-            lines.append(f"  predictions  {urls['data']}")
-        if "control" in urls:
-            lines.append(f"  admin        {urls['control']}")
-            lines.append(f"  admin token  in {self._settings.admin_token_path}")
-        if "metrics" in urls:
-            lines.append(f"  metrics      {urls['metrics']}/metrics")
-        sys.stderr.write("\n".join(lines) + "\n\n")
-
-
-def _check_shared_store(url: str) -> None:
-    """What no child could serve with is told before any is started. Raises CannotStart, InvalidSetting."""
-    if importlib.util.find_spec("psycopg") is None:
-        raise CannotStart("flags.store names a PostgreSQL database; pip install 'sluicegate[postgres]' to reach it")
-    from gateway.flags import pglink  # here and not above: most gateways have no database
-
-    pglink.read_address(url, application="sluicegate")
+            self._kill_at_s = self._hurry_until_s = math.inf
 
 
 def _restart_metrics(slots: list[Slot]) -> SupervisorMetrics:
@@ -366,31 +380,6 @@ def _restart_metrics(slots: list[Slot]) -> SupervisorMetrics:
     counts = metrics.SupervisorMetrics(metrics.process_registry())
     for slot in slots:
         counts.restarts.labels(slot.role)  # so that there is a zero before the first restart
+    for outcome in OUTCOMES:
+        counts.rolling_restarts.labels(outcome)
     return counts
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace *path* in one step: a reader sees the old text or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
-@contextlib.contextmanager
-def _signal_numbers() -> Iterator[int]:
-    """A file descriptor from which the numbers of the signals can be read that came in, one byte each."""
-    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = {number: signal.signal(number, _noted) for number in (*_STOP_SIGNALS, signal.SIGCHLD)}
-    wakeup_before = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    try:
-        yield read_fd
-    finally:
-        signal.set_wakeup_fd(wakeup_before)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(read_fd)
-        os.close(write_fd)
-
-
-def _noted(_number: int, _frame: FrameType | None) -> None:
-    """The interpreter has written the number to the wakeup file; the loop does the rest."""

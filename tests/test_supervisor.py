@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from tests.builders import classifier, write_package
+from tests.end_to_end.flags import must_change
 from tests.live import ChildRole, LiveGateway, eventually, is_running
 
 ROLES: tuple[ChildRole, ...] = ("worker", "control", "monitor")
@@ -98,11 +99,12 @@ def test_counts_of_a_killed_worker_stay_on_the_page(gateway: LiveGateway) -> Non
 
 
 def test_the_status_document_of_a_dead_worker_is_removed_and_its_successor_writes_one(gateway: LiveGateway) -> None:
-    status = gateway.run_dir / "status" / "worker-1.json"
     old_pid = gateway.signal_child("worker", 1, signal.SIGSTOP)
     os.kill(old_pid, signal.SIGKILL)
     new_pid = gateway.wait_replaced("worker", 1, old_pid)
-    assert eventually(lambda: json.loads(status.read_text())["pid"] == new_pid, "the successor writes its status")
+    status = gateway.run_dir / "status"
+    eventually((status / f"worker-1-{new_pid}.json").exists, "the successor writes its status")
+    assert not (status / f"worker-1-{old_pid}.json").exists()
 
 
 def test_a_worker_told_to_stop_by_hand_is_replaced(gateway: LiveGateway) -> None:
@@ -120,6 +122,21 @@ def test_a_connection_made_while_the_only_worker_is_dead_is_answered_by_its_succ
         assert gateway.wait_replaced("worker", 0, old_pid) != old_pid
 
 
+def test_the_last_living_worker_keeps_its_socket_however_often_it_dies(models: Path, state: Path) -> None:
+    settings = {"supervisor": {"backoff_min_s": 0.7}}
+    with LiveGateway(models, state, settings=settings) as gateway:
+        gateway.kill("worker", 0)
+        old_pid = gateway.signal_child("worker", 0)
+        address = ("127.0.0.1", int(gateway.data_url.rpartition(":")[2]))
+        eventually(lambda: not is_running(old_pid), "it is dead for the second time")
+        early = socket.create_connection(address, timeout=30)
+        eventually(lambda: gateway.log.count("deaths_in_a_row") == 2, "the second death is noted")
+        with early, socket.create_connection(address, timeout=30) as late:
+            for connection in (early, late):
+                connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 200"), "its successor answers"
+
+
 def test_a_child_that_hangs_is_killed_and_replaced(models: Path, state: Path) -> None:
     settings = {"supervisor": {"heartbeat_timeout_s": 3}}
     with LiveGateway(models, state, role="all", settings=settings) as gateway:
@@ -130,6 +147,26 @@ def test_a_child_that_hangs_is_killed_and_replaced(models: Path, state: Path) ->
         assert gateway.log.count("is silent and is killed") == len(ROLES)
 
 
+def test_a_worker_that_is_silent_while_it_loads_is_not_killed(models: Path, state: Path) -> None:
+    settings = {"supervisor": {"heartbeat_timeout_s": 3}}
+    with LiveGateway(models, state, settings=settings) as gateway:
+        pid = gateway.child_pids("worker")[0]
+        write_package(models, classifier("iris", "2", iterations=20_000))  # its first runs take seconds
+        must_change(gateway, "iris.route", {"variants": {"canary": "2"}})
+
+        def state_of(version: str) -> str:
+            (worker,) = gateway.control.get("/admin/v1/status").json()["workers"]
+            found: str = worker["models"]["iris"]["versions"].get(version, {}).get("state", "")
+            return found
+
+        eventually(lambda: state_of("2") == "loading", "it loads")
+        os.kill(pid, signal.SIGSTOP)  # as a load does that holds the interpreter
+        eventually(lambda: "worker-0 is silent while it loads iris/2: it gets more time" in gateway.log, "excused")
+        os.kill(pid, signal.SIGCONT)
+        eventually(lambda: state_of("2") == "warm", "it has loaded", timeout_s=60)
+        assert gateway.child_pids("worker") == {0: pid}
+
+
 def test_a_crash_loop_backs_off_and_leaves_its_connections_to_the_other_worker(models: Path, state: Path) -> None:
     settings = {"supervisor": {"backoff_min_s": 1.5}}
     with LiveGateway(models, state, workers=2, settings=settings) as gateway:
@@ -138,6 +175,9 @@ def test_a_crash_loop_backs_off_and_leaves_its_connections_to_the_other_worker(m
         eventually(lambda: gateway.log.count("deaths_in_a_row") == 2, "the second death is noted")
         for _ in range(40):
             assert alive_on_a_new_connection(gateway, timeout_s=2), "its share of the connections went nowhere"
+        ready = httpx.get(f"{gateway.data_url}/readyz", timeout=20)
+        assert (ready.status_code, ready.json()["detail"]) == (200, ["worker-0 died 2 times in a row"])
+        assert metric(gateway, "sluicegate_process_deaths_in_a_row", 'child="worker-0"') == 2
         new_pid = gateway.wait_replaced("worker", 0, old_pid)
         deaths = [record for record in log_records(gateway) if "deaths_in_a_row" in record]
         assert [record["deaths_in_a_row"] for record in deaths] == [1, 2]
@@ -176,7 +216,7 @@ def test_a_child_that_cannot_start_is_told_of_in_the_log_and_holds_up_nobody(mod
 # -- the end ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_ends_everything_with_exit_code_0(models: Path, state: Path, number: signal.Signals) -> None:
     with LiveGateway(models, state, workers=2) as gateway:
         pids, run_dir, address = all_pids(gateway), gateway.run_dir, gateway.ready["data"]
@@ -221,7 +261,9 @@ def test_a_child_that_becomes_ready_after_sigterm_does_not_disturb_the_end(model
 
         def monitor() -> int | None:
             children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
-            return int(children[2]) if len(children) == 3 else None
+            if len(children) != 3 or b"gateway.children" not in Path(f"/proc/{children[2]}/cmdline").read_bytes():
+                return None  # until it runs a program of its own it has borrowed the supervisor's memory, which waits
+            return int(children[2])
 
         pid = eventually(monitor, "the last child, the monitor, is started")
         os.kill(pid, signal.SIGSTOP)
@@ -259,7 +301,7 @@ def test_a_second_signal_hurries(models: Path, state: Path) -> None:
         gateway.signal(signal.SIGTERM)
         eventually(lambda: "stopping on SIGTERM" in gateway.log, "the first signal is heard")
         gateway.signal(signal.SIGTERM)
-        gateway.wait_stopped()
+        gateway.wait_stopped(exit_code=128 + signal.SIGTERM)
         assert not is_running(pid)
 
 
@@ -278,6 +320,24 @@ def test_children_finish_when_the_supervisor_is_killed_and_the_next_one_waits_fo
         assert not [pid for pid in pids if is_running(pid)]
         assert not run_dir.exists()
         assert predict(gateway).status_code == 200
+
+
+def test_a_terminal_that_is_closed_ends_the_gateway_in_order(models: Path, state: Path) -> None:
+    ready_file = state.with_name("ready.json")
+    command = [sys.executable, "-m", "gateway", "serve", "--models", str(models), "--state", str(state)]
+    command += ["--host", "127.0.0.1", "--port", "0", "--control-port", "0", "--ready-file", str(ready_file)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, command)
+    eventually(ready_file.exists, "it is ready", timeout_s=60)
+    os.close(terminal)  # SIGHUP to whoever it was the terminal of
+    try:
+        eventually(lambda: not is_running(pid), "it ends")
+    finally:
+        os.kill(pid, signal.SIGKILL)  # nothing, to a zombie
+        _pid, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert not ready_file.exists()
 
 
 # -- together and alone ------------------------------------------------------------------------------

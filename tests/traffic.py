@@ -72,6 +72,10 @@ class Client:
         body = await self._reader.readexactly(int(headers.get("content-length", "0")))
         return Answer(int(first.split(" ")[1]), headers, body)
 
+    async def get(self, path: str) -> Answer:
+        await self.send(f"GET {path} HTTP/1.1\r\nhost: {self._host}\r\n\r\n".encode())
+        return await self.receive()
+
     async def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
         extra = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         head = f"POST {path} HTTP/1.1\r\nhost: {self._host}\r\ncontent-length: {len(body)}\r\n{extra}\r\n"

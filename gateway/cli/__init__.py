@@ -22,6 +22,7 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 # verb pays for the imports of another.
 _VERBS = {
     "serve": "serve",
+    "restart": "restart",
     "demo": "demo",
     "convert": "convert",
     "models": "models",

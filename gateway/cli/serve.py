@@ -66,11 +66,14 @@ def add_parser(subparsers: Subparsers) -> None:
 def _run(options: argparse.Namespace) -> int:
     from gateway import logs, settings, supervisor
 
-    config = options.config
-    if config is None and DEFAULT_CONFIG.exists():
-        config = DEFAULT_CONFIG
-    overrides = {setting: getattr(options, option) for option, setting in _OVERRIDES.items()}
-    effective = settings.load(config, os.environ, overrides)
+    def read() -> settings.Settings:
+        config = options.config
+        if config is None and DEFAULT_CONFIG.exists():
+            config = DEFAULT_CONFIG
+        overrides = {setting: getattr(options, option) for option, setting in _OVERRIDES.items()}
+        return settings.load(config, os.environ, overrides)
+
+    effective = read()
     if options.print_config:
         print(settings.to_toml(effective), end="")
         return 0
@@ -81,8 +84,9 @@ def _run(options: argparse.Namespace) -> int:
     models = effective.paths.models
     if not any(path.is_dir() for path in models.glob("*/*")):
         _log.warning("no model packages yet: not ready until one arrives", extra={"models": str(models)})
-    supervisor.run(effective, role=options.role, ready_file=options.ready_file, environment=os.environ)
-    return 0
+    return supervisor.run(
+        effective, role=options.role, ready_file=options.ready_file, environment=os.environ, reread=read
+    )
 
 
 def _check_models(settings: Settings) -> None:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import metric_files, quarantine
+from gateway import health, metric_files, quarantine
 from gateway.control import requests, shadow_report
 from gateway.control.auth import METRICS, VIEWER, TokenStore
 from gateway.control.changes import Desk
@@ -77,6 +77,7 @@ class Views:
             "boot": self.boot,
             "revision": found.document.revision,
             "workers": [worker.to_json() for worker in workers],
+            "supervisor": await run_in_threadpool(health.read, self.metrics_dir.parent),
             "quarantine": await run_in_threadpool(self._quarantined),
         }
         return reply(

@@ -30,13 +30,18 @@ def stamps(status_dir: Path) -> Mapping[str, int]:
 
 
 def read(status_dir: Path) -> list[LocalStatus]:
-    """All documents. One that cannot be read is left out: its worker will write another."""
-    found = []
+    """One document per slot: of who serves, where one worker replaces another.
+
+    One that cannot be read is left out: its worker will write another.
+    """
+    found: dict[int, LocalStatus] = {}
     for path in sorted(status_dir.glob("worker-*.json")):
         try:
             raw = path.read_bytes()
             document = orjson.loads(raw)
-            found.append(LocalStatus(int(document["slot"]), raw.decode(), float(document["written_at"])))
+            slot = int(document["slot"])
+            if slot not in found or document.get("phase") == "serving":
+                found[slot] = LocalStatus(slot, raw.decode(), float(document["written_at"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return found
+    return list(found.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import time
@@ -17,12 +18,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from gateway import health
 from gateway.codecs.native import NativeCodec
 from gateway.codecs.oip_json import OipCodec
 from gateway.errors import GatewayError
 from gateway.marks import Marks
 from gateway.metrics import ServingMetrics, process_registry
 from gateway.models.source import DirectorySource, Package
+from gateway.orders import ANNOUNCE, HURRY
 from gateway.serving.admission import Admission, KeyedAdmission
 from gateway.serving.answers import Answers
 from gateway.serving.cache import PredictionCache
@@ -42,7 +45,7 @@ from gateway.serving.router import Router
 from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
 from gateway.serving.sampling_rules import RuleBudget
-from gateway.serving.server import make_server
+from gateway.serving.server import server_for
 from gateway.serving.shadow import Shadow
 from gateway.serving.watch import Watch, write_status
 from gateway.settings import Settings
@@ -84,8 +87,9 @@ def build(
     report: Callable[[str], None],
     marks: Marks | None = None,
     suspects: Set[tuple[str, str]] = frozenset(),
+    complaints: Callable[[], list[str]] = list,
 ) -> Worker:
-    """Make the parts of a worker and wire them; nothing is started."""
+    """Make the parts of a worker and wire them; nothing is started. complaints: what is wrong with the gateway."""
     metrics = ServingMetrics(process_registry())
     metrics.run_threads.set(settings.batching.threads)
     counts = Counts(metrics)
@@ -133,14 +137,15 @@ def build(
     doorway = Doorway(admission, pipeline, counts, by_name(codecs), ring)
     gate = None if ring is None else KeyGate(ring, counts)
     native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)
-    questions = Questions(router, registry, watch.ready.is_set)
+    doors = Doors(doorway, settings.server, fast=settings.server.door == "fast", clock=time.monotonic)
+    questions = Questions(router, registry, watch.ready.is_set, doors, complaints)
     feedback = FeedbackEndpoint(label_writer, max_body_bytes=settings.labels.max_body_bytes, gate=gate)
     routes = [
         Route("/predict/{model}", native),
         Route("/v2/models/{model}/infer", oip),
         Route("/v2/models/{model}/versions/{version}/infer", oip),
         Route(FEEDBACK_PATH, feedback),
-        *_questions(questions),
+        *questions.routes(),
     ]
     if gate is not None:
         gate.guard(routes, themselves=frozenset({PredictionEndpoint, FeedbackEndpoint}))
@@ -151,7 +156,6 @@ def build(
             HTTPException: on_unknown_path,
         },
     )
-    doors = Doors(doorway, settings.server, fast=settings.server.door == "fast", clock=time.monotonic)
     app.state.doors = doors
     return Worker(
         *(
@@ -182,30 +186,21 @@ def _probe(settings: Settings) -> Callable[[Package], None]:
     return Prober(settings.batching, settings.paths.models, settings.paths.state / "tried")
 
 
-def _questions(questions: Questions) -> list[Route]:
-    return [
-        Route("/livez", questions.live),
-        Route("/readyz", questions.ready),
-        Route("/v2", questions.server),
-        Route("/v2/", questions.server),
-        Route("/v2/health/live", questions.live),
-        Route("/v2/health/ready", questions.ready),
-        Route("/v2/models", questions.models),
-        Route("/v2/models/{model}", questions.model),
-        Route("/v2/models/{model}/ready", questions.model_ready),
-        Route("/v2/models/{model}/versions/{version}", questions.model),
-        Route("/v2/models/{model}/versions/{version}/ready", questions.model_ready),
-    ]
-
-
 @contextlib.asynccontextmanager
 async def _background(
-    worker: Worker, run_dir: Path, *, connections: Callable[[], int], slot: int, boot: str, beat: Callable[[], None]
+    worker: Worker,
+    run_dir: Path,
+    *,
+    connections: Callable[[], int],
+    phase: Callable[[], str],
+    slot: int,
+    boot: str,
+    beat: Callable[[], None],
 ) -> AsyncIterator[None]:
     """The worker's own tasks: flags followed, status written, counts flushed; ended in order."""
     worker.sampler.start()
     worker.label_writer.start()
-    status = run_dir / "status" / f"worker-{slot}.json"
+    status = run_dir / "status" / f"worker-{slot}-{os.getpid()}.json"
     status.parent.mkdir(parents=True, exist_ok=True)
     logs = {"samples": worker.sampler.losses, "labels": worker.label_writer.losses}
     writing = write_status(
@@ -214,6 +209,7 @@ async def _background(
         worker.counts,
         worker.guards,
         connections=connections,
+        phase=phase,
         logs=logs,
         slot=slot,
         boot=boot,
@@ -237,11 +233,12 @@ async def _background(
         await asyncio.gather(*tasks, return_exceptions=True)
         worker.shadow.close()
         worker.guards.close()
-        worker.registry.close()
         worker.counts.flush()
-        worker.watch.close()
         await asyncio.to_thread(worker.label_writer.close, 5.0)
         await asyncio.to_thread(worker.sampler.close, 5.0)
+        worker.registry.close()  # the models last: until here, an answer may still be on its way
+        worker.counts.flush()
+        worker.watch.close()
 
 
 def _end_process_if_failed(task: asyncio.Task[None]) -> None:
@@ -290,24 +287,51 @@ async def _serve(
     suspects: Set[tuple[str, str]],
 ) -> None:
     loop = asyncio.get_running_loop()
-    worker = build(settings, boot=boot, report=report, marks=marks, suspects=suspects)
-    server = make_server(settings.server, worker.app)
+
+    def complaints() -> list[str]:
+        return health.complaints(health.read(run_dir))
+
+    worker = build(settings, boot=boot, report=report, marks=marks, suspects=suspects, complaints=complaints)
+    server = server_for(settings.server, worker.app, worker.doors)
     stopped = asyncio.Event()
 
     def stop() -> None:
-        server.should_exit = True
+        server.stop()
         stopped.set()
+
+    def hurry() -> None:
+        server.hurry()
+        stopped.set()
+
+    def announce() -> None:
+        worker.doors.announce()
+        worker.watch.changed.set()
 
     def supervisor_died() -> None:
         loop.remove_reader(lifeline_fd)  # an end of file stays readable for ever
         stop()
 
     loop.add_reader(lifeline_fd, supervisor_died)
-    for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn takes them over
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(ANNOUNCE, announce)
+    loop.add_signal_handler(HURRY, hurry)
     connections = server.server_state.connections
+
+    def phase() -> str:
+        if server.should_exit or worker.doors.is_leaving:
+            return "draining"
+        return "serving" if server.started and worker.watch.ready.is_set() else "starting"
+
+    server.on_start = worker.watch.changed.set
     async with _background(
-        worker, run_dir, connections=lambda: len(connections), slot=slot, boot=boot, beat=lambda: report("beat")
+        worker,
+        run_dir,
+        connections=lambda: len(connections),
+        phase=phase,
+        slot=slot,
+        boot=boot,
+        beat=lambda: report("beat"),
     ):
         # Connections wait in the kernel meanwhile: a worker that takes the place of a dead one refuses nobody.
         with contextlib.suppress(TimeoutError):
@@ -354,8 +378,8 @@ def run_worker(
     """
     import uvloop  # here and not above: importing it starts nothing, but only workers need it
 
-    # uvicorn takes the signals while it serves and raises them again afterwards: then they must not kill us.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # Before the event loop takes the signals, and after: then they must not kill us.
+    for number in (signal.SIGTERM, signal.SIGINT, ANNOUNCE, HURRY):
         signal.signal(number, lambda *_: None)
     started_s = time.monotonic()
     uvloop.run(

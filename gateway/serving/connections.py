@@ -52,11 +52,24 @@ class Connection(Protocol):
         """Close the connection if it has been in its state for too long."""
         ...
 
+    def answer_last(self) -> None:
+        """Let the answer that is on its way be the last one."""
+        ...
+
+    def close_if_idle(self, idle_before_s: float, silent_before_s: float) -> None:
+        """Close it if it has been idle, or silent in the middle of a head, since before those times."""
+        ...
+
+    def turn_away(self) -> None:
+        """Answer what waits on it with Draining."""
+        ...
+
 
 class Doors:
     """All connections of a worker, and the clocks that end what lasts too long. Used on the event loop only.
 
-    fast: whether predictions are answered here or by the ASGI app.
+    fast: whether predictions are answered here or by the ASGI app. is_leaving: every answer is the last one of its
+    connection. is_announced: the whole gateway stops, so that this worker is not ready any more.
     """
 
     def __init__(self, doorway: Doorway, settings: ServerSettings, *, fast: bool, clock: Callable[[], float]) -> None:
@@ -64,6 +77,8 @@ class Doors:
         self.fast = fast
         self.max_header_bytes = settings.max_header_bytes
         self.open: set[Connection] = set()
+        self.is_leaving = False
+        self.is_announced = False
         self._settings = settings
         self._clock = clock
         self.now_s = clock()  # as of the last tick: good enough for what is counted in seconds
@@ -84,6 +99,28 @@ class Doors:
         """Answer the calls whose deadline has passed."""
         for connection in list(self.open):
             connection.expire_if_late(self.now_s)
+
+    def leave(self) -> None:
+        """From now on every answer says that it is the last one of its connection."""
+        self.is_leaving = True
+        for connection in self.open:
+            connection.answer_last()
+
+    def announce(self) -> None:
+        """Leave, and be no longer ready meanwhile: nobody takes the place of this worker."""
+        self.is_announced = True
+        self.leave()
+
+    def close_idle(self, idle_s: float, silent_s: float) -> None:
+        """Close connections that have been idle for *idle_s*, or silent before or in a head for *silent_s*."""
+        now_s = self._clock()
+        for connection in list(self.open):
+            connection.close_if_idle(now_s - idle_s, now_s - silent_s)
+
+    def turn_away(self) -> None:
+        """Answer all that waits with Draining."""
+        for connection in list(self.open):
+            connection.turn_away()
 
     def end_slow_connections(self) -> None:
         """End connections that have been idle, silent, slow to send or slow to read for too long."""

@@ -9,12 +9,14 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.codecs.codec import Codec, Headers
-from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, MethodNotAllowed, Refused
+from gateway.errors import BodyTooLarge, BodyTooSlow, Draining, GatewayError, MethodNotAllowed, Refused
 from gateway.serving import introspect
 from gateway.serving.call import Call, OnReply
+from gateway.serving.connections import Doors
 from gateway.serving.doorway import Doorway
 from gateway.serving.keygate import key_of
 from gateway.serving.registry import Registry
@@ -56,6 +58,8 @@ class PredictionEndpoint:
                 await _send(send, reply)
         except GatewayError as error:
             await _send(send, self._doorway.turn_away(self._codec, headers, error))
+        except asyncio.CancelledError:  # by the end of the worker alone; what it cancels ends with this answer
+            await _send(send, self._doorway.turn_away(self._codec, headers, Draining("the gateway is stopping")))
         finally:
             self._pipeline.abandon(call)  # nothing, if it has its answer
             self._admission.close()
@@ -117,12 +121,40 @@ def _json(content: Any, status: int = 200) -> Response:
 
 
 class Questions:
-    """GETs about health and models; each is short and never blocks."""
+    """GETs about health and models; each is short and never blocks.
 
-    def __init__(self, router: Router, registry: Registry, is_ready: Callable[[], bool]) -> None:
+    complaints: what is wrong with the gateway, though this worker may answer; called in a thread.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        registry: Registry,
+        is_ready: Callable[[], bool],
+        doors: Doors,
+        complaints: Callable[[], list[str]],
+    ) -> None:
         self._router = router
         self._registry = registry
         self._is_ready = is_ready
+        self._doors = doors
+        self._complaints = complaints
+
+    def routes(self) -> list[Route]:
+        """The paths that they are asked by."""
+        return [
+            Route("/livez", self.live),
+            Route("/readyz", self.ready),
+            Route("/v2", self.server),
+            Route("/v2/", self.server),
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
+            Route("/v2/models", self.models),
+            Route("/v2/models/{model}", self.model),
+            Route("/v2/models/{model}/ready", self.model_ready),
+            Route("/v2/models/{model}/versions/{version}", self.model),
+            Route("/v2/models/{model}/versions/{version}/ready", self.model_ready),
+        ]
 
     async def live(self, request: Request) -> Response:
         """The loop turns: that is all it says."""
@@ -130,9 +162,16 @@ class Questions:
 
     async def ready(self, request: Request) -> Response:
         """Whether this worker should get traffic."""
-        ready = self._is_ready()
+        is_draining = self._doors.is_announced
+        ready = self._is_ready() and not is_draining
         # tritonclient looks at the status only; the kserve client reads both keys.
-        return _json({"ready": ready, "live": True}, 200 if ready else 503)
+        answer: dict[str, Any] = {"ready": ready, "live": True}
+        told = await asyncio.to_thread(self._complaints)  # reads a file
+        if is_draining:
+            told.insert(0, "draining: the gateway is stopping")
+        if told:
+            answer["detail"] = told
+        return _json(answer, 200 if ready else 503)
 
     async def server(self, request: Request) -> Response:
         return _json(introspect.server_metadata())

@@ -18,7 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.codecs.codec import JSON_HEADERS, Headers
-from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError
+from gateway.errors import BodyTooLarge, BodyTooSlow, Draining, GatewayError
 from gateway.serving.call import Call, OnReply
 from gateway.serving.connections import Doors, Exchange
 from gateway.serving.replies import Block, Reply, ok_json_wire, wire_bytes
@@ -121,6 +121,28 @@ class FastDoor(HttpToolsProtocol):
             else:
                 self._end(408, f"the request: expected whole within {request_timeout_s:g} s, got a part of it")
 
+    def answer_last(self) -> None:
+        """Let the newest request be the last one on this connection."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
+    def close_if_idle(self, idle_before_s: float, silent_before_s: float) -> None:
+        """Close it if it has been idle, or silent before or in a head, since before those times."""
+        if self._stands <= _HEAD and self._since_s <= (idle_before_s if self._stands == _IDLE else silent_before_s):
+            self.transport.close()
+
+    def turn_away(self) -> None:
+        """Answer the prediction that waits with Draining; those of the ASGI door answer it themselves."""
+        exchange = self._exchange
+        call = exchange.call
+        if call is None:
+            return
+        exchange.keep_alive = False
+        if call.on_reply is not None:
+            self._doorway.pipeline.turn_away(call)
+        else:
+            self._refuse(exchange, Draining("the gateway is stopping"))
+
     # -- one request, read here ---------------------------------------------------------------------
 
     def _begin_quickly(self, data: bytes) -> bool:
@@ -141,7 +163,7 @@ class FastDoor(HttpToolsProtocol):
             return False
         exchange = self._exchange
         exchange.response_complete = False
-        exchange.keep_alive = True
+        exchange.keep_alive = not self._doors.is_leaving
         exchange.call = call
         self.cycle = exchange  # type: ignore[assignment]  # has all that uvicorn's protocol asks of a cycle
         if missing:
@@ -208,7 +230,7 @@ class FastDoor(HttpToolsProtocol):
         exchange.chunks = []
         exchange.size_bytes = 0
         version = parser.get_http_version()
-        exchange.keep_alive = version != "1.0" and parser.should_keep_alive()
+        exchange.keep_alive = version != "1.0" and parser.should_keep_alive() and not doors.is_leaving
         self.cycle = exchange  # type: ignore[assignment]  # as above
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
         try:
@@ -226,7 +248,12 @@ class FastDoor(HttpToolsProtocol):
         # Clients of HTTP/1.0 know no interim answers (RFC 9110, 10.1.1).
         self.url, self.expect_100_continue = url, expect and self.parser.get_http_version() != "1.0"
         self.headers.extend(headers)
+        before = self.cycle
         super().on_headers_complete()
+        if self._doors.is_leaving:
+            self.cycle.keep_alive = False
+            if before is not None and not before.response_complete:
+                before.keep_alive = True  # the last one on this connection is another now
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Take a request that offers another protocol (h2c, as Java's client does) as the plain one that it also is.

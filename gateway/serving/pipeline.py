@@ -15,6 +15,7 @@ from logging import getLogger
 from gateway.errors import (
     DeadlineExceeded,
     DeadlineUnreachable,
+    Draining,
     GatewayError,
     InferenceFailed,
     InvalidOutput,
@@ -353,6 +354,13 @@ class Pipeline:
             self._answers.refuse(call, DeadlineExceeded("the deadline passed before the answer was ready"))
         call.left = True
         self._leave(call)
+
+    def turn_away(self, call: Call) -> None:
+        """The worker's time is up: answer with Draining and forget the call, unless it has its answer."""
+        if not call.left and call.on_reply is not None:
+            self._answers.refuse(call, Draining("the gateway is stopping"))
+            call.left = True
+            self._leave(call)
 
     def abandon(self, call: Call) -> None:
         """The caller went away: nobody reads its answer. Its run is called off unless others wait for it too."""

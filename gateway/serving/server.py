@@ -9,15 +9,29 @@ import uvicorn
 from starlette.applications import Starlette
 
 from gateway import tls
+from gateway.serving.connections import Doors
+from gateway.serving.drain import DrainingServer
 from gateway.serving.fastdoor import UVICORN, FastDoor
 from gateway.serving.tlsdoor import TlsServer
 from gateway.settings import ServerSettings
 
-log = getLogger(__name__)
+_log = getLogger(__name__)
 
 
-def make_server(settings: ServerSettings, app: Starlette) -> uvicorn.Server:
-    """A server of *app* on sockets that it is given; nothing is started. Raises InvalidSetting."""
+def _protocol() -> Any:
+    """The protocol that uvicorn shall use: the fast door, or uvicorn's own where the fast door was not tested."""
+    found = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
+    if UVICORN[0] <= found < UVICORN[1]:
+        return FastDoor
+    _log.warning(
+        "the fast door does not know this uvicorn; predictions go through the ASGI app",
+        extra={"uvicorn": uvicorn.__version__, "known": UVICORN},
+    )
+    return "httptools"
+
+
+def server_for(settings: ServerSettings, app: Starlette, doors: Doors) -> DrainingServer:
+    """The server of a worker, not started yet. Raises InvalidSetting for a certificate or key that cannot be used."""
     config = uvicorn.Config(
         app,
         loop="none",
@@ -30,22 +44,11 @@ def make_server(settings: ServerSettings, app: Starlette) -> uvicorn.Server:
         server_header=False,
         date_header=False,
         timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
         backlog=2048,
     )
     if not settings.tls_certificate:
-        return uvicorn.Server(config)
+        return DrainingServer(config, doors, drain_timeout_s=settings.drain_timeout_s)
     context = tls.server_context(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
-    return TlsServer(config, context, timeout_s=settings.request_timeout_s)
-
-
-def _protocol() -> Any:
-    """The protocol that uvicorn shall use: the fast door, or uvicorn's own where the fast door was not tested."""
-    found = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
-    if UVICORN[0] <= found < UVICORN[1]:
-        return FastDoor
-    log.warning(
-        "the fast door does not know this uvicorn; predictions go through the ASGI app",
-        extra={"uvicorn": uvicorn.__version__, "known": UVICORN},
+    return TlsServer(
+        config, doors, context, drain_timeout_s=settings.drain_timeout_s, timeout_s=settings.request_timeout_s
     )
-    return "httptools"

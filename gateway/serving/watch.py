@@ -311,6 +311,7 @@ async def write_status(
     guards: Guards,
     *,
     connections: Callable[[], int],
+    phase: Callable[[], str],
     logs: Mapping[str, Losses],
     slot: int,
     boot: str,
@@ -318,7 +319,8 @@ async def write_status(
 ) -> None:
     """Write the status document at once after each change, and each second as the sign of life; for ever.
 
-    connections: how many are open now. logs: what those that this worker writes could not take.
+    connections: how many are open now. phase: starting, serving or draining. logs: what those that
+    this worker writes could not take.
     """
     while True:
         watch.changed.clear()
@@ -329,6 +331,7 @@ async def write_status(
             "boot": boot,
             "written_at": time.time(),
             "open_connections": connections(),
+            "phase": phase(),
             **watch.describe(),
             "counts": [
                 {"model": m, "version": v, "variant": a, "answered": t[0], "failed": t[1], "latency_sum_s": t[2]}

@@ -25,8 +25,8 @@ HEAVY = (
 
 
 VERBS = (
-    *("serve", "demo", "convert", "models", "flags", "rollout", "cache", "shadow", "drift", "samples", "changes"),
-    *("audit", "token", "keys", "webhooks", "loadtest"),
+    *("serve", "restart", "demo", "convert", "models", "flags", "rollout", "cache", "shadow", "drift", "samples"),
+    *("changes", "audit", "token", "keys", "webhooks", "loadtest"),
 )
 
 

@@ -72,7 +72,7 @@ def threads_of_a_worker(
     settings: SettingsTable = {"batching": {"intra_op_threads": intra_op_threads}}
     with LiveGateway(models, state, settings=settings, environment=environment) as gateway:
         assert gauge(gateway, "sluicegate_run_threads") == intra_op_threads
-        status = gateway.run_dir / "status" / "worker-0.json"
+        (status,) = (gateway.run_dir / "status").glob("worker-0-*.json")
         ready = status.read_bytes()
         # It is written at ready and then once a second: the thread that loaded the model has ended by then.
         eventually(

@@ -12,6 +12,7 @@ import datetime
 import multiprocessing
 import platform
 import pstats
+import random
 import resource
 import sys
 import tempfile
@@ -26,12 +27,16 @@ import pyarrow.parquet
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from made_log import START_NS, write_package, write_parts, write_segments
+from made_log import MODEL, START_NS, VERSION, write_package, write_parts, write_segments
 
 from gateway.metrics import MonitorMetrics, process_registry
+from gateway.offline.batches import batches
 from gateway.offline.compactor import Compactor
+from gateway.offline.hours import Bounds
 from gateway.offline.monitor import Monitor
 from gateway.offline.parts import Parts
+from gateway.offline.past_hours import PastHours
+from gateway.offline.reference import load_reference
 from gateway.samples.search import Selection, select
 from gateway.samples.segments import SegmentReader
 from gateway.settings import MonitorSettings, PathSettings, SamplingSettings, Settings
@@ -131,6 +136,27 @@ def follow(state: Path) -> int:
     return int(version["rows_total"])
 
 
+def sketch_hours(state: Path) -> float:
+    """Seconds of processor time per row that the history of columns by hour takes, beside reading them.
+
+    All but reports; the rows are in the last hour, and in chunks as the monitor takes them.
+    """
+    began_s = START_NS / 1e9
+    history = PastHours(state / "history", Bounds(48, 60), 2**40, clock=lambda: began_s, dice=random.Random(0))
+    shape, rows_taken, spent_s = load_reference(state.parent / "models" / MODEL / VERSION).shape, 0, 0.0
+    for path in sorted(state.rglob("*.parquet")):
+        for batch in batches(path):
+            for chunk in batch.taken.chunks:
+                rows = chunk.rows(shape)
+                spent_s -= time.thread_time()
+                history.take(chunk, rows)
+                spent_s += time.thread_time()
+                rows_taken += len(rows)
+    spent_s -= time.thread_time()
+    history.save()
+    return (spent_s + time.thread_time()) / rows_taken
+
+
 def _lines(state: Path, rows: int, features: int) -> int:
     return write_segments(state / "samples", rows, features)
 
@@ -216,6 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             assert cost.rows == options.rows, f"{name}: {cost.rows} rows of {options.rows}"
             speeds = f"{cost.rows / cost.wall_s:>10,.0f}{cost.rows / cost.cpu_s:>12,.0f}"
             print(f"{name:40}{speeds}{cost.peak_bytes / 1e6:>10.0f}", flush=True)
+        if (Path(folder) / "parts").is_dir():
+            print(f"history of columns by hour: {1e6 * sketch_hours(Path(folder) / 'parts'):.2f} us a row")
 
 
 if __name__ == "__main__":

@@ -159,6 +159,9 @@ class MonitorSettings:
     compact_after_s: float = 600.0  # closed segments of the sample log that old become Parquet; 0: never
     alarm_windows: int = 3  # an alarm looks at so many finished windows, which have no row in common,
     alarm_drifted_windows: int = 2  # and is raised if a column drifted in so many of them
+    history_hours: int = 48  # last hours of UTC whose quantiles are told; older hours become part of their day
+    history_days: int = 60  # last days of UTC that are told
+    history_max_bytes: int = 64 * 1024 * 1024  # of all hours and days of all versions; the oldest go first
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from gateway.cli import remote
 
 if TYPE_CHECKING:
     from gateway.cli import Subparsers
+    from gateway.offline.course import Courses, Looks
     from gateway.offline.drift import ColumnDrift
     from gateway.offline.report import DriftDocument, VersionReport
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _QUIET_COLUMNS = 5
 
 _SHOWN_IDS = 2
+
+# So many of the newest ones are told; the document and its page have all.
+_DAYS, _HOURS = 2, 2
 
 # What stands beside the metrics of a variant or a slice.
 _NO_METRICS = ("rows", "classes", "value")
@@ -40,8 +44,9 @@ def add_parser(subparsers: Subparsers) -> None:
         _report,
         more="It tells how the most recent sampled rows of each version compare with the reference in its package: "
         "drifted columns first, with test, statistic, q (the p-value after Benjamini-Hochberg) and effect (KS distance "
-        "or Cramer's V, 0 to 1); where values are missing, their share in the reference and now. Where labels came, "
-        "how good the predictions were.",
+        "or Cramer's V, 0 to 1); where values are missing, their share in the reference and now. Then the "
+        "quantiles of numbers in the reference and in the newest days and hours. Where labels came, how good the "
+        "predictions were.",
     )
     report.add_argument("model", metavar="MODEL", nargs="?", help="only this model (default: all)")
     report.add_argument("--all", action="store_true", help="show every column that did not drift, too")
@@ -129,6 +134,8 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
             _print_columns((*version.drifted, *shown))
             if len(shown) < len(others):
                 print(f"  and {len(others) - len(shown)} more that did not drift; --all shows them")
+        if version.courses is not None:
+            _print_courses(version.courses, [column.name for column in (*version.drifted, *shown)])
         labels = document.performance or {}
         for line in (
             *_performance(labels, version.version),
@@ -149,6 +156,29 @@ def _print_columns(columns: Sequence[ColumnDrift]) -> None:
     remote.print_table(
         "", {name: styles.get(name, {}) for name in shown}, [tuple(row[n] for n in shown) for row in cells]
     )
+
+
+def _print_courses(courses: Courses, names: Sequence[str]) -> None:
+    """Quantiles of numbers in the reference, and below them those of the newest days and hours."""
+    known = {column.name: column for column in courses.columns if column.kind == "numeric"}
+    rows: list[tuple[str, ...]] = []
+    for column in (known[name] for name in names if name in known):
+        rows.append((column.name, "reference", "", *_look(column.reference, 0)))
+        for span, place in list(zip(courses.days, range(len(courses.days)), strict=True))[-_DAYS:]:
+            rows.append(("", _time(span.from_s)[5:10], str(span.rows), *_look(column.days, place)))
+        for span, place in list(zip(courses.hours, range(len(courses.hours)), strict=True))[-_HOURS:]:
+            rows.append(("", f"{_time(span.from_s)[5:13]} h", str(span.rows), *_look(column.hours, place)))
+    if rows:
+        numbers: dict[str, dict[str, Any]] = {
+            name: {"justify": "right", "no_wrap": True} for name in ("rows", "5 %", "median", "95 %", "missing")
+        }
+        remote.print_table("", {"column": {"overflow": "fold"}, "UTC": {"no_wrap": True}, **numbers}, rows)
+
+
+def _look(looks: Looks, place: int) -> tuple[str, str, str, str]:
+    missing = looks.missing[place]
+    low, median, high = (_number(each[place]) for each in (looks.low, looks.median, looks.high))
+    return low, median, high, "" if missing is None else f"{missing:.1%}"
 
 
 def _performance(section: Mapping[str, Any], version: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.offline.history import TimelinePoint
@@ -74,7 +74,7 @@ def timeline(points: Sequence[TimelinePoint], floor: float, when: Callable[[int]
         parts.append(f'<rect class="key c{number}" x="{left}" y="{row}" width="10" height="10"/>')
         parts.append(f'<text x="{left + 16}" y="{row + 9}">{short(name, 60)}</text>')
     height = _TIMELINE_HEIGHT + 8 + len(names) * _LEGEND_ROW
-    return _svg(_TIMELINE_WIDTH, height, "effect of each column, window by window", parts)
+    return svg(_TIMELINE_WIDTH, height, "effect of each column, window by window", parts)
 
 
 def band(found: Together) -> str:
@@ -86,7 +86,7 @@ def band(found: Together) -> str:
         return 30 + (value - low + margin) / (high - low + 2 * margin) * (_WIDTH - 60)
 
     outside = " drifted" if found.is_outside else ""
-    return _svg(
+    return svg(
         _WIDTH,
         36,
         "reconstruction error of the window, and the band of the reference",
@@ -153,7 +153,7 @@ def decay(
         f'<text x="{left}" y="{_HEIGHT - 2}">{text(when(first))}</text>',
         f'<text x="{_WIDTH}" y="{_HEIGHT - 2}" text-anchor="end">{text(when(last))}</text>',
     ]
-    return _svg(_WIDTH, _HEIGHT, title or f"{name} by labels, window by window", parts)
+    return svg(_WIDTH, _HEIGHT, title or f"{name} by labels, window by window", parts)
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
@@ -176,7 +176,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
     for each in bins:
         x, y = at(each["predicted"], each["observed"])
         parts.append(f'<circle class="now" cx="{x}" cy="{y}" r="{1.5 + 3.5 * (each["weight"] / largest) ** 0.5:.1f}"/>')
-    return _svg(left + side + _DOT, _RELIABILITY_HEIGHT, "chance said, and share that came true", parts)
+    return svg(left + side + _DOT, _RELIABILITY_HEIGHT, "chance said, and share that came true", parts)
 
 
 def _numbers(shown: Histogram, title: str) -> str:
@@ -197,7 +197,7 @@ def _numbers(shown: Histogram, title: str) -> str:
         f'<text x="0" y="{_HEIGHT - 3}">{shown.edges[0]:.4g}</text>',
         f'<text x="{_WIDTH}" y="{_HEIGHT - 3}" text-anchor="end">{shown.edges[-1]:.4g}</text>',
     ]
-    return _svg(_WIDTH, _HEIGHT, title, parts)
+    return svg(_WIDTH, _HEIGHT, title, parts)
 
 
 def _categories(shown: Histogram, title: str) -> str:
@@ -211,10 +211,11 @@ def _categories(shown: Histogram, title: str) -> str:
             f'<rect class="ref" x="{_LABEL_WIDTH}" y="{y + 1}" width="{then * scale:.1f}" height="7"/>',
             f'<rect class="now" x="{_LABEL_WIDTH}" y="{y + 8}" width="{now * scale:.1f}" height="6"/>',
         ]
-    return _svg(_WIDTH, _BAR_ROW * len(shown.categories), title, parts)
+    return svg(_WIDTH, _BAR_ROW * len(shown.categories), title, parts)
 
 
-def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+def svg(width: int, height: int, title: str, parts: Iterable[str]) -> str:
+    """A drawing of these elements, as large as it says where there is room, else smaller."""
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"'
         f' aria-label="{text(title)}"><title>{text(title)}</title>{"".join(parts)}</svg>'

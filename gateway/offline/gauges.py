@@ -1,4 +1,4 @@
-"""What was found last, as gauges: one set per version, and per column for those that come first."""
+"""The gauges of what was found for each version, and how they are taken back when the version is gone."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from gateway.metrics import MonitorMetrics
 from gateway.offline.report import VersionReport
 
 # Columns of a version that get metrics of their own; the drift document has them all.
-_MAX_COLUMNS = 100
+_MAX_METRIC_COLUMNS = 100
 
 
 class Gauges:
-    """Shows reports on the metrics page. Used by the monitor's thread."""
+    """Shows version reports as metrics. Used by one thread."""
 
     def __init__(self, metrics: MonitorMetrics) -> None:
         self._metrics = metrics
-        self._tests: dict[tuple[str, str, str], str] = {}  # per model, version and column the one that decided last
+        self._tests: dict[tuple[str, str, str], str] = {}  # that is shown of each column
 
     def show(self, model: str, found: VersionReport) -> None:
         """Set the gauges of one version."""
@@ -28,7 +28,7 @@ class Gauges:
             metrics.outside_share.labels(model, version).set(found.outside.share)
             metrics.outside_bound.labels(model, version).set(found.outside.bound)
         outputs_first = sorted(found.columns, key=lambda column: column.role == "input")
-        for column in outputs_first[:_MAX_COLUMNS]:
+        for column in outputs_first[:_MAX_METRIC_COLUMNS]:
             labels = (model, version, column.name)
             metrics.drifted.labels(*labels).set(column.verdict == "drifted")
             metrics.q_value.labels(*labels).set(_or_nan(column.q))
@@ -40,8 +40,8 @@ class Gauges:
                 metrics.statistic.labels(*labels, column.test).set(_or_nan(column.statistic))
                 self._tests[labels] = column.test
 
-    def clear(self, model: str, version: str) -> None:
-        """Nothing is found any more in a version that is gone."""
+    def forget(self, model: str, version: str) -> None:
+        """Nothing is found drifted any more of a version that is gone."""
         self._metrics.window_rows.labels(model, version).set(0)
         self._metrics.drifted_features.labels(model, version).set(0)
         self._metrics.alarms.labels(model, version).set(0)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from gateway.offline.drift import Column, ColumnDrift, Rules, compare
 from gateway.offline.gauges import Gauges
 from gateway.offline.history import AlarmRule, alarms, judged, timeline
 from gateway.offline.measures import measure
+from gateway.offline.optional import compactor_of, past_hours_of
 from gateway.offline.outside import outside_of
 from gateway.offline.past import PastReader
 from gateway.offline.performance import Performance
@@ -37,9 +37,6 @@ from gateway.redaction import parse_setting
 from gateway.samples.retention import Retention
 from gateway.samples.segments import SegmentReader, Watermark, version_in
 from gateway.settings import Settings
-
-if TYPE_CHECKING:
-    from gateway.offline.compactor import Compactor
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +62,17 @@ class Monitor:
         self._alarm_rule = AlarmRule(settings.monitor.alarm_drifted_windows, settings.monitor.alarm_windows)
         self._window_ns = int(settings.monitor.window_s * 1e9)
         self._metrics = metrics
+        self._gauges = Gauges(metrics)
         self._clock = clock
         self._memory_path = settings.monitor_path / MEMORY_FILE
         self._besides = Besides(settings.monitor.window_rows)
+        self._past_hours = past_hours_of(settings, clock)
         self._memory = self._remember()
         watermark = self._memory.watermark
         self._past = PastReader(settings.sample_log_path, watermark, is_new=not self._memory.windows)
         self._reader = SegmentReader(settings.sample_log_path, watermark, clock=clock)
         self._saved = Watermark(dict(watermark.offsets), dict(watermark.finished))
-        self._compactor = _compactor(settings)
+        self._compactor = compactor_of(settings)
         self._performance = Performance(
             settings.labels,
             models=settings.paths.models,
@@ -89,7 +88,6 @@ class Monitor:
         self._fits: dict[tuple[str, str], tuple[Reference | str, Fit | None]] = {}
         self._retry_at: dict[tuple[str, str], float] = {}
         self._changed = {model for model, _version in self._memory.windows}
-        self._gauges = Gauges(metrics)
         self._unsaved_rows = 0
         self._is_dirty = False
 
@@ -151,7 +149,11 @@ class Monitor:
             self._judge_all(model, version)
         self._memory.watermark = self._reader.watermark
         self._memory.besides = self._besides.to_plain()
+        if self._past_hours is not None:
+            self._memory.past_hours = self._past_hours.save()
         self._memory.save(self._memory_path)
+        if self._past_hours is not None:
+            self._past_hours.sweep()
         self._saved = Watermark(dict(self._reader.watermark.offsets), dict(self._reader.watermark.finished))
         self._performance.save()
         self._is_dirty = False
@@ -173,7 +175,9 @@ class Monitor:
                 self._references.pop((model, version), None)
                 self._fits.pop((model, version), None)
                 self._besides.forget(model, version)
-                self._gauges.clear(model, version)
+                if self._past_hours is not None:
+                    self._past_hours.forget(model, version)
+                self._gauges.forget(model, version)
                 self._changed.add(model)
                 self._is_dirty = True
         watched = {model for model, _version in self._memory.windows}
@@ -218,10 +222,14 @@ class Monitor:
                 self._memory_path, limit_rows=self._settings.monitor.window_rows, window_ns=self._window_ns
             )
             self._besides.restore(memory.besides)
+            if self._past_hours is not None:
+                self._past_hours.restore(memory.past_hours)
             return memory
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             # The log is still there: reading it again from its start gives the same windows.
             log.warning("the monitor's memory cannot be read; reading the whole log again", extra={"error": str(error)})
+            if self._past_hours is not None:
+                self._past_hours = past_hours_of(self._settings, self._clock)  # it may have taken back a part
             return Memory()
 
     def _columns(self, relative: str, block: bytes) -> Taken:
@@ -246,6 +254,8 @@ class Monitor:
         if len(rows):
             window.add(rows)
             self._besides.take(chunk, rows, self._reference)
+            if self._past_hours is not None:
+                self._past_hours.take(chunk, rows)
             self._unsaved_rows += len(rows)
             self._changed.add(chunk.model)
         return 0
@@ -328,6 +338,10 @@ class Monitor:
             status, reason = status_of(found)
         else:
             status, reason = "no reference", str(self._references[model, version])
+        courses = None
+        if reference is not None and self._past_hours is not None:
+            effects = {column.name: column.effect for column in found}
+            courses = self._past_hours.courses(model, version, reference, effects)
         alarmed, quiet = alarms(window.history, self._alarm_rule)
         return VersionReport(
             version,
@@ -347,6 +361,7 @@ class Monitor:
             together=self._together(model, version, columns),
             beside=self._besides.examine(model, version, self._rules, self._alarm_rule, self._reference),
             outside=outside_of(columns, rows.ids.tolist()),
+            courses=courses,
         )
 
     def _together(self, model: str, version: str, columns: Sequence[Column]) -> Together | None:
@@ -366,14 +381,3 @@ class Monitor:
 
     def _document_path(self, model: str) -> Path:
         return self._settings.drift_path / f"{model}.json"
-
-
-def _compactor(settings: Settings) -> Compactor | None:
-    if settings.monitor.compact_after_s == 0:
-        return None
-    try:
-        from gateway.offline.compactor import Compactor
-    except ImportError:
-        log.warning("samples stay JSON Lines: making them Parquet needs pyarrow, install sluicegate[monitor]")
-        return None
-    return Compactor(settings.sample_log_path, settings.paths.models, after_s=settings.monitor.compact_after_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gateway.offline import figures, labels_page
+from gateway.offline import course_page, figures, labels_page
 from gateway.offline.drift import FISHER, KS, MISSING, RANKS, ColumnDrift
 from gateway.offline.history import Alarm, TimelinePoint
 from gateway.offline.markup import badge, clock, figure, number, share, short, table, text, time
@@ -56,6 +56,7 @@ rect.now, circle.now { fill: var(--now); } circle.now.drifted { fill: var(--bad)
 .c2 { fill: var(--c2); stroke: var(--c2); } .c3 { fill: var(--c3); stroke: var(--c3); }
 .c4 { fill: var(--c4); stroke: var(--c4); } .line.c0, .line.c1, .line.c2, .line.c3, .line.c4 { fill: none; }
 .dot.calm { fill: var(--page); }
+.band { opacity: .55; } .median { stroke: var(--ink); stroke-width: 1.5; } rect.share { stroke: none; }
 .legend span { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; vertical-align: -.05em; }
 .wide { overflow-x: auto; margin: .5rem 0; }
 .wide svg { min-width: 36rem; } .figure { white-space: nowrap; }
@@ -121,6 +122,8 @@ def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
         yield from labels_page.version(document.performance, version.version)
     if version.outside is not None:
         yield from _outside(version.outside, version.timeline)
+    if version.courses is not None:
+        yield from course_page.courses(version.courses, {column.name: column.effect for column in version.columns})
     if version.columns:
         yield from _quality(version.columns)
         yield (

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import orjson
 
+from gateway.offline.course import Courses, courses_of
 from gateway.offline.drift import ColumnDrift, Rules
 from gateway.offline.history import Alarm, AlarmRule, TimelinePoint, alarm_of
 from gateway.offline.measures import Histogram, Measures
@@ -49,6 +50,7 @@ class VersionReport:
     together: all features as one figure; None if reference or window have too little to say.
     beside: the version beside the stable one, if it is another one's candidate.
     outside: rows unlike all of the reference; None if there is no reference or no row.
+    courses: the columns by hour and by day; None if there is no reference, no row, or no datasketches.
     """
 
     version: str
@@ -68,6 +70,7 @@ class VersionReport:
     together: Together | None = None
     beside: BesideReport | None = None
     outside: Outside | None = None
+    courses: Courses | None = None
 
     @property
     def drifted(self) -> tuple[ColumnDrift, ...]:
@@ -142,6 +145,7 @@ def _version(plain: Mapping[str, Any]) -> VersionReport:
         "together": None if plain.get("together") is None else Together(**plain["together"]),
         "beside": None if plain.get("beside") is None else _beside(plain["beside"]),
         "outside": None if plain.get("outside") is None else _outside(plain["outside"]),
+        "courses": None if plain.get("courses") is None else courses_of(plain["courses"]),
         "timeline": tuple(_point(point) for point in plain.get("timeline", ())),
     }
     return VersionReport(**{**plain, **parts})

@@ -17,7 +17,7 @@ from gateway.offline.reference import Reference
 from gateway.offline.rows import Rows, Shape, no_rows, rows_of, shape_of, together
 from gateway.samples.segments import Watermark
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(slots=True)
@@ -138,7 +138,8 @@ class Window:
 
 @dataclass(slots=True)
 class Memory:
-    """Everything that must survive a restart; besides is that of offline/beside.py.
+    """Everything that must survive a restart; besides is that of offline/beside.py, past_hours that of
+    offline/past_hours.py.
 
     Windows and watermark are written as one file in one rename: after a kill at any moment both are of the same moment,
     so that reading on neither loses nor repeats a row.
@@ -147,6 +148,7 @@ class Memory:
     watermark: Watermark = field(default_factory=Watermark)
     windows: dict[tuple[str, str], Window] = field(default_factory=dict)
     besides: dict[str, Any] = field(default_factory=lambda: {"defaults": {}, "stable": {}, "pairs": []})
+    past_hours: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Replace *path* with this memory. Raises OSError."""
@@ -155,6 +157,7 @@ class Memory:
             "offsets": self.watermark.offsets,
             "finished": self.watermark.finished,
             "besides": self.besides,
+            "past_hours": self.past_hours,
             "windows": [
                 {"model": model, "version": version, **window.to_plain()}
                 for (model, version), window in self.windows.items()
@@ -181,7 +184,7 @@ def load_memory(path: Path, *, limit_rows: int, window_ns: int = 0) -> Memory:
             window = Window(limit_rows, entry["digest"], shape_of(entry["shape"]), entry["rows_total"], window_ns)
             window.restore(entry)
             windows[entry["model"], entry["version"]] = window
-        return Memory(Watermark(plain["offsets"], plain["finished"]), windows, plain["besides"])
+        return Memory(Watermark(plain["offsets"], plain["finished"]), windows, plain["besides"], plain["past_hours"])
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not a monitor's memory: {error}") from error
 

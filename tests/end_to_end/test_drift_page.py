@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with redirect_stdout(io.StringIO()) as printed:
             assert main([*report, "--html", str(page)]) == 0
         assert "adwin by labels: drifted (" in printed.getvalue()
+        assert re.search(r"sepal_width +│ reference +│ +│ +-?\d", printed.getvalue())
         assert "more than the bound" in printed.getvalue()
         metrics = live.control.get("/metrics").text
         assert 'sluicegate_outside_ratio{model="iris",version="1"} 0.2' in metrics
@@ -156,6 +158,7 @@ def test_all_that_the_document_has_is_on_the_page(written: Path, tab: Tab) -> No
         "sepal_width (feature) has other values than in the reference",
         "Beside version 1 at the same time",
         "Windows one after the other",
+        "Day by day and hour by hour",
         "All features together",
         "Performance by labels",
         "Does it get worse?",
@@ -169,7 +172,12 @@ def test_all_that_the_document_has_is_on_the_page(written: Path, tab: Tab) -> No
     ):
         assert said in words
     titles = tab.evaluate("[...document.querySelectorAll('svg title')].map(title => title.textContent)")
-    assert {"accuracy by labels, window by window", "chance said, and share that came true"} <= set(titles)
+    assert {
+        "accuracy by labels, window by window",
+        "chance said, and share that came true",
+        "sepal_width by hour",
+        "label by day",
+    } <= set(titles)
     cells = tab.evaluate("[...document.querySelectorAll('td')].map(cell => cell.textContent)")
     assert not {"undefined", "None", "nan", "NaN"} & set(cells)
 

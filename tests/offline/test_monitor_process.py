@@ -8,6 +8,8 @@ import random
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -189,6 +191,43 @@ def test_killed_at_any_moment_it_neither_loses_nor_repeats_a_row(models: Path, s
     window = memory.windows["iris", "1"]
     assert found.versions[0].rows_total == window.rows_total == written
     assert [row[1] for row in window.rows()] == [f"p{index:06d}" for index in range(written - 400, written)]
+
+
+def test_killed_at_any_moment_each_hour_of_the_history_has_each_of_its_rows_once(
+    models: Path, state: Path, start: Start
+) -> None:
+    """Rows of the last five hours, of which four are kept as hours, come in any order while the monitor is killed."""
+    rng = random.Random(2)
+    settings = monitor_settings(models, state, window_rows=200, poll_s=0.01, history_hours=4, history_days=3)
+    write_package(models, classifier(), reference_rows=500)
+    workers = [Log(settings, boot=f"w{index}", max_bytes=30_000) for index in range(2)]
+    began_hour = time.time_ns() // (3600 * 10**9) - 5
+    written: Counter[int] = Counter()
+
+    def write(rows: int) -> None:
+        for table in iris_rows(rows, rng.randrange(1000)):
+            hour = began_hour + rng.randrange(6)
+            name, ts_ns = f"p{written.total():06d}", (hour * 3600 + rng.randrange(3600)) * 10**9
+            rng.choice(workers).write(linear_sample(table[np.newaxis], prediction_id=name, ts_ns=ts_ns))
+            written[hour] += 1
+
+    for _kill in range(2):
+        process = start(settings)
+        write(rng.randrange(100, 300))
+        eventually(_seen(settings, "iris", written.total()), "the rows so far are counted")
+        write(rng.randrange(1, 400))
+        assert process.send(signal.SIGKILL) == -signal.SIGKILL
+        write(rng.randrange(1, 100))
+    process = start(settings)
+    found = eventually(_seen(settings, "iris", written.total()), "all rows are counted").versions[0].courses
+    assert process.send(signal.SIGTERM) == 0
+    assert found is not None
+    assert sum(day.rows for day in found.days) == written.total()
+    hours = {hour.from_s // 3600: hour.rows for hour in found.hours}
+    # Where an hour ended while this ran, one hour less is kept.
+    assert len(hours) >= 3
+    assert hours == {hour: written[hour] for hour in hours}
+    assert (found.too_late_rows, found.ahead_rows) == (0, 0)
 
 
 def test_drift_of_real_measurements_is_found_and_the_untouched_half_of_them_is_not(

@@ -18,8 +18,11 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "server.workers": (1, 256),
     "server.keep_alive_s": (1, 86_400),
     "server.request_timeout_s": (0.1, 3600),
+    "server.write_timeout_s": (0.1, 3600),
+    "server.max_connections": (1, 1_000_000),
     "server.max_header_bytes": (256, 2**20),
     "server.drain_delay_s": (0, 3600),
+    "server.max_in_flight_bytes": (1024, 2**40),
     "server.drain_timeout_s": (0, 3600),
     "control.port": (0, 65535),
     "control.retrain_cool_down_s": (0, 365 * 86_400),
@@ -29,6 +32,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "limits.max_deadline_s": (0.001, 3600),
     "batching.max_batch_rows": (1, 1_000_000),
     "batching.max_queue_rows": (1, 100_000_000),
+    "batching.target_wait_s": (0.0001, 60),
     "batching.inline_budget_s": (0, 1),
     "batching.run_threads": (1, 256),
     "batching.intra_op_threads": (1, 256),
@@ -86,6 +90,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 }
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "log.level": ("debug", "info", "warning", "error", "critical"),
+    "batching.adaptive": ("off", "on"),
     "server.door": ("fast", "asgi"),
     "server.api_keys": ("off", "required"),
     "labels.detectors_tell": ("report", "alarm"),

@@ -97,6 +97,12 @@ class QueueFull(Refused):
     code = "queue_full"
 
 
+class Shed(Refused):
+    """The batch queue of this version is so long that the room left is for requests of a higher priority."""
+
+    code = "shed"
+
+
 class DeadlineUnreachable(Refused):
     """So much is queued for this version that the answer would come after the request's deadline."""
 
@@ -107,6 +113,12 @@ class TooManyInFlight(Refused):
     """This worker already holds as many requests as it may."""
 
     code = "too_many_in_flight"
+
+
+class TooManyBytesInFlight(Refused):
+    """The requests in this worker already hold as many bytes as they may."""
+
+    code = "too_many_bytes_in_flight"
 
 
 class Draining(Refused):

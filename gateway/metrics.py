@@ -100,6 +100,13 @@ class ServingMetrics:
             (*_VERSION, "reason"),
             registry=r,
         )
+        self.queue_limit_rows = Gauge(
+            "sluicegate_queue_limit_rows",
+            "Rows that may wait for a run of a version; of the worker where they are fewest.",
+            _VERSION,
+            multiprocess_mode="livemin",
+            registry=r,
+        )
         self.cache = Counter(
             "sluicegate_cache",
             "Predictions by what the cache did: hit, miss, shared (waited for an equal one), bypass.",
@@ -112,6 +119,12 @@ class ServingMetrics:
         self.in_flight = Gauge(
             "sluicegate_in_flight_requests",
             "Predictions now inside the workers.",
+            multiprocess_mode="livesum",
+            registry=r,
+        )
+        self.in_flight_bytes = Gauge(
+            "sluicegate_in_flight_bytes",
+            "Bytes that predictions now inside the workers hold: bodies, and the tensors made of them.",
             multiprocess_mode="livesum",
             registry=r,
         )

@@ -35,9 +35,12 @@ class ServerSettings:
     workers: int = 1
     door: str = "fast"  # fast: predictions answered inside the HTTP protocol; asgi: by the ASGI app
     keep_alive_s: int = 75  # longest silence between two requests of a connection
-    request_timeout_s: float = 30.0  # longest time that a request may take to come, or a client to read
+    request_timeout_s: float = 30.0  # longest time that a request may take to come
+    write_timeout_s: float = 30.0  # longest time that a client may take to read what waits for it
     max_header_bytes: int = 32 * 1024
     drain_delay_s: float = 0.0  # after SIGTERM: not ready, but still taking connections for balancers that lag behind
+    max_connections: int = 10_000  # per worker; more are answered with 503 and closed
+    max_in_flight_bytes: int = 256 * 1024 * 1024  # of bodies and their tensors, per worker, from head to answer
     drain_timeout_s: float = 25.0  # time that requests in flight get to finish after SIGTERM
     tls_certificate: str = ""  # PEM file; with it the public port speaks TLS alone
     tls_key: str = ""  # PEM file of its private key, without a passphrase
@@ -82,6 +85,8 @@ class BatchSettings:
 
     max_batch_rows: int = 512  # less where fewer rows at once are cheaper, which is learned
     max_queue_rows: int = 8192
+    adaptive: str = "off"  # on: fewer rows may be queued while they wait longer than target_wait_s
+    target_wait_s: float = 0.02  # what a row may wait for its run before that is too long
     inline_budget_s: float = 200e-6  # runs predicted to be shorter happen on the event loop
     run_threads: int = 1  # threads per worker for the longer runs
     intra_op_threads: int = 1  # ONNX Runtime threads inside one run
@@ -387,11 +392,8 @@ def _check_together(settings: Settings) -> None:
         raise InvalidSetting("setting 'audit.checkpoint_webhook': expected an address that begins with http or https")
     store = settings.flags.store
     if store and not store.startswith((FILE_STORE, *SHARED_STORES)):
-        raise InvalidSetting(
-            "setting 'flags.store': expected sqlite:///PATH or postgresql://USER@HOST/DATABASE, "
-            f"got {redacted(store)!r}"
-        )
+        expected = "sqlite:///PATH or postgresql://USER@HOST/DATABASE"
+        raise InvalidSetting(f"setting 'flags.store': expected {expected}, got {redacted(store)!r}")
     if settings.flags.is_shared and is_redacted(store):
-        raise InvalidSetting(
-            "setting 'flags.store': the password was left out when this was printed; name it, or set PGPASSFILE"
-        )
+        left_out = "the password was left out when this was printed; name it, or set PGPASSFILE"
+        raise InvalidSetting(f"setting 'flags.store': {left_out}")

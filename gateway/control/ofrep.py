@@ -6,7 +6,7 @@ The answer is what the workers do with the same flags: of a route the version, o
 from __future__ import annotations
 
 import hashlib
-import math
+import random
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from gateway.flags.compile import DISABLED, SPLIT, STATIC, TARGETING_MATCH, comp
 from gateway.flags.compile import Route as CompiledRoute
 from gateway.flags.document import ROUTE, Flag, FlagDocument, Json, check_kind
 from gateway.flags.keys import ApiKey, id_of
+from gateway.retry import retry_after
 
 _PARSE_ERROR, _INVALID_CONTEXT, _GENERAL = "PARSE_ERROR", "INVALID_CONTEXT", "GENERAL"
 _KEY_MISSING, _NOT_FOUND = "TARGETING_KEY_MISSING", "FLAG_NOT_FOUND"
@@ -210,7 +211,7 @@ def _reply(document: Json, *, status: int = 200, headers: Mapping[str, str] | No
 
 
 def _failure(failed: _Failed, key: str | None) -> Response:
-    headers = {"retry-after": str(math.ceil(failed.retry_after_s))} if failed.retry_after_s else {}
+    headers = {"retry-after": str(retry_after(failed.retry_after_s, random.random()))} if failed.retry_after_s else {}
     if failed.status >= 500:
         return _reply({"errorDetails": failed.details}, status=failed.status, headers=headers)
     return _reply(_told(failed, key), status=failed.status, headers=headers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import random
 from typing import Any
 
 import orjson
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import errors
+from gateway.retry import retry_after
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -55,7 +56,7 @@ async def on_gateway_error(_request: Request, error: Exception) -> Response:
     elif isinstance(error, errors.VersionNotWarm):
         more = {"blocking": list(error.blocking)}
     elif isinstance(error, errors.Refused):
-        headers = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+        headers = {"retry-after": str(retry_after(error.retry_after_s, random.random()))}
     elif isinstance(error, errors.Unauthenticated):
         headers = {"www-authenticate": 'Bearer realm="sluicegate"'}
     return problem(status, error.code, _title(type(error)), str(error), more, headers)

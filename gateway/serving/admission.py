@@ -6,9 +6,17 @@ import random
 import time
 from collections.abc import Callable, Mapping
 
-from gateway.errors import BodyTooLarge, InvalidInput, QuotaExceeded, TooManyInFlight, UnsupportedEncoding
+from gateway.errors import (
+    BodyTooLarge,
+    InvalidInput,
+    QuotaExceeded,
+    TooManyBytesInFlight,
+    TooManyInFlight,
+    UnsupportedEncoding,
+)
 from gateway.serving.call import Call
 from gateway.serving.keyring import KeyRing
+from gateway.serving.priority import HEADER, priority_of
 from gateway.serving.target import Target
 from gateway.settings import LimitSettings
 
@@ -17,12 +25,16 @@ _IDS_AT_ONCE = 64
 
 
 class Admission:
-    """Decides from headers only, before a byte of the body is read. Used on the event loop only."""
+    """Decides from headers only, before a byte of the body is read. Used on the event loop only.
+
+    in_flight, in_flight_bytes: the calls that are open, and what their bodies and the tensors made of them hold.
+    """
 
     def __init__(
         self,
         settings: LimitSettings,
         *,
+        max_in_flight_bytes: int,
         clock: Callable[[], float] = time.monotonic,
         random_bytes: Callable[[int], bytes] | None = None,
     ) -> None:
@@ -33,8 +45,10 @@ class Admission:
         # Ids must differ between workers and boots; they are no secret.
         self._random_bytes = random_bytes or random.Random().randbytes
         self._ids: list[str] = []
-        self.in_flight = 0
-        self.max_body_bytes = settings.max_body_bytes
+        self._max_in_flight_bytes = max_in_flight_bytes
+        self.in_flight = self.in_flight_bytes = 0
+        # What could never be let in is too large, however long the client waits.
+        self.max_body_bytes = min(settings.max_body_bytes, max_in_flight_bytes)
 
     def now_s(self) -> float:
         """The clock that deadlines are told by."""
@@ -44,7 +58,7 @@ class Admission:
         """Admit a request by its head. The door calls `close` once it is answered.
 
         headers: lower-case names. length: bytes of the body, where the door knows it already.
-        Raises TooManyInFlight, BodyTooLarge, UnsupportedEncoding, InvalidInput.
+        Raises TooManyInFlight, BodyTooLarge, TooManyBytesInFlight, UnsupportedEncoding, InvalidInput.
         """
         if self.in_flight >= self._max_in_flight:
             raise TooManyInFlight(f"{self.in_flight} requests are in flight in this worker, the most it takes")
@@ -53,6 +67,8 @@ class Admission:
             length = int(text) if text is not None and text.isdecimal() else 0
         if length > self.max_body_bytes:
             raise BodyTooLarge(length, self.max_body_bytes)
+        if self.in_flight_bytes + length > self._max_in_flight_bytes:
+            raise self._no_room(length)
         if "content-encoding" in headers:
             _check_encoding(headers["content-encoding"])
         now_s = self._clock()
@@ -62,17 +78,40 @@ class Admission:
             self._mint()
         prediction_id = ids.pop()
         request_id = self.request_id(headers) if "x-request-id" in headers else prediction_id[:16]
+        call = Call(target, headers, request_id, prediction_id, now_s, now_s + timeout_s, length)
+        if HEADER in headers:
+            call.priority = priority_of(headers[HEADER])
         self.in_flight += 1
-        return Call(target, headers, request_id, prediction_id, now_s, now_s + timeout_s)
+        self.in_flight_bytes += length
+        return call
+
+    def hold(self, call: Call, size_bytes: int) -> None:
+        """A call turns out to hold so many bytes in all, if not more. Raises BodyTooLarge, TooManyBytesInFlight."""
+        more = size_bytes - call.held_bytes
+        if more <= 0:
+            return
+        if self.in_flight_bytes + more > self._max_in_flight_bytes:
+            if size_bytes > self._max_in_flight_bytes:
+                raise BodyTooLarge(size_bytes, self._max_in_flight_bytes)
+            raise self._no_room(more)
+        call.held_bytes = size_bytes
+        self.in_flight_bytes += more
+
+    def _no_room(self, more_bytes: int) -> TooManyBytesInFlight:
+        return TooManyBytesInFlight(
+            f"requests in flight in this worker hold {self.in_flight_bytes} bytes, and with {more_bytes} more "
+            f"it would be above {self._max_in_flight_bytes}"
+        )
 
     def _mint(self) -> None:
         """Make ids ahead: many at once cost a third of one at a time."""
         digits = self._random_bytes(16 * _IDS_AT_ONCE).hex()
         self._ids += [digits[start : start + 32] for start in range(0, 32 * _IDS_AT_ONCE, 32)]
 
-    def close(self) -> None:
-        """A request that was admitted has its answer, or nobody to give it to."""
+    def close(self, call: Call) -> None:
+        """A request that was admitted has its answer, or nobody to give it to. Once per call."""
         self.in_flight -= 1
+        self.in_flight_bytes -= call.held_bytes
 
     def shorten(self, call: Call, timeout_s: float) -> None:
         """Take over a deadline that the body asks for, if it is the earlier one."""
@@ -99,8 +138,8 @@ class Admission:
 class KeyedAdmission(Admission):
     """Admission that asks for an API key first. A class of its own, so that others pay nothing for it."""
 
-    def __init__(self, settings: LimitSettings, ring: KeyRing) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: LimitSettings, ring: KeyRing, *, max_in_flight_bytes: int) -> None:
+        super().__init__(settings, max_in_flight_bytes=max_in_flight_bytes)
         self._ring = ring
 
     def open(self, target: Target, headers: Mapping[str, str], length: int | None = None) -> Call:
@@ -113,7 +152,7 @@ class KeyedAdmission(Admission):
         try:
             self._ring.charge(key)
         except QuotaExceeded:
-            self.close()
+            self.close(call)
             raise
         return call
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -29,6 +28,7 @@ from gateway.orders import ANNOUNCE, HURRY
 from gateway.serving.admission import Admission, KeyedAdmission
 from gateway.serving.answers import Answers
 from gateway.serving.cache import PredictionCache
+from gateway.serving.collector import calm
 from gateway.serving.connections import Doors
 from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
 from gateway.serving.doorway import Doorway, by_name
@@ -54,8 +54,6 @@ log = getLogger(__name__)
 
 # How long a starting worker holds back from accepting connections; then it answers 503 for what is still not warm.
 READY_TIMEOUT_S = 5.0
-# Container objects made and not freed before the cycle collector looks at the young ones; Python's own value is 700.
-_COLLECTOR_THRESHOLD = 50_000
 # How often it is looked whether a candidate's run leaves its callers too little time.
 _LATE_S = 0.01
 
@@ -95,7 +93,11 @@ def build(
     counts = Counts(metrics)
     codecs = (NativeCodec(), OipCodec())
     ring = KeyRing() if settings.server.api_keys == "required" else None
-    admission = Admission(settings.limits) if ring is None else KeyedAdmission(settings.limits, ring)
+    most_bytes = settings.server.max_in_flight_bytes
+    if ring is None:
+        admission = Admission(settings.limits, max_in_flight_bytes=most_bytes)
+    else:
+        admission = KeyedAdmission(settings.limits, ring, max_in_flight_bytes=most_bytes)
     cache = PredictionCache(settings.cache)
     pool = RunPool(settings.batching.run_threads)
     registry = Registry(
@@ -255,10 +257,13 @@ async def _flush(worker: Worker, connections: Callable[[], int]) -> None:
     while True:
         await asyncio.sleep(FLUSH_INTERVAL_S)
         worker.counts.flush()
+        for (model, version), live in worker.registry.warm.items():
+            worker.counts.queue_limit(model, version, live.batcher.room.bound_rows)
         worker.guards.signals.flush()
         if worker.ring is not None:
             worker.ring.flush(worker.metrics)
         worker.metrics.in_flight.set(worker.admission.in_flight)
+        worker.metrics.in_flight_bytes.set(worker.admission.in_flight_bytes)
         worker.metrics.open_connections.set(connections())
         worker.metrics.cache_bytes.set(worker.cache.size_bytes)
         worker.metrics.flag_store_age_s.set(worker.watch.store_age_s())
@@ -336,17 +341,10 @@ async def _serve(
         # Connections wait in the kernel meanwhile: a worker that takes the place of a dead one refuses nobody.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(_first(worker.watch.ready, stopped), READY_TIMEOUT_S)
-        _calm_collector()
+        calm()
         if not stopped.is_set():
             await server.serve(sockets=[listener])
     loop.remove_reader(lifeline_fd)
-
-
-def _calm_collector() -> None:
-    """What is loaded stays: it need not be looked through again and again. Requests leave no cycles behind."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECTOR_THRESHOLD, 50, 100)
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gateway.errors import CallerLeft, DeadlineExceeded, DeadlineUnreachable, GatewayError, InvalidInput, QueueFull
+from gateway.errors import CallerLeft, DeadlineExceeded, DeadlineUnreachable, GatewayError
 from gateway.marks import IDLE, IN_THREAD, ON_LOOP, UNMARKED, Mark
 from gateway.models.runtime import Runtime
-from gateway.serving.batch_policy import MIN_RUNS, BestSize, DrainRate, Reason, RunCost, finish_s
+from gateway.serving.adaptive import QueueLimit
+from gateway.serving.batch_policy import MIN_RUNS, BestSize, Reason, RunCost, finish_s
 from gateway.serving.entry import Away, Batch, Entry, Run, RunGuard, all_in_one, joined
 from gateway.serving.execution import Execution, Results
+from gateway.serving.room import QueueRoom
 from gateway.serving.runpool import RunPool
 from gateway.settings import BatchSettings
 from gateway.tensors import Signature, Tensors
@@ -54,7 +56,6 @@ class Batcher:
         self.execution = Execution(runtime, signature)
         self._cost = cost
         self._best = best if best is not None else BestSize()
-        self._drain = DrainRate()
         self._settings = settings
         self._pool = pool
         self._doing, self._place = mark.doing, mark.place  # no method: written before and after each run
@@ -65,9 +66,11 @@ class Batcher:
         self._shares = signature.batchable and signature.batch_invariant
         self._variable = [spec.name for spec in signature.inputs if -1 in spec.shape[1:]]
         self._queue: deque[Entry] = deque()
+        most = settings.max_queue_rows
+        limit = QueueLimit(settings.target_wait_s, most, clock()) if settings.adaptive == "on" else None
+        self.room = QueueRoom(most, limit)
         self._pull_planned = self._running = self._stands_in_line = False
         self._running_until_s = 0.0  # when the run in the pool is expected to end
-        self._busy_since_s = 0.0  # since when the rows that wait have been waiting for nothing but other runs
         self._enabled = True
         # _shares: rows of several entries may run together at all; _mixes: and just now.
         self._mixes = self._shares and not self._variable
@@ -95,11 +98,8 @@ class Batcher:
         if now_s + self._finish_s(1, now_s) > deadline_s:
             raise DeadlineUnreachable(
                 f"behind what runs and {self.queued_rows} queued rows an answer would come after the deadline",
-                retry_after_s=self._retry_after_s(),
+                retry_after_s=self.room.retry_after_s(self.queued_rows),
             )
-
-    def _retry_after_s(self) -> float:
-        return min(60.0, max(1.0, self._drain.wait_s(self.queued_rows)))
 
     def _finish_s(self, rows: int, now_s: float) -> float:
         """Seconds until *rows* rows that come now will be answered."""
@@ -113,17 +113,19 @@ class Batcher:
     def submit(self, entries: Sequence[Entry]) -> None:
         """Queue entries of callers who are there, and run what can run now. Who finds no room is told so."""
         now_s = self._clock()
-        room = self._settings.max_queue_rows
+        room = self.room
         queue = self._queue
         if not queue and not self._running:
-            self._busy_since_s = now_s
+            room.busy_since_s = now_s
             if self._mixes and entries and self._run_at_once(entries, now_s):
                 return
         for entry in entries:
             rows = entry.rows
-            if self.queued_rows + rows > room:
-                entry.owner.finish(entry, self._no_room(rows, room), None)
-                continue
+            if self.queued_rows + rows > room.easy_rows:
+                error = room.refusal(rows, entry.priority, self.queued_rows)
+                if error is not None:
+                    entry.owner.finish(entry, error, None)
+                    continue
             entry.queued_s = now_s
             self.queued_rows += rows
             queue.append(entry)
@@ -154,14 +156,6 @@ class Batcher:
             and self._cost.runs >= MIN_RUNS
             and not self._variable  # then rows alone do not tell what a run costs
             and (self._pool.has_free or not self._pool.is_worth_waiting_for(expected_s))
-        )
-
-    def _no_room(self, rows: int, room: int) -> GatewayError:
-        if rows > room:
-            return InvalidInput("rows", f"{rows} rows", f"at most {room} in one request")
-        return QueueFull(
-            f"{self.queued_rows} rows are queued and {room} may be",
-            retry_after_s=self._retry_after_s(),
         )
 
     # -- the run ------------------------------------------------------------------------------------
@@ -307,10 +301,8 @@ class Batcher:
     # -- the way back -------------------------------------------------------------------------------
 
     def _finish(self, batch: Batch, run: Run, results: Results) -> None:
-        if self._queue:  # the pace of an idle queue says nothing
-            now_s = self._clock()
-            self._drain.observe(run.rows, now_s - self._busy_since_s)
-            self._busy_since_s = now_s
+        if self._queue or run.oldest_wait_s:
+            self.room.ran(run, self.queued_rows, self._best.best_rows(self._max_batch_rows), self._clock())
         if not run.failed:
             self._runs += 1
             is_probe = run.rows > self._best.best_rows(self._max_batch_rows)

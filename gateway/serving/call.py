@@ -24,7 +24,8 @@ OnReply = Callable[["Call", GatewayError | None, Block, Headers, bytes], None]
 class Call(Entry):
     """One prediction. Made by admission, completed by the pipeline; lives on the event loop.
 
-    started_s, deadline_s: on the worker's monotonic clock. on_reply is called once, unless the caller leaves first.
+    started_s, deadline_s: on the worker's monotonic clock. held_bytes: of its body, and later also of its tensors, as
+    admission counts them. on_reply is called once, unless the caller leaves first.
     A call waits in the batch queue itself; equal calls that come meanwhile follow it.
     What a call does not know yet stands in the class: setting it for each call would cost more than it tells.
     """
@@ -59,6 +60,7 @@ class Call(Entry):
         prediction_id: str,
         started_s: float,
         deadline_s: float,
+        held_bytes: int = 0,
     ) -> None:
         self.codec = target.codec
         self.model = target.model
@@ -69,6 +71,7 @@ class Call(Entry):
         self.started_s = started_s
         self.deadline_s = deadline_s
         self.run_by_s = deadline_s
+        self.held_bytes = held_bytes
 
     @property
     def falls_back(self) -> bool:  # type: ignore[override]  # an entry says once what a call has to look up

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Protocol
 
 from gateway.serving.call import Call
 from gateway.serving.doorway import Doorway
+from gateway.serving.replies import refusal_wire
 from gateway.settings import ServerSettings
 
 # How often deadlines of waiting calls are looked at, and how many looks pass between looks at all connections.
 TICK_S = 0.02
 _TICKS_PER_SWEEP = 25
 _TICK_PER_CONNECTION_S = 10e-6
+# A connection beyond the limit has so long to read its answer, and so many may be doing that at once.
+_LINGER_S = 1.0
+_MAX_LINGERING = 256
+# What such a client is asked to wait; by chance, so that they do not all come back together.
+_RETRY_S = (1, 2)
 
 
 class _NoEvent:
@@ -48,7 +55,7 @@ class Connection(Protocol):
         """Answer the prediction that is waiting if its deadline has passed."""
         ...
 
-    def end_if_late(self, now_s: float, keep_alive_s: float, request_timeout_s: float) -> None:
+    def end_if_late(self, now_s: float, settings: ServerSettings) -> None:
         """Close the connection if it has been in its state for too long."""
         ...
 
@@ -65,6 +72,26 @@ class Connection(Protocol):
         ...
 
 
+class _TurnedAway(asyncio.Protocol):
+    """A connection beyond the limit. It has its answer and closes with the first that comes, which nobody looks at.
+
+    Closed at once it would be reset if its request was on the way, and most clients then never read the answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, lingering: set[_TurnedAway]) -> None:
+        self._transport = transport
+        self._lingering = lingering
+        lingering.add(self)
+        self._end = asyncio.get_running_loop().call_later(_LINGER_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lingering.discard(self)
+        self._end.cancel()
+
+
 class Doors:
     """All connections of a worker, and the clocks that end what lasts too long. Used on the event loop only.
 
@@ -76,12 +103,28 @@ class Doors:
         self.doorway = doorway
         self.fast = fast
         self.max_header_bytes = settings.max_header_bytes
+        self.max_connections = settings.max_connections
+        text = f"this worker has {settings.max_connections} connections, the most it takes"
+        self._refusals = [refusal_wire(503, text, ((b"retry-after", b"%d" % wait_s),)) for wait_s in _RETRY_S]
+        self._lingering: set[_TurnedAway] = set()
         self.open: set[Connection] = set()
         self.is_leaving = False
         self.is_announced = False
         self._settings = settings
         self._clock = clock
         self.now_s = clock()  # as of the last tick: good enough for what is counted in seconds
+
+    def refuse(self, transport: asyncio.Transport) -> None:
+        """Answer and end a connection beyond the limit."""
+        self.doorway.counts.refused("too_many_connections")
+        transport.write(random.choice(self._refusals))
+        if len(self._lingering) >= _MAX_LINGERING:
+            transport.set_protocol(asyncio.Protocol())
+            transport.close()
+            return
+        transport.set_protocol(_TurnedAway(transport, self._lingering))
+        if transport.can_write_eof():
+            transport.write_eof()
 
     async def watch(self) -> None:
         """Look at the clocks for ever."""
@@ -124,6 +167,5 @@ class Doors:
 
     def end_slow_connections(self) -> None:
         """End connections that have been idle, silent, slow to send or slow to read for too long."""
-        settings = self._settings
         for connection in list(self.open):
-            connection.end_if_late(self.now_s, settings.keep_alive_s, settings.request_timeout_s)
+            connection.end_if_late(self.now_s, self._settings)

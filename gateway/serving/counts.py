@@ -48,6 +48,10 @@ class Counts:
         """A breaker is now closed (0), half-open (1) or open (2)."""
         self._child(self._metrics.breaker_state, (model, variant)).set(state)
 
+    def queue_limit(self, model: str, version: str, rows: int) -> None:
+        """So many rows may now wait for a run of a version."""
+        self._child(self._metrics.queue_limit_rows, (model, version)).set(rows)
+
     def ran(self, model: str, version: str) -> Callable[[Run], None]:
         """Takes the runs of one version."""
         return self._runs[(model, version)].append

@@ -47,7 +47,9 @@ class PredictionEndpoint:
         try:
             try:
                 async with asyncio.timeout(max(0.0, call.deadline_s - self._admission.now_s())):
-                    body = await read_body(receive, self._admission.max_body_bytes)
+                    body = await read_body(
+                        receive, self._admission.max_body_bytes, lambda size: self._admission.hold(call, size)
+                    )
             except TimeoutError:
                 raise BodyTooSlow("body: expected whole before the deadline, got a part of it") from None
             if body is None:
@@ -62,7 +64,7 @@ class PredictionEndpoint:
             await _send(send, self._doorway.turn_away(self._codec, headers, Draining("the gateway is stopping")))
         finally:
             self._pipeline.abandon(call)  # nothing, if it has its answer
-            self._admission.close()
+            self._admission.close(call)
 
     async def _predict(self, call: Call, receive: Receive) -> Reply | None:
         """The reply to a call; None if the client left before."""
@@ -90,8 +92,13 @@ def _resolve(future: asyncio.Future[Reply]) -> OnReply:
     return on_reply
 
 
-async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
-    """The whole body; None if the client leaves before its end. Raises BodyTooLarge."""
+async def read_body(
+    receive: Receive, max_bytes: int, on_size: Callable[[int], None] = lambda _size: None
+) -> bytes | None:
+    """The whole body; None if the client leaves before its end. Raises BodyTooLarge, and what *on_size* raises.
+
+    on_size: is told how many bytes have come so far.
+    """
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -102,6 +109,7 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
         size += len(chunks[-1])
         if size > max_bytes:
             raise BodyTooLarge(size, max_bytes)
+        on_size(size)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from gateway.codecs.codec import Request
 from gateway.errors import GatewayError, InvalidOutput
+from gateway.serving.priority import NORMAL
 from gateway.tensors import Tensors, TensorSpec
 
 
@@ -89,6 +90,7 @@ class Entry:
     """
 
     rows: int = 1
+    priority: int = NORMAL
     flat: bytes | None = None  # the values of the only input, if they are no tensor yet
     spec: TensorSpec | None = None  # that input
     gone: bool = False

@@ -11,7 +11,6 @@ parser never sees the request. Whatever else comes goes through the parser.
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import httptools
@@ -21,7 +20,9 @@ from gateway.codecs.codec import JSON_HEADERS, Headers
 from gateway.errors import BodyTooLarge, BodyTooSlow, Draining, GatewayError
 from gateway.serving.call import Call, OnReply
 from gateway.serving.connections import Doors, Exchange
-from gateway.serving.replies import Block, Reply, ok_json_wire, wire_bytes
+from gateway.serving.heads import head_without_offers, size_of
+from gateway.serving.replies import Block, Reply, ok_json_wire, refusal_wire, wire_bytes
+from gateway.settings import ServerSettings
 
 # The uvicorn releases, as (first, first not), whose protocol this subclass was tested with.
 UVICORN = ((0, 54), (0, 55))
@@ -31,8 +32,6 @@ _MAX_UNSENT_BYTES = 64 * 1024
 
 # Where a connection stands.
 _IDLE, _HEAD, _BODY, _ANSWERING = range(4)
-# Headers of a request that offers another protocol, and options of its connection header.
-_OFFERS = (b"upgrade", b"http2-settings")
 
 
 class FastDoor(HttpToolsProtocol):
@@ -55,11 +54,14 @@ class FastDoor(HttpToolsProtocol):
         self._stands = _HEAD
         self._since_s = self._doors.now_s
         self._head_bytes = 0  # fed since the last head was complete
-        self._stuck_since_s = 0.0  # when the client stopped reading; 0: it reads
+        self._stuck_since_s = 0.0  # since when what was written waits for the client to read it; 0: it does not
 
     # -- the connection -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        if len(self._doors.open) >= self._doors.max_connections:
+            self._doors.refuse(transport)  # which is none of ours from now on
+            return
         super().connection_made(transport)
         transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)  # over TLS uvloop would let far more pile up
         self._doors.open.add(self)
@@ -105,12 +107,17 @@ class FastDoor(HttpToolsProtocol):
         self._stuck_since_s = 0.0
         self.flow.resume_reading()
 
-    def end_if_late(self, now_s: float, keep_alive_s: float, request_timeout_s: float) -> None:
+    def end_if_late(self, now_s: float, settings: ServerSettings) -> None:
         """Close the connection if it has been in its state for too long."""
-        if self._stuck_since_s and now_s - self._stuck_since_s > request_timeout_s:
-            self.transport.abort()
+        request_timeout_s = settings.request_timeout_s
+        if self._stuck_since_s:
+            if now_s - self._stuck_since_s > settings.write_timeout_s:
+                self.transport.abort()
+            self._since_s = now_s  # the time that it takes to read is no time of silence
+        elif self.transport.is_closing():
+            self._stuck_since_s = now_s  # what it was told last waits for it to be read
         elif self._stands == _IDLE:
-            if now_s - self._since_s > keep_alive_s:
+            if now_s - self._since_s > settings.keep_alive_s:
                 self.transport.close()
         elif self.flow.read_paused:
             self._since_s = now_s  # it is we who keep the client waiting
@@ -133,8 +140,7 @@ class FastDoor(HttpToolsProtocol):
 
     def turn_away(self) -> None:
         """Answer the prediction that waits with Draining; those of the ASGI door answer it themselves."""
-        exchange = self._exchange
-        call = exchange.call
+        exchange, call = self._exchange, self._exchange.call
         if call is None:
             return
         exchange.keep_alive = False
@@ -204,7 +210,7 @@ class FastDoor(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         doors, exchange, parser = self._doors, self._exchange, self.parser
-        if self._head_bytes > doors.max_header_bytes and self._is_head_too_large():
+        if self._head_bytes > doors.max_header_bytes and size_of(self.url, self.headers) > doors.max_header_bytes:
             self._end(431, f"the head of the request: expected at most {doors.max_header_bytes} bytes, got more")
         self._head_bytes = 0
         if parser.should_upgrade():
@@ -264,15 +270,10 @@ class FastDoor(HttpToolsProtocol):
         if method == b"CONNECT":  # nothing but another protocol
             self._end(501, "method: expected one that asks for a path, got CONNECT")
             return
-        head = [method, b" ", self.url, b" HTTP/", version, b"\r\n"]
-        for name, value in self.headers:
-            if name == b"connection":
-                value = b",".join(option for option in value.split(b",") if option.strip().lower() not in _OFFERS)
-            if name not in _OFFERS:
-                head += [name, b": ", value, b"\r\n"]
+        head = head_without_offers(method, self.url, version, self.headers)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
-        self.data_received(b"".join(head) + b"\r\n" + rest)
+        self.data_received(head + rest)
 
     def on_body(self, body: bytes) -> None:
         if not self._is_prediction:
@@ -286,6 +287,13 @@ class FastDoor(HttpToolsProtocol):
         limit = self._admission.max_body_bytes
         if exchange.size_bytes > limit:
             self._refuse(exchange, BodyTooLarge(exchange.size_bytes, limit))
+            return
+        call = exchange.call
+        if call is not None and exchange.size_bytes > call.held_bytes:  # it comes in chunks, of unknown number
+            try:
+                self._admission.hold(call, exchange.size_bytes)
+            except GatewayError as error:
+                self._refuse(exchange, error)
 
     def on_message_complete(self) -> None:
         self._is_parsing = False
@@ -317,7 +325,9 @@ class FastDoor(HttpToolsProtocol):
             return
         exchange.response_complete = True
         exchange.call = None
-        self._admission.in_flight -= 1  # as close() does; this is the way of most answers
+        admission = self._admission
+        admission.in_flight -= 1  # as close() does; this is the way of most answers
+        admission.in_flight_bytes -= call.held_bytes
         transport = self.transport
         if transport.is_closing():
             return
@@ -331,9 +341,9 @@ class FastDoor(HttpToolsProtocol):
         """Write any answer and go on to what the client has sent meanwhile."""
         exchange = self._exchange
         exchange.response_complete = True
-        if exchange.call is not None:
-            exchange.call = None
-            self._admission.close()
+        call, exchange.call = exchange.call, None
+        if call is not None:
+            self._admission.close(call)
         if self.transport.is_closing():
             return
         self.transport.write(wire_bytes(reply, keep_alive=exchange.keep_alive))
@@ -358,8 +368,7 @@ class FastDoor(HttpToolsProtocol):
 
     def expire_if_late(self, now_s: float) -> None:
         """Answer the prediction that is waiting if its deadline has passed, in the queue or with its body to come."""
-        exchange = self._exchange
-        call = exchange.call
+        exchange, call = self._exchange, self._exchange.call
         if call is None or call.deadline_s > now_s:
             return
         if call.on_reply is not None:
@@ -379,11 +388,7 @@ class FastDoor(HttpToolsProtocol):
         call, exchange.call = exchange.call, None
         if call is not None:
             self._doorway.pipeline.abandon(call)
-            self._admission.close()
-
-    def _is_head_too_large(self) -> bool:
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        return size > self._doors.max_header_bytes
+            self._admission.close(call)
 
     def _end(self, status: int, text: str) -> None:
         """Answer outside of any protocol and close: what the other end sends is no request that we can take."""
@@ -391,8 +396,5 @@ class FastDoor(HttpToolsProtocol):
             return
         cycle = self.cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
-            phrase = {408: "Request Timeout", 431: "Request Header Fields Too Large", 501: "Not Implemented"}[status]
-            body = json.dumps({"error": text}).encode()
-            head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+            self.transport.write(refusal_wire(status, text, ()))
         self.transport.close()

@@ -21,6 +21,7 @@ from gateway.errors import (
     InvalidOutput,
     QueueFull,
     SampleLogUnavailable,
+    Shed,
     VersionShut,
 )
 from gateway.serving.admission import Admission
@@ -44,6 +45,7 @@ _FALL_BACK = {
     InvalidOutput: INVALID,
     VersionShut: BREAKER,
     QueueFull: QUEUE,
+    Shed: QUEUE,
     DeadlineUnreachable: QUEUE,
 }
 
@@ -82,8 +84,10 @@ class Pipeline:
                 call.cache_epoch = live.cache_epoch
                 if self._answer_equal_body(call, live):
                     return
-            if live.batcher.is_busy:
-                live.batcher.check_in_time(call.deadline_s, call.started_s)
+            batcher = live.batcher
+            if batcher.is_busy:
+                batcher.room.check(call.priority, batcher.queued_rows)
+                batcher.check_in_time(call.deadline_s, call.started_s)
             arrivals = live.arrivals
             if not arrivals:
                 asyncio.get_running_loop().call_soon(self._take_in, live)
@@ -110,6 +114,7 @@ class Pipeline:
         calls, live.arrivals = live.arrivals, []
         now_s = self._clock()
         entries: list[Call] = []
+        flat_bytes = 0
         spec = live.signature.inputs[0]
         flats: list[bytes | None]
         try:
@@ -123,6 +128,8 @@ class Pipeline:
             try:
                 if flat is not None:
                     call.flat, call.spec, call.is_plain = flat, spec, True
+                    call.held_bytes += len(flat)  # one row: too little to refuse it at this late hour
+                    flat_bytes += len(flat)
                 else:
                     self._decode(call, live)
                 if call.deadline_s <= now_s:
@@ -132,6 +139,7 @@ class Pipeline:
                 entries.append(call)
             except Exception as error:  # as in begin
                 self._end(call, error)
+        self._admission.in_flight_bytes += flat_bytes
         try:
             live.batcher.submit(entries)
         except Exception as error:  # as in begin
@@ -140,6 +148,7 @@ class Pipeline:
 
     def _decode(self, call: Call, live: LiveVersion) -> None:
         request = live.bound[call.codec.name].decode(call.body, call.headers)
+        self._admission.hold(call, len(call.body) + request.size_bytes)
         call.take_request(request)
         call.is_plain = request.is_plain
         if request.timeout_s is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import random
 from http import HTTPStatus
 from typing import NamedTuple
 
 from gateway import errors
 from gateway.codecs.codec import JSON_HEADERS, Headers
+from gateway.retry import retry_after
 
 STATUS: dict[type[errors.GatewayError], int] = {
     errors.InvalidInput: 400,
@@ -24,8 +27,10 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.InvalidOutput: 500,
     errors.QuotaExceeded: 429,
     errors.QueueFull: 503,
+    errors.Shed: 503,
     errors.DeadlineUnreachable: 503,
     errors.TooManyInFlight: 503,
+    errors.TooManyBytesInFlight: 503,
     errors.Draining: 503,
     errors.ModelNotReady: 503,
     errors.VersionShut: 503,
@@ -80,7 +85,7 @@ def status_of(error: errors.GatewayError | None) -> int:
 def error_headers(error: errors.GatewayError | None) -> Headers:
     """Retry-After for what a client may ask again, Allow for what another method would get, and how to say who asks."""
     if isinstance(error, errors.Refused):
-        return ((b"retry-after", str(max(1, round(error.retry_after_s))).encode()),)
+        return ((b"retry-after", b"%d" % retry_after(error.retry_after_s, random.random())),)
     if isinstance(error, errors.MethodNotAllowed):
         return ((b"allow", error.allowed.encode()),)
     if isinstance(error, errors.KeyUnknown):
@@ -100,6 +105,13 @@ def header_pairs(reply: Reply) -> list[tuple[bytes, bytes]]:
     if isinstance(reply.error, errors.BodyTooSlow):  # what still comes of the body is not the next request
         pairs.append((b"connection", b"close"))
     return pairs
+
+
+def refusal_wire(status: int, text: str, headers: Headers) -> bytes:
+    """A whole HTTP/1.1 response to a connection that is refused before any request: what follows is closed."""
+    body = json.dumps({"error": text}).encode()
+    end = (*headers, (b"content-length", b"%d" % len(body)))
+    return _status_line(status) + _wire(JSON_HEADERS) + _wire(end) + _CLOSE + b"\r\n" + body
 
 
 def _status_line(status: int) -> bytes:

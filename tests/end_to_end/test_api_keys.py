@@ -83,7 +83,7 @@ def settled(gateway: LiveGateway, made: Mapping[str, Any], status: int = 200, *,
     """Wait until six connections in a row get *status*: then all workers know. Costs nothing that has a quota."""
 
     def all_agree() -> bool:
-        return all(ask(gateway, path, bearer(made)).status_code == status for _ in range(6))
+        return all(ask(gateway, path, bearer(made)).status_code == status for _ in range(24))
 
     eventually(all_agree, f"all workers answer {status}")
 
@@ -93,8 +93,8 @@ def use_up(gateway: LiveGateway, made: Mapping[str, Any]) -> list[int]:
     statuses: list[int] = []
 
     def is_used_up() -> bool:
-        statuses.extend(ask(gateway, OIP, bearer(made)).status_code for _ in range(6))
-        return set(statuses[-6:]) == {429}
+        statuses.extend(ask(gateway, OIP, bearer(made)).status_code for _ in range(24))
+        return set(statuses[-24:]) == {429}
 
     eventually(is_used_up, "all workers have given what they may")
     return statuses
@@ -143,7 +143,7 @@ def test_refusals_come_in_the_words_of_the_protocol_and_through_both_doors_alike
         for path in (OIP, NATIVE):
             reply = ask(gateway, path, bearer(slow))
             assert reply.status_code == 429
-            assert 900 <= int(reply.headers["retry-after"]) <= 1000
+            assert 900 <= int(reply.headers["retry-after"]) <= 1500
             seen[door].append((path, 429, list(reply.headers), re.sub(r"[0-9a-f]{8}\b", "ID", reply.text)))
     assert seen["fast"] == seen["asgi"]
     by_path = {(path, status): json.loads(words) for path, status, _, words in seen["fast"] if words}

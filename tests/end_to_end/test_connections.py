@@ -282,7 +282,7 @@ def test_no_client_has_shaken_the_code_of_its_connection(gateways: dict[str, Liv
 def test_a_stop_lets_every_connection_end_as_it_stands(tmp_path: Path, door: str) -> None:
     """Idle ones and half heads are closed; what has begun is answered, also what waits behind it, and then closed."""
     write_package(tmp_path / "models", SLOW)
-    slow = post(path="/v2/models/slow/infer")
+    slow = post(path="/v2/models/slow/infer", extra="x-request-timeout-ms: 60000\r\n")
     with open_gateway(tmp_path, door, {}) as gateway:
 
         def in_flight() -> float:

@@ -111,6 +111,7 @@ def test_what_cannot_be_finished_is_told_to_ask_elsewhere(tmp_path: Path, door: 
         refused = [answer for answer in asyncio.run(scenario()) if answer.status != 200]
         answer = refused[-1]
         assert {answer.status for answer in refused} == {503}
-        assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "1", "close")
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
+        assert answer.headers["retry-after"] in ("1", "2")
         assert "stopping" in answer.json()["error"]
         gateway.wait_stopped(exit_code=128 + signal.SIGINT if end == "a second signal" else 0)

@@ -114,7 +114,8 @@ class Rig:
         puppet: type[PuppetRuntime] = PuppetRuntime,
         cache: bool = True,
         shadow: dict[str, Any] | None = None,
-        **limits: float,
+        most_bytes: int = 2**28,
+        **limits: float | str,
     ) -> None:
         self.clock = FakeClock()
         self.pool = HandPool()
@@ -122,7 +123,7 @@ class Rig:
         self._counted = process_registry()
         metrics = ServingMetrics(self._counted)
         counts = self.counts = Counts(metrics)
-        self.admission = Admission(LimitSettings(), clock=self.clock)
+        self.admission = Admission(LimitSettings(), max_in_flight_bytes=most_bytes, clock=self.clock)
         # No run is short enough for the loop unless a test says so.
         batching = BatchSettings(**{"inline_budget_s": 0.0, **limits})  # type: ignore[arg-type]
         registry = Registry(
@@ -197,6 +198,7 @@ class Rig:
         variant: str | None = None,
         key: str | None = None,
         timeout_s: float = 5.0,
+        priority: str | None = None,
         body: bytes | None = None,
     ) -> Caller:
         """One request with its whole body, as a door hands it over."""
@@ -207,6 +209,7 @@ class Rig:
             body = json.dumps({"rows": [{"x": value} for value in values]}).encode()
         headers = {"x-request-timeout-ms": str(timeout_s * 1000)} | ({"x-variant": variant} if variant else {})
         headers |= {"x-targeting-key": key} if key else {}
+        headers |= {"x-request-priority": priority} if priority else {}
         (found,) = [one for one in CODECS if one.name == codec]
         call = self.admission.open(Target(found, "m", pinned), headers, len(body))
         call.body = body
@@ -215,7 +218,7 @@ class Rig:
 
         def on_reply(_: Call, error: GatewayError | None, route: Block, content: Headers, body: bytes) -> None:
             caller.answers.append((error, {name.decode(): value.decode() for name, value in route.pairs}, body))
-            self.admission.close()
+            self.admission.close(call)
 
         self.pipeline.begin(call, on_reply)
         return caller
@@ -225,7 +228,7 @@ class Rig:
         if not caller.answers and not caller.left:
             caller.left = True
             self.pipeline.abandon(caller.call)
-            self.admission.close()
+            self.admission.close(caller.call)
 
     def advance(self, seconds: float) -> None:
         """Time passes, and the door tells those whose deadline has passed."""
@@ -265,7 +268,7 @@ class Rig:
     def check_nothing_is_held(self) -> None:
         for caller in self.callers:  # as the ASGI door does at the end: nothing, if it has its answer
             self.pipeline.abandon(caller.call)
-        assert self.admission.in_flight == 0
+        assert (self.admission.in_flight, self.admission.in_flight_bytes) == (0, 0)
         assert {version: live.holders for version, live in self.versions.items()} == {"1": 0, "2": 0}
         assert [live.batcher.queued_rows for live in self.versions.values()] == [0, 0]
         assert not any(live.arrivals for live in self.versions.values())

@@ -65,7 +65,7 @@ class Bench:
             self.runtime,
             signature,
             cost if cost is not None else RunCost(),
-            BatchSettings(**limits),
+            BatchSettings(**limits),  # type: ignore[arg-type]  # those that are numbers
             pool,
             best=best,
             on_run=self.runs.append,

@@ -1,0 +1,177 @@
+"""What becomes of a gateway that is asked for one to five times what it can do: python benchmarks/overload.py.
+
+Open loop: requests fall due at random times, whatever has become of those before them. One worker on one core, the
+load on another; a network of 64-1024-1024-10 as the model, 64 rows in a request, so that each costs more than 0.5 ms
+of a processor. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import select
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from speed import asks, machine, models, servers
+from speed.poisson import percentile, schedule
+
+MODEL = "mlp"
+ROWS = 64
+CONNECTIONS = 512
+PEAK_CONNECTIONS = 16
+PEAK_S = 5.0
+UNLOADED = 0.2  # of the peak
+LOADS = (1.0, 2.0, 3.0, 4.0, 5.0)
+RECOVERED = 0.5
+_PATIENCE_S = 10.0
+_COLUMNS = (
+    *("load", "offered/s", "answered/s", "of peak", "p50 ms", "p99 ms", "refused", "refusal p50 ms"),
+    *("refusal p99 ms", "failed", "late"),
+)
+_REQUESTS = 256
+
+
+@dataclass(slots=True)
+class Wire:
+    """One keep-alive connection, and what it waits for."""
+
+    socket: socket.socket
+    due_s: float = 0.0
+    sent_s: float = 0.0
+    received: bytes = b""
+
+    def answer(self) -> int:
+        """Read what has come: the status once the answer is whole, 0 before. Raises ConnectionError."""
+        block = self.socket.recv(256 * 1024)
+        if not block:
+            raise ConnectionError("the gateway closed a connection")
+        self.received += block
+        head, found, body = self.received.partition(b"\r\n\r\n")
+        if not found or len(body) < int(head.partition(b"content-length: ")[2].split(b"\r\n", 1)[0]):
+            return 0
+        self.received = b""
+        return int(head[9:12])
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Times in seconds. served: from due to answer; refused: from sent to answer; refused_at: since the start."""
+
+    seconds: float
+    served: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    refused_at: list[float] = field(default_factory=list)
+    failed: int = 0
+    late: int = 0  # found no free connection when they were due
+
+    @property
+    def goodput_per_s(self) -> float:
+        return len(self.served) / self.seconds
+
+
+def load(
+    url: str, requests: Sequence[bytes], due_s: Sequence[float] | None, seconds: float, connections: int
+) -> Outcome:
+    """Send what is due over connections that are free; due_s None: each connection asks again once it is answered."""
+    at = urlsplit(url)
+    wires = [Wire(socket.create_connection((str(at.hostname), at.port or 80))) for _ in range(connections)]
+    poll = select.epoll()
+    for wire in wires:
+        wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        poll.register(wire.socket, select.EPOLLIN)
+    by_fd = {wire.socket.fileno(): wire for wire in wires}
+    free, outcome, clock = collections.deque(wires), Outcome(seconds), time.perf_counter
+    sent, last_late, began_s = 0, -1, clock()
+    while True:
+        now_s = clock() - began_s
+        if now_s > seconds and (len(free) == connections or now_s > seconds + _PATIENCE_S):
+            break
+        while now_s < seconds and (due_s is None or (sent < len(due_s) and due_s[sent] <= now_s)):
+            if not free:
+                outcome.late += due_s is not None and sent != last_late
+                last_late = sent
+                break
+            wire = free.popleft()
+            wire.sent_s = clock() - began_s
+            wire.due_s = wire.sent_s if due_s is None else due_s[sent]
+            wire.socket.sendall(requests[sent % len(requests)])
+            sent += 1
+        for fd, _ in poll.poll(0, 64):
+            wire = by_fd[fd]
+            status = wire.answer()
+            if not status:
+                continue
+            now_s = clock() - began_s
+            free.append(wire)
+            if status == 200:
+                outcome.served.append(now_s - wire.due_s)
+            elif status == 503:
+                outcome.refused.append(now_s - wire.sent_s)
+                outcome.refused_at.append(now_s)
+            else:
+                outcome.failed += 1
+    outcome.failed += connections - len(free)
+    for wire in wires:
+        wire.socket.close()
+    return outcome
+
+
+def _ms(values: list[float], share: float) -> str:
+    return f"{percentile(sorted(values), share) * 1000:.2f}" if values else "-"
+
+
+def _row(name: str, offered_per_s: float, outcome: Outcome, peak_per_s: float) -> str:
+    cells = (
+        *(name, f"{offered_per_s:.0f}", f"{outcome.goodput_per_s:.0f}", f"{outcome.goodput_per_s / peak_per_s:.0%}"),
+        *(_ms(outcome.served, 0.5), _ms(outcome.served, 0.99), str(len(outcome.refused))),
+        *(_ms(outcome.refused, 0.5), _ms(outcome.refused, 0.99), str(outcome.failed), str(outcome.late)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
+    parser.add_argument("--adaptive", choices=("on", "off"), default="on")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {machine.LOAD_CORE})
+    seconds = options.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        made = models.make(root, [MODEL])
+        ask = asks.many_rows(servers.infer_path(MODEL), made[MODEL].rows, ROWS, binary=True)
+        settings = {**servers.CACHE_OFF, "SLUICEGATE_BATCHING__ADAPTIVE": options.adaptive}
+        with servers.gateway(root, "overload", made, settings, canary=False) as gateway:
+            requests = asks.whole(ask, gateway.url, _REQUESTS, 1)
+
+            def offer(rate_per_s: float, seed: int) -> Outcome:
+                return load(gateway.url, requests, schedule(rate_per_s, seconds, seed), seconds, CONNECTIONS)
+
+            load(gateway.url, requests, None, PEAK_S, PEAK_CONNECTIONS)
+            pids = machine.tree(gateway.pid)
+            before_s = machine.cpu_s(pids)
+            peak = load(gateway.url, requests, None, PEAK_S, PEAK_CONNECTIONS)
+            cost_ms = 1000 * (machine.cpu_s(pids) - before_s) / len(peak.served)
+            peak_per_s = peak.goodput_per_s
+            print(f"peak {peak_per_s:.0f} requests/s, {cost_ms:.2f} ms of processor each\n", flush=True)
+            print("| " + " | ".join(_COLUMNS) + " |\n|" + " --- |" * len(_COLUMNS))
+            print(_row("unloaded", UNLOADED * peak_per_s, offer(UNLOADED * peak_per_s, 1), peak_per_s), flush=True)
+            for factor in LOADS:
+                print(_row(f"{factor:g} x", factor * peak_per_s, offer(factor * peak_per_s, 2), peak_per_s), flush=True)
+            after = offer(RECOVERED * peak_per_s, 3)
+            print(_row("then", RECOVERED * peak_per_s, after, peak_per_s))
+            print(f"\nlast refusal after the overload: {max(after.refused_at, default=0.0):.2f} s")
+
+
+if __name__ == "__main__":
+    main()

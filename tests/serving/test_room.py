@@ -1,0 +1,96 @@
+"""Whom a queue that fills turns away first, and whom last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import InvalidInput, QueueFull, Shed
+from gateway.serving.adaptive import QueueLimit
+from gateway.serving.entry import Run
+from gateway.serving.priority import CRITICAL, NORMAL, SHEDDABLE
+from gateway.serving.room import QueueRoom
+from tests.serving.rig import Rig, run
+
+
+@given(max_rows=st.integers(1, 1000), rows=st.integers(1, 1200), queued=st.integers(0, 1000))
+def test_lower_priorities_are_turned_away_first_and_an_empty_queue_takes_what_fits(
+    max_rows: int, rows: int, queued: int
+) -> None:
+    room = QueueRoom(max_rows)
+    found = [room.refusal(rows, priority, queued) for priority in (CRITICAL, NORMAL, SHEDDABLE)]
+    assert [error is None for error in found] == sorted([error is None for error in found], reverse=True)
+    if rows > max_rows:
+        assert all(isinstance(error, InvalidInput) for error in found)
+    elif queued + rows > max_rows:
+        assert all(isinstance(error, QueueFull) for error in found)
+    else:
+        assert found[CRITICAL] is None
+        assert isinstance(found[NORMAL], Shed) == (queued >= 0.9 * max_rows)
+        assert isinstance(found[SHEDDABLE], Shed) == (queued >= 0.5 * max_rows and queued > 0)
+    if queued + rows <= room.easy_rows:
+        assert found == [None, None, None]
+
+
+def test_calls_are_let_in_by_their_priority_and_before_they_are_read(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path, cache=False, max_queue_rows=10)
+        rig.ask(1.0)
+        await rig.turn()
+        await rig.turn()
+        assert rig.pool.is_busy
+        rig.ask(*[1.0] * 5)
+        await rig.turn()
+        shed = rig.ask(1.0, priority="sheddable", body=b"{")
+        assert isinstance(shed.error, Shed), "and not the InvalidInput that a look at its body would have given"
+        rig.ask(*[1.0] * 4)
+        await rig.turn()
+        assert isinstance(rig.ask(1.0).error, Shed)
+        assert isinstance(rig.ask(1.0, priority="normal").error, Shed)
+        last = rig.ask(1.0, priority="Critical")
+        await rig.turn()
+        assert isinstance(rig.ask(1.0, priority="critical").error, QueueFull)
+        await rig.settle()
+        assert last.error is None
+        with pytest.raises(InvalidInput, match="header x-request-priority"):
+            rig.ask(1.0, priority="urgent")
+        assert rig.ask(1.0, priority="sheddable") is rig.callers[-1]
+        await rig.settle()
+        assert rig.callers[-1].error is None
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_a_room_that_learns_takes_less_once_its_rows_wait_too_long() -> None:
+    room = QueueRoom(1000, QueueLimit(0.02, 1000, 0.0))
+    assert room.refusal(1, NORMAL, 99) is None
+    room.ran(Run(10, 10, "drained", 0.5, 0.01), 90, 8, 0.2)
+    assert room.bound_rows == 70
+    assert isinstance(room.refusal(1, CRITICAL, 70), QueueFull)
+    assert isinstance(room.refusal(1, NORMAL, 63), Shed)
+    assert room.refusal(1, CRITICAL, 69) is None
+    assert room.refusal(900, NORMAL, 0) is None, "an empty queue takes what fits"
+
+
+def test_versions_have_limits_of_their_own(tmp_path: Path) -> None:
+    """A candidate that is slow must not take the stable version's room."""
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path, cache=False, max_queue_rows=1000, max_batch_rows=8, adaptive="on")
+        for _ in range(4):
+            for _ in range(20):
+                rig.ask(1.0, pinned="2", timeout_s=60.0)
+                await rig.turn()
+            rig.advance(0.3)
+            rig.pool.run_one()
+            await rig.turn()
+            await rig.turn()
+        await rig.settle()
+        assert rig.versions["2"].batcher.room.bound_rows < 100
+        assert rig.versions["1"].batcher.room.bound_rows == 1000
+
+    run(scenario)

@@ -90,6 +90,13 @@ class Call(Entry):
         stand_in.gone = not self.followers
         return stand_in
 
+    def release_followers(self) -> tuple[Call, ...]:
+        """Its followers, which from now on do not hold each other: nothing is left for the cycle collector."""
+        followers, self.followers = self.followers, ()
+        for call in followers:
+            call.leader = None
+        return followers
+
     def start_again(self, live: LiveVersion, decision: Decision) -> None:
         """Forget how far it came, and be decided anew."""
         self.live, self.decision, self.arm, self.is_held = live, decision, None, True

@@ -229,7 +229,7 @@ class Pipeline:
     def _fail(self, entry: Call, error: Exception) -> None:
         """Refuse a call and those that follow it; equal calls that come from now on are on their own."""
         self._forget(entry)
-        for call in (entry, *_released(entry)):
+        for call in (entry, *entry.release_followers()):
             self._end(call, error)
 
     def _complete_plain(self, calls: list[Call], starts: Sequence[int], outputs: Tensors, run: Run) -> None:
@@ -253,7 +253,7 @@ class Pipeline:
         kept = None
         if entry.cache_epoch == entry.live.cache_epoch:
             kept = self._cache.put(entry.key, entry.request, own.outputs, None, ttl_s=self._answers.ttl_of(entry))
-        for call in _released(entry):
+        for call in entry.release_followers():
             try:
                 self._answers.complete(call, kept if kept is not None else own, run)
             except Exception as error:  # as in finish_batch
@@ -386,14 +386,6 @@ class Pipeline:
             leader.followers = tuple([other for other in leader.followers if other is not call])
             call.leader = None
         leader.gone = leader.left and not leader.followers
-
-
-def _released(entry: Call) -> tuple[Call, ...]:
-    """The followers of an entry, which from now on do not hold each other: nothing is left for the cycle collector."""
-    followers, entry.followers = entry.followers, ()
-    for call in followers:
-        call.leader = None
-    return followers
 
 
 def _decode_plain(live: LiveVersion, calls: list[Call]) -> list[bytes | None]:

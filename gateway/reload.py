@@ -42,4 +42,6 @@ def _is_taken_over(section: str, key: str, old: dict[str, dict[str, Any]], new: 
     name = f"{section}.{key}"
     if name in ("server.tls_certificate", "server.tls_key"):  # one port cannot speak TLS and not
         return bool(old[section][key]) == bool(new[section][key])
+    if name == "server.api_keys" and str(old["flags"]["store"]).startswith(settings.SHARED_STORES):
+        return False  # the follower, which copies the keys from the database, is not restarted
     return name in _TAKEN_OVER_KEYS or (section in _TAKEN_OVER and name not in _KEPT)

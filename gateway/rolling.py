@@ -59,9 +59,10 @@ class Rolling:
         """The last restart. state: none, running, done, stopped or refused; why: of the last two."""
         return self._restart
 
-    def refuse(self, why: str) -> None:
-        """Note a restart that was asked for and cannot begin."""
+    def refuse(self, why: str, now_s: float) -> None:
+        """Note a restart that was asked for and cannot begin. One that goes on ends here: nobody would hear of it."""
         _log.error("the workers are not restarted: %s", why)
+        self._dismiss(now_s)
         self._note(number=self._restart["number"] + 1, state="refused", why=why)
 
     def begin(self, around: Surroundings, now_s: float) -> None:
@@ -69,8 +70,7 @@ class Rolling:
         _log.info("restarting the workers, one at a time")
         self._around = around
         self._generation += 1
-        if self._successor is not None:  # its settings are old
-            self._successor.kill_at_s = now_s
+        self._dismiss(now_s)  # its settings are old
         self._note(number=self._restart["number"] + 1, state="running", why="", replaced=0)
 
     def step(self, now_s: float) -> None:
@@ -127,16 +127,25 @@ class Rolling:
             return
         if lost := _lost(self._status(old), found):
             self._stop(new, lost)
-            new.kill_at_s = now_s
+            self._dismiss(now_s)
             return
         new.kill_at_s = math.inf
         self._slots[index], self._successor = new, None
         if old.pid is not None:
-            old.signal(signal.SIGTERM)
-            old.kill_at_s = now_s + old.around.settings.server.drain_timeout_s + FLUSH_GRACE_S
-            self._retiring.append(old)
+            self._retire(old, now_s)
         _log.info("%s was replaced", new.name, extra={"old_pid": old.pid, "pid": new.pid})
         self._note(replaced=self._restart["replaced"] + 1)
+
+    def _dismiss(self, now_s: float) -> None:
+        """Send a new worker away that shall not take over, if there is one: it may have taken connections already."""
+        slot, self._successor = self._successor, None
+        if slot is not None:
+            self._retire(slot, now_s)
+
+    def _retire(self, slot: Slot, now_s: float) -> None:
+        slot.signal(signal.SIGTERM)
+        slot.kill_at_s = now_s + slot.around.settings.server.drain_timeout_s + FLUSH_GRACE_S
+        self._retiring.append(slot)
 
     def _status(self, slot: Slot) -> Mapping[str, Any]:
         try:

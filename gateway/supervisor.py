@@ -300,20 +300,21 @@ class Supervisor:
 
     def _restart_workers(self) -> None:
         """Read the settings again, and replace the workers one by one."""
+        now_s = self._clock()
         if not self._workers():
-            self._rolling.refuse("there are none in this gateway")
+            self._rolling.refuse("there are none in this gateway", now_s)
             return
         try:
             effective, kept = reload.take_over(self._settings, self._reread())
             preflight.check_certificates(effective, ("serving",))
         except GatewayError as error:
-            self._rolling.refuse(str(error))
+            self._rolling.refuse(str(error), now_s)
             return
         for name in kept:
             _log.warning("setting %s has changed: that needs a restart of the whole gateway", name)
         self._settings = effective
         self._around = dataclasses.replace(self._around, settings=effective)
-        self._rolling.begin(self._around, self._clock())
+        self._rolling.begin(self._around, now_s)
 
     def _on_restart(self, state: str | None) -> None:
         """One more worker was replaced, or the restart has begun or ended."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import settings
+from gateway import reload, settings
 from gateway.errors import InvalidSetting
 from gateway.settings import Settings
 
@@ -181,3 +181,16 @@ def test_paths_follow_the_state_directory() -> None:
     assert effective.admin_token_path == Path("/var/lib/sluicegate/admin.token")
     elsewhere = settings.load(None, {}, {"flags.store": "sqlite:////srv/flags.sqlite"})
     assert elsewhere.flag_store_path == Path("/srv/flags.sqlite")
+
+
+@pytest.mark.parametrize(("store", "kept"), [("", []), ("postgresql://u@h/d", ["server.api_keys"])])
+def test_api_keys_are_switched_on_by_a_rolling_restart_where_the_workers_read_them_themselves(
+    store: str, kept: list[str]
+) -> None:
+    plain = settings.to_plain(settings.Settings())
+    plain["flags"]["store"] = store
+    before = settings.from_plain(plain)
+    plain["server"]["api_keys"] = "required"
+    found, told = reload.take_over(before, settings.from_plain(plain))
+    assert told == kept
+    assert found.server.api_keys == ("off" if kept else "required")

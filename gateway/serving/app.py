@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Set
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -160,22 +160,8 @@ def build(
     )
     app.state.doors = doors
     return Worker(
-        *(
-            admission,
-            registry,
-            cache,
-            sampler,
-            label_writer,
-            shadow,
-            counts,
-            metrics,
-            ring,
-            guards,
-            pipeline,
-            watch,
-            doors,
-            app,
-        )
+        *(admission, registry, cache, sampler, label_writer, shadow, counts, metrics, ring),
+        *(guards, pipeline, watch, doors, app),
     )
 
 
@@ -240,6 +226,8 @@ async def _background(
         await asyncio.to_thread(worker.sampler.close, 5.0)
         worker.registry.close()  # the models last: until here, an answer may still be on its way
         worker.counts.flush()
+        if worker.ring is not None:
+            worker.ring.flush(worker.metrics)
         worker.watch.close()
 
 
@@ -290,13 +278,17 @@ async def _serve(
     lifeline_fd: int,
     marks: Marks,
     suspects: Set[tuple[str, str]],
+    early: Sequence[int],
 ) -> None:
     loop = asyncio.get_running_loop()
-
-    def complaints() -> list[str]:
-        return health.complaints(health.read(run_dir))
-
-    worker = build(settings, boot=boot, report=report, marks=marks, suspects=suspects, complaints=complaints)
+    worker = build(
+        settings,
+        boot=boot,
+        report=report,
+        marks=marks,
+        suspects=suspects,
+        complaints=lambda: health.complaints(health.read(run_dir)),
+    )
     server = server_for(settings.server, worker.app, worker.doors)
     stopped = asyncio.Event()
 
@@ -321,6 +313,8 @@ async def _serve(
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(ANNOUNCE, announce)
     loop.add_signal_handler(HURRY, hurry)
+    for came in early:  # before somebody listened
+        (hurry if came == HURRY else announce if came == ANNOUNCE else stop)()
     connections = server.server_state.connections
 
     def phase() -> str:
@@ -377,8 +371,9 @@ def run_worker(
     import uvloop  # here and not above: importing it starts nothing, but only workers need it
 
     # Before the event loop takes the signals, and after: then they must not kill us.
+    early: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, ANNOUNCE, HURRY):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda came, _frame: early.append(came))
     started_s = time.monotonic()
     uvloop.run(
         _serve(
@@ -391,6 +386,7 @@ def run_worker(
             lifeline_fd=lifeline_fd,
             marks=Marks(marks_fd),
             suspects=suspects,
+            early=early,
         )
     )
     log.info("stopped", extra={"served_s": round(time.monotonic() - started_s)})

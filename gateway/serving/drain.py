@@ -77,10 +77,7 @@ class DrainingServer(uvicorn.Server):
             server.close()
         for listener in sockets or ():
             listener.close()
-        loop = asyncio.get_running_loop()
-        for connection in waiting:
-            with contextlib.suppress(OSError):  # it has left, or its handshake fails
-                await loop.connect_accepted_socket(self.make_connection, connection, ssl=self.tls_context)
+        adopting = {asyncio.create_task(self._adopt(connection)) for connection in waiting}
         doors, state = self._doors, self.server_state
         doors.leave()
         for other in state.connections - doors.open:  # of uvicorn's own protocol
@@ -92,12 +89,22 @@ class DrainingServer(uvicorn.Server):
             await asyncio.sleep(TICK_S)  # first: requests may have come in already
             doors.close_idle(idle_s, SILENT_S)
             self._drop_silent()
-            if not (state.connections or state.tasks):
+            if not (state.connections or state.tasks or not all(task.done() for task in adopting)):
                 return
             if time.monotonic() > until_s:
                 _log.error("not all requests were finished in time", extra={"connections": len(state.connections)})
                 break
         await self._cut_off()
+
+    async def _adopt(self, connection: socket.socket) -> None:
+        """Take a connection that waited to be accepted. Over TLS that lasts as long as its handshake."""
+        bounds = {}
+        if self.tls_context is not None:
+            bounds = {"ssl_handshake_timeout": SILENT_S, "ssl_shutdown_timeout": SILENT_S}
+        with contextlib.suppress(OSError):  # it has left, or its handshake fails
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self.make_connection, connection, ssl=self.tls_context, **bounds
+            )
 
     def make_connection(self) -> asyncio.Protocol:
         """The protocol of a new connection."""

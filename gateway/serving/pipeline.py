@@ -175,6 +175,7 @@ class Pipeline:
             leader.followers += (call,)
             leader.gone = False
             leader.run_by_s = max(leader.run_by_s, call.deadline_s)
+            leader.priority = min(leader.priority, call.priority)  # critical is the least number
             return True
         call.cache = "miss"
         call.key = key

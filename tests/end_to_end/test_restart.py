@@ -157,12 +157,33 @@ def test_a_worker_that_does_not_become_ready_stops_the_restart_and_the_old_ones_
         assert "detail" not in gateway.data.get("/readyz").json()
 
 
+def test_a_refused_restart_ends_the_one_that_goes_on_and_sends_its_new_worker_away(tmp_path: Path) -> None:
+    write_package(tmp_path / "models", IRIS)
+    with LiveGateway(tmp_path / "models", tmp_path / "state") as gateway:
+        pids = gateway.child_pids("worker")
+        gateway.signal(signal.SIGHUP)
+        successor = stop_a_successor(gateway, {child["pid"] for child in gateway.ready["children"]})
+        write_settings(settings_file(gateway), {"limits": {"max_bodies": 10}})
+        gateway.signal(signal.SIGHUP)
+        eventually(lambda: health(gateway)["restart"]["state"] == "refused", "the second one is refused")
+        os.kill(successor, signal.SIGCONT)
+        eventually(lambda: not Path(f"/proc/{successor}").exists(), "the new worker has left")
+        assert "the old worker-0 has left: " in gateway.log
+        assert gateway.child_pids("worker") == pids
+        assert gateway.data.post("/v2/models/iris/infer", content=BODY).status_code == 200
+        write_settings(settings_file(gateway), {})
+        assert restart(gateway)["state"] == "done"
+
+
 def stop_a_successor(gateway: LiveGateway, known: set[int]) -> int:
     """Stop the child that is started beside those in *known*; returns its pid."""
 
     def found() -> int | None:
         children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
-        return next(iter({int(pid) for pid in children} - known), None)
+        for pid in {int(pid) for pid in children} - known:
+            if b"gateway.children" in Path(f"/proc/{pid}/cmdline").read_bytes():  # before, the supervisor waits for it
+                return pid
+        return None
 
     pid = eventually(found, "a new worker is started")
     os.kill(pid, signal.SIGSTOP)

@@ -65,6 +65,24 @@ def test_calls_are_let_in_by_their_priority_and_before_they_are_read(tmp_path: P
     run(scenario)
 
 
+def test_a_call_that_waits_for_an_equal_one_is_not_turned_away_by_the_others_priority(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path, max_queue_rows=10)
+        rig.ask(1.0)
+        await rig.turn()
+        await rig.turn()
+        assert rig.pool.is_busy
+        rig.ask(*[2.0, 3.0, 4.0, 5.0])
+        await rig.turn()
+        rig.ask(6.0)  # with it the queue is half full when the next one joins
+        sheddable, critical = rig.ask(7.0, priority="sheddable"), rig.ask(7.0, priority="critical")
+        await rig.settle()
+        assert (sheddable.error, critical.error) == (None, None)
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
 def test_a_room_that_learns_takes_less_once_its_rows_wait_too_long() -> None:
     room = QueueRoom(1000, QueueLimit(0.02, 1000, 0.0))
     assert room.refusal(1, NORMAL, 99) is None

@@ -11,9 +11,11 @@ from hypothesis import settings
 
 from tests.postgres import PostgresServer, require
 
-# How long an example takes is the machine's business, not a test's.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+# How long an example takes is the machine's business, not a test's. Where a test does not say how many it needs, few
+# are tried each time, and others the next time; --hypothesis-profile=thorough tries many.
+settings.register_profile("usual", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.load_profile("usual")
 
 # As the command line does for itself: tests tell nobody which models they load.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -139,6 +139,7 @@ def test_a_worker_that_does_not_become_ready_stops_the_restart_and_the_old_ones_
         # No time to become ready in.
         write_settings(settings_file(gateway), {"supervisor": {"restart_timeout_s": 3}})
         known = {child["pid"] for child in gateway.ready["children"]}
+        eventually(lambda: children(gateway) == known, "the new worker of before has left")
         with subprocess.Popen([sys.executable, "-m", "gateway", "restart", "--state", gateway.state]) as process:
             stopped = stop_a_successor(gateway, known)
             assert process.wait(60) == 1
@@ -175,12 +176,16 @@ def test_a_refused_restart_ends_the_one_that_goes_on_and_sends_its_new_worker_aw
         assert restart(gateway)["state"] == "done"
 
 
+def children(gateway: LiveGateway) -> set[int]:
+    """The pids of all of them, ready or not."""
+    return {int(pid) for pid in Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()}
+
+
 def stop_a_successor(gateway: LiveGateway, known: set[int]) -> int:
     """Stop the child that is started beside those in *known*; returns its pid."""
 
     def found() -> int | None:
-        children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
-        for pid in {int(pid) for pid in children} - known:
+        for pid in children(gateway) - known:
             if b"gateway.children" in Path(f"/proc/{pid}/cmdline").read_bytes():  # before, the supervisor waits for it
                 return pid
         return None

@@ -56,7 +56,14 @@ class Gateway:
         return client.post(self.path, content=self.body, headers=headers)
 
     def pid(self, role: str) -> int:
-        return int(next(child["pid"] for child in self.server.told["children"] if child["role"] == role))
+        found: list[int] = []
+
+        def is_there() -> bool:  # one that was killed is not told of until its successor is ready
+            found.extend(int(child["pid"]) for child in self.server.told["children"] if child["role"] == role)
+            return bool(found)
+
+        until(is_there, f"a {role} is ready")
+        return found[0]
 
 
 def until_revision(gateway: Gateway, client: httpx.Client, revision: int) -> float:

@@ -30,6 +30,7 @@ from released import (
     is_answering,
     is_control_back,
     pids,
+    settled,
     share_of,
     until,
     until_revision,
@@ -96,8 +97,7 @@ def kill_switch(gateway: Gateway) -> Row:
 
 def stickiness(gateway: Gateway) -> Row:
     """The variants of 2,000 keys, asked twice over all workers, again after all workers were killed, and at 10 %."""
-    gateway.share(5)
-    time.sleep(0.2)
+    settled(gateway, gateway.share(5))
     first = variants(gateway)
     again = variants(gateway)
     for child in list(gateway.server.told["children"]):
@@ -105,8 +105,7 @@ def stickiness(gateway: Gateway) -> Row:
             os.kill(child["pid"], signal.SIGKILL)
     until(lambda: is_answering(gateway), "workers are back")
     after = variants(gateway)
-    gateway.share(10)
-    time.sleep(0.2)
+    settled(gateway, gateway.share(10))
     wider = variants(gateway)
     other = sum(first[key] != again[key] or first[key] != after[key] for key in first)
     left = sum(first[key] == "canary" and wider[key] == "stable" for key in first)

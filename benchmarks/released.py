@@ -127,6 +127,12 @@ def are_all_back(gateway: Gateway, without: int) -> bool:
     return len(found) == WORKERS and without not in found
 
 
+def settled(gateway: Gateway, revision: int) -> None:
+    """Until twelve new connections, so over all workers, are answered by *revision*."""
+    for client in gateway.clients(12):
+        until_revision(gateway, client, revision)
+
+
 def share_of(gateway: Gateway) -> int | None:
     """The canary's weight, as control says it; None if it says nothing."""
     try:

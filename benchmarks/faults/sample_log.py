@@ -222,18 +222,18 @@ def _has_counted(watched: Watched) -> bool:
 
 
 def _worker(trial: Trial, watched: Watched) -> None:
-    time.sleep(trial.draw.uniform(0.0, 0.6))
+    time.sleep(trial.draw.uniform(0.0, 0.6))  # the moment of the kill, drawn by the seed
     stage.killed(trial, watched.live, "worker", trial.draw.randrange(2))
 
 
 def _monitor(trial: Trial, watched: Watched) -> None:
-    time.sleep(trial.draw.uniform(0.0, 1.0))
+    time.sleep(trial.draw.uniform(0.0, 1.0))  # as above
     stage.killed(trial, watched.live, "monitor")
 
 
 def _compactor(trial: Trial, watched: Watched) -> None:
     watched.hits += _until_compacting(watched.live.state / "samples")
-    time.sleep(trial.draw.uniform(0.0, 0.02))
+    time.sleep(trial.draw.uniform(0.0, 0.02))  # as above
     stage.killed(trial, watched.live, "monitor")
 
 
@@ -276,7 +276,7 @@ def _until_compacting(samples: Path) -> bool:
     while time.monotonic() < until_s:
         if next(samples.glob("model=*/version=*/date=*/hour=*/.*.tmp"), None) is not None:
             return True
-        time.sleep(0.001)
+        time.sleep(0.001)  # a file system tells nobody; the file is there for milliseconds
     return False
 
 

@@ -27,8 +27,6 @@ _COMPACT_S = 5.0
 _COMPACT_REST = 2
 # What the monitor spends on the backlog when it is told to stop.
 _FINISH_S = 2.0
-# The monitor gives way to the workers.
-_NICENESS = 10
 
 
 class _Schedule:
@@ -59,7 +57,7 @@ def run_monitor(
 ) -> None:
     """Follow the log until SIGTERM, SIGINT or the end of file on *lifeline_fd*; then save and return.
 
-    Blocks; to be called in the main thread of a process of its own, which it makes less important than the others.
+    Blocks; to be called in the main thread of a process of its own, which gives way to the workers (children.py).
     Calls report("ready") once and report("beat") each second. Raises what a broken disk raises when it starts;
     later it goes on trying.
     """
@@ -71,7 +69,6 @@ def run_monitor(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    os.nice(_NICENESS)
     monitor = Monitor(settings, MonitorMetrics(process_registry()))
     log.info("following the sample log", extra={"boot": boot, "log": str(settings.sample_log_path)})
     report("ready")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,18 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "server.api_keys": ("off", "required"),
     "labels.detectors_tell": ("report", "alarm"),
 }
+# A name of a header, as RFC 9110, 5.1 has it.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _check_header_name(text: str) -> None:
+    if text and _HEADER_NAME.fullmatch(text) is None:
+        raise ValueError(f"expected the name of a header, got {text!r}")
+
+
 # Texts that say something: each is read once by what reads it, so that a mistake is told at the start.
 READERS: Mapping[str, Callable[[str], object]] = {
+    "limits.client_header": _check_header_name,
     "sampling.redact": parse_setting,
     "labels.detectors": parse_detectors,
     "webhooks.allow_networks": parse_networks,

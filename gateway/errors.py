@@ -103,6 +103,12 @@ class Shed(Refused):
     code = "shed"
 
 
+class OverShare(Refused):
+    """The batch queue of this version is nearly full, and this client has more than its share of what is in flight."""
+
+    code = "over_share"
+
+
 class DeadlineUnreachable(Refused):
     """So much is queued for this version that the answer would come after the request's deadline."""
 

@@ -77,6 +77,7 @@ class LimitSettings:
     max_in_flight: int = 4096
     deadline_s: float = 5.0
     max_deadline_s: float = 60.0
+    client_header: str = ""  # tells clients apart where no API keys do, for fair shares of a queue; empty: nothing does
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from gateway.errors import (
 from gateway.serving.call import Call
 from gateway.serving.keyring import KeyRing
 from gateway.serving.priority import HEADER, priority_of
+from gateway.serving.shares import Shares
 from gateway.serving.target import Target
 from gateway.settings import LimitSettings
 
@@ -135,8 +136,36 @@ class Admission:
         return min(timeout_s, self._settings.max_deadline_s)
 
 
-class KeyedAdmission(Admission):
-    """Admission that asks for an API key first. A class of its own, so that others pay nothing for it."""
+class SharedAdmission(Admission):
+    """Admission that tells clients apart by a header, and counts what each has in flight for a model.
+
+    Those without that header are one client. A class of its own, so that others pay nothing for it.
+    """
+
+    def __init__(self, settings: LimitSettings, *, max_in_flight_bytes: int) -> None:
+        super().__init__(settings, max_in_flight_bytes=max_in_flight_bytes)
+        self._header = settings.client_header.lower()
+        self.shares = Shares()
+
+    def open(self, target: Target, headers: Mapping[str, str], length: int | None = None) -> Call:
+        """See Admission."""
+        call = super().open(target, headers, length)
+        self.shares.join(call, headers.get(self._header, ""), target.model)
+        return call
+
+    def hold(self, call: Call, size_bytes: int) -> None:
+        """See Admission. Asked when the call is decoded: its rows are known from then on."""
+        super().hold(call, size_bytes)
+        self.shares.grow(call)
+
+    def close(self, call: Call) -> None:
+        """See Admission."""
+        super().close(call)
+        self.shares.leave(call)
+
+
+class KeyedAdmission(SharedAdmission):
+    """Admission that asks for an API key first, and tells clients apart by it."""
 
     def __init__(self, settings: LimitSettings, ring: KeyRing, *, max_in_flight_bytes: int) -> None:
         super().__init__(settings, max_in_flight_bytes=max_in_flight_bytes)
@@ -148,12 +177,13 @@ class KeyedAdmission(Admission):
         Whose request it is comes before all else that could be wrong with it; what is refused is not charged.
         """
         key = self._ring.identify(headers, target.model)
-        call = super().open(target, headers, length)
+        call = Admission.open(self, target, headers, length)
         try:
             self._ring.charge(key)
         except QuotaExceeded:
             self.close(call)
             raise
+        self.shares.join(call, key.id, target.model)
         return call
 
 

@@ -25,7 +25,7 @@ from gateway.marks import Marks
 from gateway.metrics import ServingMetrics, process_registry
 from gateway.models.source import DirectorySource, Package
 from gateway.orders import ANNOUNCE, HURRY
-from gateway.serving.admission import Admission, KeyedAdmission
+from gateway.serving.admission import Admission, KeyedAdmission, SharedAdmission
 from gateway.serving.answers import Answers
 from gateway.serving.cache import PredictionCache
 from gateway.serving.collector import calm
@@ -94,10 +94,11 @@ def build(
     codecs = (NativeCodec(), OipCodec())
     ring = KeyRing() if settings.server.api_keys == "required" else None
     most_bytes = settings.server.max_in_flight_bytes
-    if ring is None:
-        admission = Admission(settings.limits, max_in_flight_bytes=most_bytes)
+    if ring is not None:
+        admission: Admission = KeyedAdmission(settings.limits, ring, max_in_flight_bytes=most_bytes)
     else:
-        admission = KeyedAdmission(settings.limits, ring, max_in_flight_bytes=most_bytes)
+        told_apart = SharedAdmission if settings.limits.client_header else Admission
+        admission = told_apart(settings.limits, max_in_flight_bytes=most_bytes)
     cache = PredictionCache(settings.cache)
     pool = RunPool(settings.batching.run_threads)
     registry = Registry(

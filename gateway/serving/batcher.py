@@ -122,7 +122,7 @@ class Batcher:
         for entry in entries:
             rows = entry.rows
             if self.queued_rows + rows > room.easy_rows:
-                error = room.refusal(rows, entry.priority, self.queued_rows)
+                error = room.refusal(entry, self.queued_rows)
                 if error is not None:
                     entry.owner.finish(entry, error, None)
                     continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from gateway.codecs.codec import Request
 from gateway.errors import GatewayError, InvalidOutput
 from gateway.serving.priority import NORMAL
 from gateway.tensors import Tensors, TensorSpec
+
+if TYPE_CHECKING:
+    from gateway.serving.shares import Share
 
 
 class Run:
@@ -91,6 +94,8 @@ class Entry:
 
     rows: int = 1
     priority: int = NORMAL
+    share: Share | None = None  # of its client, where clients are told apart
+    share_rows: int = 0  # how it counts there
     flat: bytes | None = None  # the values of the only input, if they are no tensor yet
     spec: TensorSpec | None = None  # that input
     gone: bool = False

@@ -19,6 +19,7 @@ from gateway.errors import (
     GatewayError,
     InferenceFailed,
     InvalidOutput,
+    OverShare,
     QueueFull,
     SampleLogUnavailable,
     Shed,
@@ -46,6 +47,7 @@ _FALL_BACK = {
     VersionShut: BREAKER,
     QueueFull: QUEUE,
     Shed: QUEUE,
+    OverShare: QUEUE,
     DeadlineUnreachable: QUEUE,
 }
 
@@ -86,7 +88,7 @@ class Pipeline:
                     return
             batcher = live.batcher
             if batcher.is_busy:
-                batcher.room.check(call.priority, batcher.queued_rows)
+                batcher.room.check(call, batcher.queued_rows)
                 batcher.check_in_time(call.deadline_s, call.started_s)
             arrivals = live.arrivals
             if not arrivals:
@@ -148,8 +150,8 @@ class Pipeline:
 
     def _decode(self, call: Call, live: LiveVersion) -> None:
         request = live.bound[call.codec.name].decode(call.body, call.headers)
-        self._admission.hold(call, len(call.body) + request.size_bytes)
         call.take_request(request)
+        self._admission.hold(call, len(call.body) + request.size_bytes)
         call.is_plain = request.is_plain
         if request.timeout_s is not None:
             self._admission.shorten(call, request.timeout_s)

@@ -28,6 +28,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.QuotaExceeded: 429,
     errors.QueueFull: 503,
     errors.Shed: 503,
+    errors.OverShare: 503,
     errors.DeadlineUnreachable: 503,
     errors.TooManyInFlight: 503,
     errors.TooManyBytesInFlight: 503,

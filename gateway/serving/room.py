@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from gateway.errors import GatewayError, InvalidInput, QueueFull, Shed
+from gateway.errors import GatewayError, InvalidInput, OverShare, QueueFull, Shed
 from gateway.serving.adaptive import QueueLimit
 from gateway.serving.batch_policy import DrainRate
-from gateway.serving.entry import Run
-from gateway.serving.priority import NAMES, SHEDDABLE
+from gateway.serving.entry import Entry, Run
+from gateway.serving.priority import CRITICAL, NAMES, SHEDDABLE
+from gateway.serving.shares import GREED
 
 # Up to which share of the queue's bound requests of each priority are let in.
 _SHARES = (1.0, 0.9, 0.5)
@@ -47,15 +48,16 @@ class QueueRoom:
         """The time after which so many rows will have left, as it looks now."""
         return min(60.0, max(1.0, self._drain.wait_s(queued_rows)))
 
-    def check(self, priority: int, queued_rows: int) -> None:
-        """Refuse a request of which only its priority is known, if it would find no room. Raises QueueFull, Shed."""
+    def check(self, entry: Entry, queued_rows: int) -> None:
+        """Refuse an entry of which its head alone is known, if it finds no room. Raises QueueFull, Shed, OverShare."""
         if queued_rows >= self.easy_rows:
-            error = self.refusal(1, priority, queued_rows)
+            error = self.refusal(entry, queued_rows)
             if error is not None:
                 raise error
 
-    def refusal(self, rows: int, priority: int, queued_rows: int) -> GatewayError | None:
-        """Why *rows* rows may not join *queued_rows* others; None if they may. An empty queue takes what fits."""
+    def refusal(self, entry: Entry, queued_rows: int) -> GatewayError | None:
+        """Why an entry may not join *queued_rows* others; None if it may. An empty queue takes what fits."""
+        rows, priority, share = entry.rows, entry.priority, entry.share
         if rows > self._max_rows:
             return InvalidInput("rows", f"{rows} rows", f"at most {self._max_rows} in one request")
         limit = self._limits[priority]
@@ -65,4 +67,12 @@ class QueueRoom:
         if queued_rows and queued_rows >= limit:
             text = f"{queued_rows} rows are queued, and with priority {NAMES[priority]} one may join up to {limit:g}"
             return Shed(text, retry_after_s=self.retry_after_s(queued_rows))
+        if share is not None and queued_rows and priority != CRITICAL:
+            held = share.rows - rows
+            if held and held > GREED * (limit - queued_rows - rows):
+                text = (
+                    f"{queued_rows} rows are queued, one may join up to {limit:g}, and this client has {held} rows in "
+                    f"flight: more than {GREED:g} times the room that would be left"
+                )
+                return OverShare(text, retry_after_s=self.retry_after_s(queued_rows))
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import signal
@@ -207,6 +208,7 @@ def busy_gateway(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtu
     settings: SettingsTable = {
         "server": {"door": request.param},
         "cache": {"max_bytes": 0},
+        "limits": {"client_header": "X-Client"},
         "batching": {"max_queue_rows": 10, "adaptive": "on"},
     }
     with LiveGateway(root / "models", root / "state", settings=settings) as gateway:
@@ -215,9 +217,10 @@ def busy_gateway(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtu
 
 def test_a_queue_that_fills_turns_the_lower_priorities_away_first(busy_gateway: LiveGateway) -> None:
     gateway = busy_gateway
+    clients = itertools.count()
 
     def asks(priority: str = "", rows: int = 1) -> bytes:
-        extra = PATIENT + (f"x-request-priority: {priority}\r\n" if priority else "")
+        extra = PATIENT + f"x-client: {next(clients)}\r\n" + (f"x-request-priority: {priority}\r\n" if priority else "")
         return post(body(*[ROW] * rows), path="/v2/models/slow/infer", extra=extra)
 
     async def scenario() -> tuple[list[bytes], list[bytes]]:
@@ -246,3 +249,38 @@ def test_a_queue_that_fills_turns_the_lower_priorities_away_first(busy_gateway: 
     shed = 'sluicegate_requests_total{model="slow",outcome="shed",variant="stable",version="1"}'
     eventually(lambda: metric(gateway, shed) == 3, "what was shed is counted")
     assert metric(gateway, 'sluicegate_queue_limit_rows{model="slow",version="1"}') == 10
+
+
+def test_a_client_that_has_most_of_a_full_queue_is_turned_away_and_another_one_is_not(
+    busy_gateway: LiveGateway,
+) -> None:
+    gateway = busy_gateway
+
+    def asks(client: str, rows: int = 1, extra: str = "") -> bytes:
+        extra += PATIENT + f"x-client: {client}\r\n"
+        return post(body(*[ROW] * rows), path="/v2/models/slow/infer", extra=extra)
+
+    async def scenario() -> tuple[bytes, list[bytes]]:
+        async with contextlib.AsyncExitStack() as stack:
+            waiting = []
+            for number, request in enumerate((asks("flood", 10), asks("flood", 7))):
+                waiting.append(await stack.enter_async_context(wire(gateway)))
+                await waiting[-1].send(request)
+                await asyncio.to_thread(wait_in_flight, gateway, number + 1)
+            connection = await stack.enter_async_context(wire(gateway))
+            await connection.send(asks("flood"))
+            refused = await connection.answer()
+            for request in (asks("another"), asks("flood", extra="x-request-priority: critical\r\n")):
+                waiting.append(await stack.enter_async_context(wire(gateway)))
+                await waiting[-1].send(request)
+            return refused, [await connection.answer() for connection in waiting]
+
+    refused, answered = asyncio.run(scenario())
+    assert refused[9:12] == b"503"
+    assert b"\r\nretry-after: " in refused
+    assert (
+        b"7 rows are queued, one may join up to 9, and this client has 17 rows in flight: more than 8 times" in refused
+    )
+    assert [answer[9:12] for answer in answered] == [b"200"] * 4
+    over_share = 'sluicegate_requests_total{model="slow",outcome="over_share",variant="stable",version="1"}'
+    eventually(lambda: metric(gateway, over_share) == 1, "who had too much is counted")

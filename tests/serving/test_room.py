@@ -8,12 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import InvalidInput, QueueFull, Shed
+from gateway.codecs.codec import Request
+from gateway.errors import InvalidInput, OverShare, QueueFull, Shed
 from gateway.serving.adaptive import QueueLimit
-from gateway.serving.entry import Run
+from gateway.serving.entry import Entry, Run
 from gateway.serving.priority import CRITICAL, NORMAL, SHEDDABLE
 from gateway.serving.room import QueueRoom
+from gateway.serving.shares import Shares
 from tests.serving.rig import Rig, run
+
+
+def waiting(rows: int, priority: int = NORMAL) -> Entry:
+    entry = Entry(Request(rows, flat=b""), 1.0, None)  # type: ignore[arg-type]  # nobody is told anything here
+    entry.priority = priority
+    return entry
 
 
 @given(max_rows=st.integers(1, 1000), rows=st.integers(1, 1200), queued=st.integers(0, 1000))
@@ -21,7 +29,7 @@ def test_lower_priorities_are_turned_away_first_and_an_empty_queue_takes_what_fi
     max_rows: int, rows: int, queued: int
 ) -> None:
     room = QueueRoom(max_rows)
-    found = [room.refusal(rows, priority, queued) for priority in (CRITICAL, NORMAL, SHEDDABLE)]
+    found = [room.refusal(waiting(rows, priority), queued) for priority in (CRITICAL, NORMAL, SHEDDABLE)]
     assert [error is None for error in found] == sorted([error is None for error in found], reverse=True)
     if rows > max_rows:
         assert all(isinstance(error, InvalidInput) for error in found)
@@ -33,6 +41,52 @@ def test_lower_priorities_are_turned_away_first_and_an_empty_queue_takes_what_fi
         assert isinstance(found[SHEDDABLE], Shed) == (queued >= 0.5 * max_rows and queued > 0)
     if queued + rows <= room.easy_rows:
         assert found == [None, None, None]
+
+
+@given(
+    bound=st.integers(200, 2000),
+    asks=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5)), min_size=1, max_size=300),
+)
+def test_whoever_has_little_finds_room_however_much_the_others_ask_for(bound: int, asks: list[tuple[str, int]]) -> None:
+    room, shares, queued = QueueRoom(bound), Shares(), 0
+    held = dict.fromkeys("abc", 0)
+    for client, rows in [*asks, *[("a", 5), ("b", 5)] * bound]:
+        entry = waiting(rows)
+        shares.join(entry, client, "m")
+        shares.grow(entry)
+        error = room.refusal(entry, queued)
+        if error is None:
+            queued += rows
+            held[client] += rows
+        else:
+            assert queued + rows > room.easy_rows
+            if isinstance(error, OverShare):
+                assert held[client] > 8 * (0.9 * bound - queued - rows)
+                assert held[client] > 0, "whoever has nothing is asked for no share"
+            shares.leave(entry)
+    assert len(shares) == sum(count > 0 for count in held.values())
+    assert queued <= 24 / 25 * 0.9 * bound + 5, "three that ask without end leave a twenty-fifth"
+    newcomer = waiting(1)
+    shares.join(newcomer, "newcomer", "m")
+    assert room.refusal(newcomer, queued) is None
+    critical = waiting(1, CRITICAL)
+    shares.join(critical, "a", "m")
+    assert room.refusal(critical, queued) is None, "who is critical is asked for no share"
+
+
+def test_shares_end_with_the_calls_that_hold_them() -> None:
+    shares = Shares()
+    entries = [waiting(rows) for rows in (1, 3, 2)]
+    for entry, client in zip(entries, ("a", "a", "b"), strict=True):
+        shares.join(entry, client, "m")
+    assert [entry.share and entry.share.rows for entry in entries] == [2, 2, 1]
+    shares.grow(entries[1])
+    assert [entry.share and entry.share.rows for entry in entries] == [4, 4, 1]
+    entries[1].rows = 1  # it starts again somewhere else, and has not been read there yet
+    for entry in entries:
+        shares.leave(entry)
+        shares.leave(entry)  # nobody is counted off twice
+    assert len(shares) == 0
 
 
 def test_calls_are_let_in_by_their_priority_and_before_they_are_read(tmp_path: Path) -> None:
@@ -85,13 +139,13 @@ def test_a_call_that_waits_for_an_equal_one_is_not_turned_away_by_the_others_pri
 
 def test_a_room_that_learns_takes_less_once_its_rows_wait_too_long() -> None:
     room = QueueRoom(1000, QueueLimit(0.02, 1000, 0.0))
-    assert room.refusal(1, NORMAL, 99) is None
+    assert room.refusal(waiting(1, NORMAL), 99) is None
     room.ran(Run(10, 10, "drained", 0.5, 0.01), 90, 8, 0.2)
     assert room.bound_rows == 70
-    assert isinstance(room.refusal(1, CRITICAL, 70), QueueFull)
-    assert isinstance(room.refusal(1, NORMAL, 63), Shed)
-    assert room.refusal(1, CRITICAL, 69) is None
-    assert room.refusal(900, NORMAL, 0) is None, "an empty queue takes what fits"
+    assert isinstance(room.refusal(waiting(1, CRITICAL), 70), QueueFull)
+    assert isinstance(room.refusal(waiting(1, NORMAL), 63), Shed)
+    assert room.refusal(waiting(1, CRITICAL), 69) is None
+    assert room.refusal(waiting(900, NORMAL), 0) is None, "an empty queue takes what fits"
 
 
 def test_versions_have_limits_of_their_own(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "audit.checkpoint_s": (1, 30 * 86_400),
     "approvals.required": (1, 5),
     "approvals.expires_s": (1, 30 * 86_400),
+    "tracing.sample_ratio": (0, 1),
+    "tracing.max_queue_traces": (1, 1_000_000),
     "labels.max_body_bytes": (1024, 2**26),
     "labels.max_items": (1, 1_000_000),
     "labels.max_queue_bytes": (1024, 2**32),

@@ -153,6 +153,9 @@ class ServingMetrics:
             ("outcome",),
             registry=r,
         )
+        self.traces = Counter(
+            "sluicegate_traces", "Traced requests, by what became of their spans.", ("outcome",), registry=r
+        )
         self.shadow_pairs = Counter(
             "sluicegate_shadow_pairs",
             "Answered requests that a shadow version has run too, with outputs that could be compared.",

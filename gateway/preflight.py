@@ -18,6 +18,18 @@ def check_certificates(settings: Settings, parts: Collection[str]) -> None:
             tls.server_context(port.tls_certificate, port.tls_key, port.tls_client_ca, section=section)
 
 
+def check_tracing(settings: Settings) -> None:
+    """Whether traces can be sent, if they shall be. Raises CannotStart."""
+    if not settings.tracing.endpoint:
+        return
+    try:
+        found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:  # of what it is in
+        found = None
+    if found is None:
+        raise CannotStart("tracing.endpoint needs OpenTelemetry; pip install 'sluicegate[otel]'")
+
+
 def check_shared_store(url: str) -> None:
     """What no child could serve with is told before any is started. Raises CannotStart, InvalidSetting."""
     if importlib.util.find_spec("psycopg") is None:

@@ -8,7 +8,7 @@ from gateway import settings
 from gateway.settings import Settings
 
 # What the workers and their supervisor read when a worker starts: whole sections, or keys.
-_TAKEN_OVER = frozenset({"server", "limits", "batching", "cache", "sampling", "shadow", "supervisor", "log"})
+_TAKEN_OVER = frozenset({"server", "limits", "batching", "cache", "sampling", "shadow", "supervisor", "log", "tracing"})
 _TAKEN_OVER_KEYS = frozenset({"flags.poll_s", "labels.max_body_bytes", "labels.max_items", "labels.max_queue_bytes"})
 # The exceptions: bound sockets, and what the monitor reads too, which is not restarted.
 _KEPT = frozenset(

@@ -17,6 +17,7 @@ from gateway.labelling import LabelSettings
 from gateway.metrics_port import MetricsSettings
 from gateway.networks import WebhookSettings
 from gateway.passwords import is_redacted, redacted
+from gateway.tracing_settings import TracingSettings
 
 ENVIRONMENT_PREFIX = "SLUICEGATE_"
 # How the addresses of the stores begin.
@@ -227,6 +228,7 @@ class Settings:
     approvals: ApprovalSettings = field(default_factory=ApprovalSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
 
     @property
     def flag_store_path(self) -> Path:
@@ -289,9 +291,7 @@ def load(path: Path | None, environment: Mapping[str, str], overrides: Mapping[s
     path: a TOML file, or None. environment: ``SLUICEGATE_SECTION__KEY`` variables. overrides: ``section.key`` from the
     command line, None values left out. Raises InvalidSetting naming the key, its origin, and the nearest right key.
     """
-    values: dict[str, tuple[Any, str]] = {}
-    if path is not None:
-        values.update(_from_file(path))
+    values = _from_file(path) if path is not None else {}
     values.update(_from_environment(environment))
     values.update({key: (value, "command line") for key, value in overrides.items() if value is not None})
     return _build(values)

@@ -62,6 +62,8 @@ def run(
     signal.signal(signal.SIGTERM, wakeup.leave)  # until the loop takes it: process 1 of a container would ignore it
     parts = ("serving", "control", "monitor") if role == "all" else (role,)
     preflight.check_certificates(settings, parts)
+    if "serving" in parts:
+        preflight.check_tracing(settings)
     if settings.flags.is_shared and parts != ("monitor",):
         preflight.check_shared_store(settings.flags.store)
     if ready_file is not None:
@@ -307,6 +309,7 @@ class Supervisor:
         try:
             effective, kept = reload.take_over(self._settings, self._reread())
             preflight.check_certificates(effective, ("serving",))
+            preflight.check_tracing(effective)
         except GatewayError as error:
             self._rolling.refuse(str(error), now_s)
             return

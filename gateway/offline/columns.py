@@ -44,6 +44,7 @@ _FIELDS: Mapping[str, Kind] = {
     "cache": "text",
     "error": "text",
     "redacted": "texts",
+    "trace_id": "text",
 }
 # Fields that are null where there is nothing to say, as serving writes them.
 _NULLABLE = ("variant_weight", "error")

@@ -115,11 +115,12 @@ class LineBuilder:
 
     def _tail(self, sample: Sample, redacted: bytes) -> bytes:
         """The end of a line, from the brace of the outputs on. Neighbours are often of one run, whose is the same."""
-        key = (sample.queue_s, sample.run_s, sample.batch_rows, sample.cache, sample.error, redacted)
+        key = (sample.queue_s, sample.run_s, sample.batch_rows, sample.cache, sample.error, redacted, sample.trace_id)
         if key != self._last_tail[0]:
-            text = b'},"latency_us":{"queue":%d,"run":%d},"batch_rows":%d,"cache":%b,"error":%b,"redacted":%b}\n' % (
+            traced = b',"trace_id":' + orjson.dumps(sample.trace_id) if sample.trace_id else b""
+            text = b'},"latency_us":{"queue":%d,"run":%d},"batch_rows":%d,"cache":%b,"error":%b,"redacted":%b%b}\n' % (
                 *(round(sample.queue_s * 1e6), round(sample.run_s * 1e6), sample.batch_rows),
-                *(orjson.dumps(sample.cache), orjson.dumps(sample.error), redacted),
+                *(orjson.dumps(sample.cache), orjson.dumps(sample.error), redacted, traced),
             )
             self._last_tail = (key, text)
         return self._last_tail[1]

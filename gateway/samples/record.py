@@ -72,6 +72,7 @@ class Sample:
     variant_weight: float | None = None
     error: str | None = None
     redact: Rules = field(default_factory=lambda: NOTHING)
+    trace_id: str = ""  # empty: it was not traced
 
     @property
     def like(self) -> Sample:
@@ -183,6 +184,7 @@ def json_schema() -> bytes:
         "items": text,
         "description": "Names whose values were dropped, hashed or put into ranges; what is dropped is not there.",
     }
+    properties["trace_id"] = {**text, "description": "Of the request's trace; not there if it has none."}
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "One row of a sampled prediction",

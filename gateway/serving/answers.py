@@ -141,7 +141,7 @@ class Answers:
                 count(now_s - call.started_s)
                 drawn = sample_hash(prediction_id)
                 if drawn < call.sampling_limit:
-                    if call.flat is not None and call.options.sampling_rules is None:
+                    if call.flat is not None and call.options.sampling_rules is None and call.trace is None:
                         sampled.append(call)
                         places.append(start)
                     else:
@@ -285,7 +285,7 @@ class Answers:
     ) -> None:
         """Hand references to the sampler, which never waits."""
         sample = self._describe(call, inputs, outputs, rows, run, reason=reason, error=error)
-        sample.prediction_id, sample.request_id = call.prediction_id, call.request_id
+        sample.prediction_id, sample.request_id, sample.trace_id = call.prediction_id, call.request_id, call.trace_id
         self._sampler.offer(sample, done)
 
     def _sample_rows(self, calls: list[Call], places: list[int], outputs: Tensors, run: Run) -> None:

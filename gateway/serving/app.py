@@ -45,8 +45,9 @@ from gateway.serving.router import Router
 from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
 from gateway.serving.sampling_rules import RuleBudget
-from gateway.serving.server import server_for
+from gateway.serving.server import first_of, server_for
 from gateway.serving.shadow import Shadow
+from gateway.serving.traced import TracedPipeline, traced_pipeline
 from gateway.serving.watch import Watch, write_status
 from gateway.settings import Settings
 
@@ -76,6 +77,7 @@ class Worker:
     watch: Watch
     doors: Doors
     app: Starlette
+    traced: TracedPipeline | None  # the pipeline, if it traces
 
 
 def build(
@@ -136,8 +138,9 @@ def build(
     budget = RuleBudget(settings.sampling.max_by_rules_per_s, metrics, clock=time.monotonic)
     answers = Answers(registry, cache, sampler, shadow, counts, budget, ttl_s=settings.cache.ttl_s)
     label_writer = LabelWriter(settings.labels, settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
-    pipeline = Pipeline(admission, router, cache, answers, guards)
-    doorway = Doorway(admission, pipeline, counts, by_name(codecs), ring)
+    traced = traced_pipeline(settings, boot, metrics, admission, router, cache, answers, guards)
+    pipeline = traced or Pipeline(admission, router, cache, answers, guards)
+    doorway = Doorway(admission, pipeline, counts, by_name(codecs), ring, traced)
     gate = None if ring is None else KeyGate(ring, counts)
     native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)
     doors = Doors(doorway, settings.server, fast=settings.server.door == "fast", clock=time.monotonic)
@@ -162,7 +165,7 @@ def build(
     app.state.doors = doors
     return Worker(
         *(admission, registry, cache, sampler, label_writer, shadow, counts, metrics, ring),
-        *(guards, pipeline, watch, doors, app),
+        *(guards, pipeline, watch, doors, app, traced),
     )
 
 
@@ -189,6 +192,8 @@ async def _background(
     """The worker's own tasks: flags followed, status written, counts flushed; ended in order."""
     worker.sampler.start()
     worker.label_writer.start()
+    if worker.traced is not None:
+        worker.traced.tracer.start()
     status = run_dir / "status" / f"worker-{slot}-{os.getpid()}.json"
     status.parent.mkdir(parents=True, exist_ok=True)
     logs = {"samples": worker.sampler.losses, "labels": worker.label_writer.losses}
@@ -225,6 +230,8 @@ async def _background(
         worker.counts.flush()
         await asyncio.to_thread(worker.label_writer.close, 5.0)
         await asyncio.to_thread(worker.sampler.close, 5.0)
+        if worker.traced is not None:
+            await asyncio.to_thread(worker.traced.tracer.close, 2.0)
         worker.registry.close()  # the models last: until here, an answer may still be on its way
         worker.counts.flush()
         if worker.ring is not None:
@@ -335,21 +342,11 @@ async def _serve(
     ):
         # Connections wait in the kernel meanwhile: a worker that takes the place of a dead one refuses nobody.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(_first(worker.watch.ready, stopped), READY_TIMEOUT_S)
+            await asyncio.wait_for(first_of(worker.watch.ready, stopped), READY_TIMEOUT_S)
         calm()
         if not stopped.is_set():
             await server.serve(sockets=[listener])
     loop.remove_reader(lifeline_fd)
-
-
-async def _first(*events: asyncio.Event) -> None:
-    """Wait until one of the events is set."""
-    tasks = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def run_worker(

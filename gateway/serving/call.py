@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gateway.codecs.codec import Headers
@@ -16,9 +16,14 @@ from gateway.serving.target import Target
 if TYPE_CHECKING:  # a call holds the things that the stations behind it hand around
     from gateway.serving.guard import Arm
     from gateway.serving.registry import LiveVersion
+    from gateway.serving.trace import Trace
 
 # Called once with the answer: an error or None, the headers that say who answered, those of the body, the body.
 OnReply = Callable[["Call", GatewayError | None, Block, Headers, bytes], None]
+
+
+# Requests that a log line about many of them names.
+_MAX_NAMED = 20
 
 
 class Call(Entry):
@@ -51,6 +56,7 @@ class Call(Entry):
     followers: tuple[Call, ...] = ()  # equal calls that wait for this one's run
     left: bool = False
     waits_for_log: bool = False  # its answer is ready, and goes out once the disk has it
+    trace: Trace | None = None  # set by a pipeline that traces, for who is to have one
 
     def __init__(
         self,
@@ -72,6 +78,17 @@ class Call(Entry):
         self.deadline_s = deadline_s
         self.run_by_s = deadline_s
         self.held_bytes = held_bytes
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """By what log lines name it."""
+        ids = {"model": self.model, "request_id": self.request_id, "prediction_id": self.prediction_id}
+        return ids if self.trace is None else {**ids, "trace_id": self.trace_id}
+
+    @property
+    def trace_id(self) -> str:
+        """Of its trace; empty if it has none."""
+        return "" if self.trace is None else f"{self.trace.trace_id:032x}"
 
     @property
     def falls_back(self) -> bool:  # type: ignore[override]  # an entry says once what a call has to look up
@@ -104,3 +121,8 @@ class Call(Entry):
         self.raw_key = self.key = self.leader = self.flat = self.spec = self._request = self.parts = None
         self.followers = ()
         self.rows, self.taken, self.gone, self.run_by_s = 1, 0, False, self.deadline_s
+
+
+def ids_of(calls: Sequence[Call]) -> dict[str, list[dict[str, str]]]:
+    """By what a log line about several names them: some of them, if they are many."""
+    return {"requests": [call.ids for call in calls[:_MAX_NAMED]]}

@@ -37,12 +37,13 @@ class PredictionEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path: dict[str, str] = scope["path_params"]
+        target = Target(self._codec, path["model"], path.get("version"))
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(scope["method"], "POST")
-            call = self._admission.open(Target(self._codec, path["model"], path.get("version")), headers)
+            call = self._admission.open(target, headers)
         except GatewayError as error:
-            await _send(send, self._doorway.turn_away(self._codec, headers, error))
+            await _send(send, self._doorway.turn_away(target, headers, error))
             return
         try:
             try:
@@ -59,9 +60,9 @@ class PredictionEndpoint:
             if reply is not None:
                 await _send(send, reply)
         except GatewayError as error:
-            await _send(send, self._doorway.turn_away(self._codec, headers, error))
+            await _send(send, self._doorway.turn_away(call, headers, error))
         except asyncio.CancelledError:  # by the end of the worker alone; what it cancels ends with this answer
-            await _send(send, self._doorway.turn_away(self._codec, headers, Draining("the gateway is stopping")))
+            await _send(send, self._doorway.turn_away(call, headers, Draining("the gateway is stopping")))
         finally:
             self._pipeline.abandon(call)  # nothing, if it has its answer
             self._admission.close(call)

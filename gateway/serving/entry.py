@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 class Run:
     """What one batch did.
 
-    oldest_wait_s: of the entry that waited longest. cost_s: what is learned from; in a thread, without the wait for a
-    processor. is_watched: its outputs were checked; bad_rows: those of its rows that were no good. outcomes: how many
-    requests each call of the model answered well, and how many not, if one of them failed. failure: what was wrong.
-    confidences: how sure each of its rows is, if somebody has asked.
+    oldest_wait_s: of the entry that waited longest. begun_s: on the worker's monotonic clock. cost_s: what is learned
+    from; in a thread, without the wait for a processor. is_watched: its outputs were checked; bad_rows: those of its
+    rows that were no good. outcomes: how many requests each call of the model answered well, and how many not, if one
+    of them failed. failure: what was wrong. confidences: how sure each of its rows is, if somebody has asked.
     """
 
     __slots__ = (
         "bad_rows",
+        "begun_s",
         "confidences",
         "cost_s",
         "failed",
@@ -46,7 +47,7 @@ class Run:
         self.reason = reason
         self.oldest_wait_s = oldest_wait_s
         self.run_s = run_s
-        self.cost_s = 0.0
+        self.begun_s = self.cost_s = 0.0
         self.failed = False
         self.failure = ""
         self.is_watched = False
@@ -59,6 +60,7 @@ def all_in_one(runs: list[Run]) -> Run:
     """What the runs of a split entry were to it: the longest wait, all of the time, the largest batch."""
     rows, oldest_wait_s = max(run.rows for run in runs), max(run.oldest_wait_s for run in runs)
     whole = Run(rows, 1, runs[0].reason, oldest_wait_s, sum(run.run_s for run in runs))
+    whole.begun_s = min(run.begun_s for run in runs)
     whole.cost_s = sum(run.cost_s for run in runs)
     whole.failed = any(run.failed for run in runs)
     whole.is_watched = any(run.is_watched for run in runs)

@@ -43,7 +43,7 @@ class Execution:
 
         patience: of a candidate. After so many failures in a row, entries that another version may answer are not run.
         """
-        begun_s = clock()
+        begun_s = run.begun_s = clock()
         begun_cost_s = cost_clock() if cost_clock is not clock else begun_s
         check = self.check
         results: Results

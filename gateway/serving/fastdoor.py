@@ -242,7 +242,7 @@ class FastDoor(HttpToolsProtocol):
         try:
             exchange.call = self._admission.open(target, headers)
         except GatewayError as error:
-            self._send(self._doorway.turn_away(target.codec, headers, error))
+            self._send(self._doorway.turn_away(target, headers, error))
             return
         if self.expect_100_continue and version != "1.0":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -381,7 +381,7 @@ class FastDoor(HttpToolsProtocol):
         """Answer a request whose body must not be read on."""
         call = exchange.call
         assert call is not None
-        self._send(self._doorway.turn_away(call.codec, call.headers, error))
+        self._send(self._doorway.turn_away(call, call.headers, error))
 
     def _forget(self, exchange: Exchange) -> None:
         """The client left in the middle of an exchange."""

@@ -28,7 +28,7 @@ from gateway.errors import (
 from gateway.serving.admission import Admission
 from gateway.serving.answers import Answers, Cut
 from gateway.serving.cache import PredictionCache, raw_key, tensor_key
-from gateway.serving.call import Call, OnReply
+from gateway.serving.call import Call, OnReply, ids_of
 from gateway.serving.entry import Run
 from gateway.serving.guard import BREAKER, ERROR, INVALID, QUEUE, TIMEOUT, Guard
 from gateway.serving.guards import MARGIN_SHARE, Guards
@@ -122,7 +122,7 @@ class Pipeline:
         try:
             flats = _decode_plain(live, calls)
         except Exception:  # each by itself, then: the one that did it must not take the others along
-            log.exception("bodies could not be read together", extra={"model": live.model, "version": live.version})
+            log.exception("bodies could not be read together", extra={"version": live.version, **ids_of(calls)})
             flats = [None] * len(calls)
         for call, flat in zip(calls, flats, strict=True):
             if call.left:
@@ -348,7 +348,7 @@ class Pipeline:
         if call.left or (call.on_reply is None and not call.is_held):
             return  # it has its answer
         if not isinstance(error, GatewayError):
-            log.error("a request failed", extra={"model": call.model}, exc_info=error)
+            log.error("a request failed", extra=call.ids, exc_info=error)
             error = InferenceFailed(f"the request failed: {error!r}")
         self._answers.refuse(call, error)
 

@@ -198,14 +198,14 @@ class Sampler:
     def _write_and_tell(self, taken: list[_Queued]) -> None:
         """Write samples, and tell those who wait what became of theirs: one sync for all of them."""
         lost = self._write([sample for sample, _, _ in taken])
-        waiting = [(done, lost.get(id(sample))) for sample, _, done in taken if done is not None]
+        waiting = [(done, lost.get(id(sample)), sample) for sample, _, done in taken if done is not None]
         if not waiting:
             return
         try:
             self._segments.sync()
         except OSError as error:
             self._report(WRITE_ERROR, error)
-            waiting = [(done, error) for done, _ in waiting]
+            waiting = [(done, error, sample) for done, _, sample in waiting]
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(_tell, waiting)
@@ -304,10 +304,12 @@ def _portions(samples: list[Sample | SampleGroup]) -> Iterator[list[Sample | Sam
         yield portion
 
 
-def _tell(waiting: list[tuple[Done, OSError | None]]) -> None:
+def _tell(waiting: list[tuple[Done, OSError | None, Sample | SampleGroup]]) -> None:
     """On the event loop; who fails at it must not keep it from the others."""
-    for done, error in waiting:
+    for done, error, sample in waiting:
         try:
             done(error)
         except Exception:
-            log.exception("an answer that was logged could not be given")
+            ((prediction_id, request_id),) = sample.identities  # who waits is alone
+            told = {"model": sample.like.model, "request_id": request_id, "prediction_id": prediction_id}
+            log.exception("an answer that was logged could not be given", extra=told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from logging import getLogger
 from typing import Any
 
@@ -52,3 +53,13 @@ def server_for(settings: ServerSettings, app: Starlette, doors: Doors) -> Draini
     return TlsServer(
         config, doors, context, drain_timeout_s=settings.drain_timeout_s, timeout_s=settings.request_timeout_s
     )
+
+
+async def first_of(*events: asyncio.Event) -> None:
+    """Wait until one of the events is set."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

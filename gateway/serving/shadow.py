@@ -24,8 +24,8 @@ from gateway.metrics import ServingMetrics
 from gateway.samples.pairs import PairSums
 from gateway.samples.record import sampling_limit
 from gateway.serving.batcher import Batcher
+from gateway.serving.call import Call
 from gateway.serving.copies import Comparison, Copy, Round, Runner, Shadowed, compare_all, time_both
-from gateway.serving.entry import Entry
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.runpool import RunPool
 from gateway.serving.thread_time import busy_s
@@ -131,7 +131,7 @@ class Shadow:
 
     # -- the way in ---------------------------------------------------------------------------------
 
-    def offer(self, base: LiveVersion, asked: Entry, outputs: Tensors, start: int | None) -> None:
+    def offer(self, base: LiveVersion, asked: Call, outputs: Tensors, start: int | None) -> None:
         """Take references to what *base* was asked and has answered; never blocks, never raises.
 
         outputs: of *asked* alone, or from row *start* on.
@@ -139,10 +139,10 @@ class Shadow:
         try:
             self._offer(base, asked, outputs, start)
         except Exception:  # the answer is out, and those beside it must get out too
-            log.exception("a copy could not be taken", extra={"model": base.model})
+            log.exception("a copy could not be taken", extra=asked.ids)
             self._dropped[(base.model, "error")] += 1
 
-    def _offer(self, base: LiveVersion, asked: Entry, outputs: Tensors, start: int | None) -> None:
+    def _offer(self, base: LiveVersion, asked: Call, outputs: Tensors, start: int | None) -> None:
         shadowed = self._shadowed.get(base.model)
         if shadowed is None or not shadowed.rate or shadowed.version == base.version or not asked.rows:
             return

@@ -13,6 +13,7 @@ ABSENT = frozenset(
     {
         *("scipy", "pyarrow", "sklearn", "pandas", "duckdb", "joblib", "onnx", "skl2onnx", "google"),
         *("httpx", "httpcore", "h11", "rich", "pygments", "locust", "gevent", "requests", "urllib3"),
+        *("opentelemetry", "gateway.serving.spans"),
         *("yaml", "websockets", "wsproto", "dotenv", "jinja2"),
         *("numpy.random", "numpy.ma", "numpy.fft", "numpy.polynomial", "numpy.testing", "numpy.f2py"),
         *("gateway.control", "gateway.offline", "converters"),

@@ -72,11 +72,13 @@ def test_a_line_tells_who_asked_what_was_answered_and_why() -> None:
 
 
 def test_the_schema_beside_the_data_lists_exactly_the_fields_of_a_line() -> None:
-    record = json.loads(to_lines(linear_sample(iris_rows(1)), 64)[0])
+    record = json.loads(to_lines(linear_sample(iris_rows(1), trace_id="4bf9"), 64)[0])
     schema = json.loads(json_schema())
     assert list(record) == list(schema["properties"])
     # Rows from before these were known are right without them.
-    assert set(record) - set(schema["required"]) == {"variant_weight", "error", "redacted"}
+    assert set(record) - set(schema["required"]) == {"variant_weight", "error", "redacted", "trace_id"}
+    assert record["trace_id"] == "4bf9"
+    assert "trace_id" not in json.loads(to_lines(linear_sample(iris_rows(1)), 64)[0])
     assert record["cache"] in schema["properties"]["cache"]["enum"]
 
 

@@ -37,6 +37,8 @@ from gateway.serving.sampler import Sampler
 from gateway.serving.sampling_rules import RuleBudget
 from gateway.serving.shadow import Shadow
 from gateway.serving.target import Target
+from gateway.serving.traced import TracedPipeline
+from gateway.serving.tracing import Tracer
 from gateway.settings import BatchSettings, CacheSettings, LimitSettings, SamplingSettings, ShadowSettings
 from gateway.tensors import Feature, Signature
 from tests.puppet import DOUBLER, FakeClock, PuppetRuntime
@@ -115,6 +117,7 @@ class Rig:
         cache: bool = True,
         shadow: dict[str, Any] | None = None,
         most_bytes: int = 2**28,
+        tracer: Callable[[ServingMetrics], Tracer] | None = None,
         **limits: float | str,
     ) -> None:
         self.clock = FakeClock()
@@ -161,7 +164,10 @@ class Rig:
         )
         budget = RuleBudget(SamplingSettings().max_by_rules_per_s, metrics, clock=self.clock)
         answers = Answers(registry, self.kept, self.sampler, self.shadow, counts, budget, ttl_s=300.0, clock=self.clock)
-        self.pipeline = Pipeline(self.admission, self.router, self.kept, answers, self.guards, clock=self.clock)
+        parts = (self.admission, self.router, self.kept, answers, self.guards)
+        self.pipeline = Pipeline(*parts, clock=self.clock)
+        if tracer is not None:
+            self.pipeline = TracedPipeline(*parts, tracer(metrics), clock=self.clock)
         self.callers: list[Caller] = []
 
     def _changed(self) -> None:
@@ -200,6 +206,7 @@ class Rig:
         timeout_s: float = 5.0,
         priority: str | None = None,
         body: bytes | None = None,
+        traceparent: str | None = None,
     ) -> Caller:
         """One request with its whole body, as a door hands it over."""
         if body is None and codec == "oip":
@@ -210,6 +217,7 @@ class Rig:
         headers = {"x-request-timeout-ms": str(timeout_s * 1000)} | ({"x-variant": variant} if variant else {})
         headers |= {"x-targeting-key": key} if key else {}
         headers |= {"x-request-priority": priority} if priority else {}
+        headers |= {"traceparent": traceparent} if traceparent else {}
         (found,) = [one for one in CODECS if one.name == codec]
         call = self.admission.open(Target(found, "m", pinned), headers, len(body))
         call.body = body

@@ -88,6 +88,8 @@ def main(spec_fd: int) -> int:
     with open(spec_fd, "rb") as file:
         spec = parse(file.read())
     logs.set_up(spec.name, level=spec.settings.log.level)
+    with contextlib.suppress(OSError):  # what ps, top and py-spy call it
+        Path("/proc/self/comm").write_text(spec.name)
     guard = threading.Thread(target=_leave_with_supervisor, args=(spec,), name="lifeline", daemon=True)
     guard.start()
     try:

@@ -32,6 +32,7 @@ from gateway.control.checkpoints import CHECKPOINT_FILE, KEY_FILE, PUBLIC_KEY_FI
 from gateway.control.checks import FailedVersions, LastKnownGood, OpenBreakers, WholeTrail
 from gateway.control.consent import Consent
 from gateway.control.controller import Controller
+from gateway.control.debug import DebugEndpoints
 from gateway.control.disk_alarms import LostSamples
 from gateway.control.drift_alarms import DriftAlarms
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
@@ -192,6 +193,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             *FlagEndpoints(desk, store, tokens).routes(),
             *ImportEndpoint(desk, tokens, source).routes(),
             *PurgeEndpoint(desk, tokens).routes(),
+            *DebugEndpoints(tokens, run_dir, clock).routes(),
             *OfrepEndpoints(desk, tokens, keys).routes(),
             *AuditEndpoints(store, tokens, reads, settings.paths.state, checkpoint_file).routes(),
             *ChangeEndpoints(review, tokens).routes(),

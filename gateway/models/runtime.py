@@ -69,6 +69,7 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         check_closed(model_bytes)
+        self.size_bytes = len(model_bytes)
         # Should a way be found past that check: then the files that a model names are not there.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null/nowhere")

@@ -31,6 +31,7 @@ from gateway.serving.cache import PredictionCache
 from gateway.serving.collector import calm
 from gateway.serving.connections import Doors
 from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
+from gateway.serving.debug import Debug
 from gateway.serving.doorway import Doorway, by_name
 from gateway.serving.endpoints import PredictionEndpoint, Questions, on_gateway_error, on_unknown_path
 from gateway.serving.feedback import PATH as FEEDBACK_PATH
@@ -78,6 +79,7 @@ class Worker:
     doors: Doors
     app: Starlette
     traced: TracedPipeline | None  # the pipeline, if it traces
+    debug: Debug
 
 
 def build(
@@ -144,6 +146,10 @@ def build(
     gate = None if ring is None else KeyGate(ring, counts)
     native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)
     doors = Doors(doorway, settings.server, fast=settings.server.door == "fast", clock=time.monotonic)
+    debug = Debug(
+        *(settings, admission, router, registry, cache, counts, pool),
+        *(sampler, label_writer, shadow, watch, doors, traced),
+    )
     questions = Questions(router, registry, watch.ready.is_set, doors, complaints)
     feedback = FeedbackEndpoint(label_writer, max_body_bytes=settings.labels.max_body_bytes, gate=gate)
     routes = [
@@ -165,7 +171,7 @@ def build(
     app.state.doors = doors
     return Worker(
         *(admission, registry, cache, sampler, label_writer, shadow, counts, metrics, ring),
-        *(guards, pipeline, watch, doors, app, traced),
+        *(guards, pipeline, watch, doors, app, traced, debug),
     )
 
 
@@ -216,6 +222,7 @@ async def _background(
         asyncio.create_task(_divert_late(worker)),
         asyncio.create_task(worker.doors.watch()),
         asyncio.create_task(worker.shadow.run()),
+        asyncio.create_task(worker.debug.follow(run_dir, slot, connections)),
     ]
     for task in tasks:
         task.add_done_callback(_end_process_if_failed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 # Weight that an older run keeps for each newer one that is learned from: about the last 100 of these count.
 _KEEP = 0.99
@@ -77,6 +78,10 @@ class RunCost:
             base_s, row_s = 0.0, self._xt / self._xx
         self._base_s, self._row_s = base_s, row_s
 
+    def describe(self) -> dict[str, float]:
+        """The fit: a run of n rows takes base_s + n * row_s, and least_s at the least."""
+        return {"runs": self.runs, "base_s": self._base_s, "row_s": self._row_s, "least_s": self._least_s}
+
     def expected_s(self, rows: int) -> float:
         """Seconds that a run of *rows* rows is expected to take; infinity before the first run."""
         return max(self._least_s, self._base_s + self._row_s * rows)
@@ -119,6 +124,10 @@ class BestSize:
         cheapest_s = min(known.values())
         best = min(size for size, cost_s in known.items() if cost_s * (1 - _WORTH) <= cheapest_s)
         self._best = None if best == max(known) else 1 << best
+
+    def describe(self, most: int) -> dict[str, Any]:
+        """What it holds to be best now, and the seconds per row by the largest size of a class of sizes."""
+        return {"best_rows": self.best_rows(most), "per_row_s": {1 << size: s for size, s in self._per_row_s.items()}}
 
     def best_rows(self, most: int) -> int:
         """The rows that a batch should have at the most, 1 to *most*; *most* while larger sizes may still be better."""

@@ -86,6 +86,13 @@ class Batcher:
         self._mixes = enabled and self._shares and not self._variable
         self._max_batch_rows = max_batch_rows
 
+    def describe(self, now_s: float) -> dict[str, Any]:
+        """What waits, since when, and what bounds it, for who looks into the worker."""
+        oldest_s = now_s - self._queue[0].queued_s if self._queue else 0.0
+        waits = {"rows": self.queued_rows, "requests": len(self._queue), "oldest_s": oldest_s, "runs": self._running}
+        bounds = {"bound_rows": self.room.bound_rows, "batching": self._enabled, "batch_rows": self._max_batch_rows}
+        return {**waits, **bounds, "cost": self._cost.describe(), **self._best.describe(self._max_batch_rows)}
+
     # -- the way in ---------------------------------------------------------------------------------
 
     @property

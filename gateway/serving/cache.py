@@ -109,6 +109,11 @@ class PredictionCache:
         """Bytes now held, expired entries included until they are swept."""
         return int(self._store.currsize)
 
+    def describe(self) -> dict[str, Any]:
+        """How full it is, for who looks into the worker."""
+        held = {"entries": len(self._entries), "bytes": self.size_bytes, "max_bytes": self._max_bytes}
+        return {"enabled": self.enabled, **held}
+
     def get(self, key: Hashable) -> Kept | None:
         """The kept answer, if it is not too old."""
         kept = self._entries.get(key)

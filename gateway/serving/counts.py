@@ -24,12 +24,17 @@ class Counts:
         self._fallbacks: dict[tuple[str, str, str, str], int] = defaultdict(int)
         # Children of labelled metrics, bound once: .labels() costs more than the increment.
         self._bound: dict[tuple[Any, ...], Any] = {}
+        self._cache_results: dict[tuple[str, str, str], int] = defaultdict(int)
         # Ends of predictions by (model, version, variant): [answered, failed, latency sum], for the status document.
         self.totals: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0, 0, 0.0])
 
     def latencies(self, model: str, version: str, variant: str, cache: str) -> list[float]:
         """Where the latencies in seconds of predictions answered with ok are put; emptied at each flush."""
         return self._latencies[(model, version, variant, cache)]
+
+    def cache_results(self, model: str, version: str) -> dict[str, int]:
+        """Predictions of a version by what the cache did, since the worker began, up to the last flush."""
+        return {key[2]: count for key, count in self._cache_results.items() if key[:2] == (model, version)}
 
     def failed(self, model: str, version: str, variant: str, code: str) -> None:
         """One prediction was answered with an error after its version was chosen."""
@@ -81,6 +86,7 @@ class Counts:
         count = len(latencies_s)
         self._child(metrics.requests, (*variant, "ok")).inc(count)
         self._child(metrics.cache, (*variant[:2], cache)).inc(count)
+        self._cache_results[(*variant[:2], cache)] += count
         metrics.request_s.observe_many(self._child(metrics.request_s, variant), latencies_s)
         total = self.totals[variant]
         total[0] += count

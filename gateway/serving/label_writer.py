@@ -95,6 +95,11 @@ class LabelWriter:
         """Start the thread. It first closes what dead processes have left open."""
         self._thread.start()
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of labels that wait for the disk."""
+        return self._offered_bytes - self._taken_bytes
+
     def offer(self, body: bytes) -> asyncio.Future[Taken]:
         """Queue one body; never blocks. Called on the event loop.
 
@@ -104,7 +109,7 @@ class LabelWriter:
         if self._closed:
             self._metrics.labels.labels("refused").inc()
             raise LabelsUnavailable("this worker is about to stop and takes no more labels")
-        waiting_bytes = self._offered_bytes - self._taken_bytes
+        waiting_bytes = self.waiting_bytes
         if waiting_bytes and waiting_bytes + len(body) > self._settings.max_queue_bytes:
             self._metrics.labels.labels("refused").inc()
             raise LabelsUnavailable(f"{waiting_bytes} bytes of labels wait for the disk, the most that may")

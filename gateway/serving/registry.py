@@ -210,8 +210,11 @@ class Registry:
 
     def versions(self, model: str) -> list[LiveVersion]:
         """All versions of a model that may still answer: warm ones, and those that finish their last calls."""
-        held = [*self.warm.values(), *self._draining]
-        return [live for live in held if live.model == model]
+        return [live for live in self.all() if live.model == model]
+
+    def all(self) -> list[LiveVersion]:
+        """All versions that may still answer."""
+        return [*self.warm.values(), *self._draining]
 
     def release(self, live: LiveVersion, holders: int = 1) -> None:
         """Give back a version that was taken by raising its holders; the last one out turns off the light."""

@@ -39,6 +39,10 @@ class RunPool:
         """Whether a thread is free now."""
         return self._free > 0
 
+    def describe(self) -> dict[str, int]:
+        """Threads that are free, runs that go on, who stands in line, and runs whose threads were made up for."""
+        return {"free": self._free, "running": len(self._ends_s), "in_line": len(self._line), "lent": len(self._lent)}
+
     def ask(self, use: Callable[[], None]) -> None:
         """Have *use* called once with a thread reserved, perhaps before this returns; it must `run` or `give_back`.
 

@@ -94,6 +94,16 @@ class Sampler:
         """Start the writer thread. It first closes what dead processes have left open in the log."""
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Predictions that wait for the writer."""
+        return self._offered - self._taken
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What their tensors hold."""
+        return self._offered_bytes - self._taken_bytes
+
     def offer(self, sample: Sample, done: Done | None = None) -> None:
         """Queue one sample; never blocks, never raises. Called on the event loop (or any one thread).
 

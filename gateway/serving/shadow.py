@@ -349,6 +349,11 @@ class Shadow:
             for model, shadowed in self._shadowed.items()
         ]
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Copies that wait for a run, by model."""
+        return {model: len(shadowed.queue) for model, shadowed in self._shadowed.items()}
+
     def _flush(self) -> None:
         metrics = self._metrics
         for metric, counts in (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ import orjson
 
 from gateway.errors import InvalidFlag, QuarantineUnavailable, StoreUnavailable
 from gateway.flags.compile import ModelOptions, Route, compile_options, compile_route
-from gateway.flags.document import FlagDocument
+from gateway.flags.document import FlagDocument, dump
 from gateway.flags.keys import read_key
 from gateway.flags.lastgood import read_last_known_good
 from gateway.flags.sqlite import SqliteStore
@@ -282,6 +283,12 @@ class Watch:
             }
         revision = self._document.revision if self._document is not None else None
         return {"revision": revision, "models": models, "shadow": self._shadow.describe()}
+
+    def in_force(self) -> dict[str, Any]:
+        """The flags as read last: revision, and the digest of the whole document."""
+        document = self._document if self._document is not None else FlagDocument()
+        digest = hashlib.sha256(orjson.dumps(dump(document), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return {"revision": document.revision, "digest": digest, "store_age_s": self.store_age_s()}
 
     def store_age_s(self) -> float:
         """Time since the store said what it holds: to this worker, or to the follower of a shared one."""

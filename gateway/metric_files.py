@@ -16,6 +16,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from gateway import metric_pages
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -32,10 +34,13 @@ def fold(directory: Path, pid: int) -> None:
     which prometheus_client would keep for ever.
 
     Called by the supervisor, which is the only one to touch files of the dead. Gauges of the dead are dropped. Files
-    that make no sense (a process may be killed in mid-write) are removed too, and then ValueError is raised.
+    that make no sense (a process may be killed in mid-write) are removed too, and then ValueError is raised. Raises
+    OSError, with all files as they were, if the disk has no room for the sums: they stay on the page all the same.
     """
     unreadable: ValueError | None = None
     with _files_lock(directory, fcntl.LOCK_EX):
+        for kind in ("counter", "histogram"):
+            _make_room(str(directory / f"{kind}_{pid}.db"), str(directory / f"{kind}_0.db"))
         for path in glob.glob(str(directory / f"*_{pid}.db")):
             kind = os.path.basename(path).split("_")[0]
             if kind in ("counter", "histogram"):
@@ -60,6 +65,22 @@ def _files_lock(directory: Path, kind: int) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _make_room(source: str, target: str) -> None:
+    """Have pages for all that may be added: a disk without room would end this process with SIGBUS. Raises OSError."""
+    if used_bytes := _used_bytes(source):
+        metric_pages.reserve(target, used_bytes + _used_bytes(target))
+
+
+def _used_bytes(path: str) -> int:
+    """How much of a file is in use; 0 if it is not there. No more than its size, should it be torn."""
+    try:
+        with open(path, "rb") as file:
+            (used,) = struct.unpack("i", file.read(4))
+            return int(min(used, os.fstat(file.fileno()).st_size))
+    except (FileNotFoundError, struct.error):
+        return 0
 
 
 def _add_up(source: str, target: str) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from gateway import metric_pages
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 # A tabular model answers in 0.1 ms to 10 ms; the upper end shows queueing.
@@ -392,4 +394,5 @@ class SupervisorMetrics:
 
 def process_registry() -> CollectorRegistry:
     """A registry for this process's metrics; the values live in the files that `metric_files` merges."""
+    metric_pages.install()
     return CollectorRegistry()

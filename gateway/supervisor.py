@@ -284,7 +284,8 @@ class Supervisor:
         except (OSError, ValueError) as error:
             _log.warning("metrics of the dead %s: %s", slot.name, error, extra={"pid": pid})
         if slot.role == "worker":
-            (self._around.boot.status_dir / f"{slot.name}-{pid}.json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # on a disk that cannot be written it stays, and soon shows its age
+                (self._around.boot.status_dir / f"{slot.name}-{pid}.json").unlink()
 
     # -- the end -------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway import metric_files
-from tests.disks import read_only
+from tests.disks import read_only, small_disk
 
 # Counts as a worker would, says its pid, and stays until its stdin is closed.
 WORKER = """
@@ -58,6 +58,66 @@ def test_the_page_can_be_had_of_a_disk_that_takes_nothing(tmp_path: Path) -> Non
     with read_only(tmp_path):
         page = metric_files.render(tmp_path)
     assert value_of(page, "sluicegate_requests_total") == 3
+
+
+# Fills the disk that it counts on, then goes on counting, under more labels than its files have room for.
+WORKER_ON_A_FULL_DISK = """
+import os, sys
+from gateway.metrics import ServingMetrics, process_registry
+counted = ServingMetrics(process_registry())
+counted.requests.labels("iris", "1", "stable", "ok").inc(3)
+ballast = os.open(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], "ballast"), os.O_WRONLY | os.O_CREAT)
+try:
+    while os.write(ballast, bytes(4096)):
+        pass
+except OSError:
+    pass
+for number in range(int(sys.argv[1])):
+    counted.requests.labels(f"model-{number}", "1", "stable", "ok").inc()
+counted.requests.labels("iris", "1", "stable", "ok").inc(4)
+print(os.getpid(), flush=True)
+"""
+
+
+def count_on_a_full_disk(directory: Path, labels: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WORKER_ON_A_FULL_DISK, str(labels)],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_full_disk_ends_nobody_who_counts(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=2m"):
+        done = count_on_a_full_disk(tmp_path / "disk", 100)  # a page or two more
+        assert (done.returncode, done.stderr) == (0, "")
+        assert value_of(metric_files.render(tmp_path / "disk"), "sluicegate_requests_total") == 107
+        done = count_on_a_full_disk(tmp_path / "disk", 0)  # one that starts when it is full already
+        assert done.returncode == 0
+        assert "counts go on in memory" in done.stderr
+        assert value_of(metric_files.render(tmp_path / "disk"), "sluicegate_requests_total") == 107
+
+
+def test_counts_for_which_a_full_disk_has_no_room_go_on_in_memory(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=2m"):
+        done = count_on_a_full_disk(tmp_path / "disk", 1000)
+        assert done.returncode == 0
+        assert done.stderr.count("counts go on in memory") == 1
+        told = value_of(metric_files.render(tmp_path / "disk"), "sluicegate_requests_total")
+        assert told is not None
+        assert 100 < told < 1000
+
+
+def test_the_dead_are_added_up_when_the_disk_has_room_again(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=2m"):
+        pid = int(count_on_a_full_disk(tmp_path / "disk", 0).stdout)
+        with pytest.raises(OSError, match="No space left"):
+            metric_files.fold(tmp_path / "disk", pid)
+        assert value_of(metric_files.render(tmp_path / "disk"), "sluicegate_requests_total") == 7
+        (tmp_path / "disk" / "ballast").unlink()
+        metric_files.fold(tmp_path / "disk", pid)
+        assert value_of(metric_files.render(tmp_path / "disk"), "sluicegate_requests_total") == 7
 
 
 def test_counts_of_the_dead_stay_and_their_gauges_and_files_go(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the gateways of tests/
 
-from faults import sample_log
-from faults.trial import Fault, Trial, table
+import pytest
+from faults import candidates, clocks, database, disks, files, network, processes, sample_log
+from faults.trial import Fault, Missing, Trial, table
 from speed import machine
 
-FAULTS: tuple[Fault, ...] = (*sample_log.FAULTS,)
+FAMILIES = (processes, sample_log, disks, files, network, candidates, database, clocks)
+FAULTS: tuple[Fault, ...] = tuple(fault for family in FAMILIES for fault in family.FAULTS)
 
 
 def tried(fault: Fault, rounds: int, seed: int) -> Trial:
@@ -29,6 +31,8 @@ def tried(fault: Fault, rounds: int, seed: int) -> Trial:
         trial = Trial(fault.name, rounds, seed, Path(folder), _say)
         try:
             fault.inflict(trial)
+        except (Missing, pytest.skip.Exception) as missing:  # what a test would be skipped for
+            trial.skipped = str(missing)
         except Exception as error:  # whatever it was: this row is broken, the next one is tried
             trial.broken.append(f"{type(error).__name__}: {error}")
     _say("")
@@ -67,7 +71,10 @@ def main() -> int:
     told = machine.describe()
     print(f"{told['cpu']}, {told['cores']} cores, {told['day']}, revision {told['revision']}, seed {options.seed}, "
           f"{(time.monotonic() - began_s) / 60:.0f} minutes.\n")  # fmt: skip
-    print(table(trials))
+    print(table([trial for trial in trials if not trial.skipped]))
+    for trial in trials:
+        if trial.skipped:
+            print(f"\nNot tried: {trial.name} ({trial.skipped}).")
     broken = [f"{trial.name}: {promise}" for trial in trials for promise in trial.broken]
     print("\nNo promise was broken." if not broken else "\nBROKEN:\n" + "\n".join(f"- {line}" for line in broken))
     return 1 if broken else 0

@@ -70,7 +70,7 @@ def reserve(path: str, size_bytes: int) -> None:
 
 def install() -> None:
     """From now on the metrics that this process makes are counted in such files."""
-    values.MmapedDict = ReservedDict  # type: ignore[misc, assignment]  # the class is looked up there at each use
+    values.MmapedDict = ReservedDict  # type: ignore[attr-defined, assignment]  # it is looked up there at each use
 
 
 def _memory() -> int:

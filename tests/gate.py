@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +14,7 @@ class Gate:
     """Passes connections on to a port of this machine. A context manager.
 
     Frozen, it keeps every connection and passes nothing on; thawed, it passes on what has come meanwhile. Closed, it
-    has ended all connections and refuses new ones.
+    has ended all connections and refuses new ones. delay_s: how long each piece is on its way.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -26,6 +27,7 @@ class Gate:
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._word = b""
+        self.delay_s = 0.0
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -46,6 +48,10 @@ class Gate:
         """Freeze when the client says *word*, which is still passed on: the answer to it never comes."""
         self._word = word
 
+    @property
+    def is_frozen(self) -> bool:
+        return not self._passing.is_set()
+
     def thaw(self) -> None:
         self._passing.set()
 
@@ -54,9 +60,9 @@ class Gate:
         with self._lock:
             self._is_open = False
             ended, self._sockets = self._sockets, []
-        self._passing.set()
         for each in ended:
             _end(each)
+        self._passing.set()  # only now: what was held back is never said
 
     def open(self) -> None:
         with self._lock:
@@ -86,6 +92,7 @@ class Gate:
         with contextlib.suppress(OSError):
             while block := source.recv(65536):
                 self._passing.wait()
+                time.sleep(self.delay_s)
                 if is_client and self._word and self._word in block:
                     self._word = b""
                     self._passing.clear()

@@ -34,7 +34,7 @@ SETTINGS: SettingsTable = {
 }
 _SETTLE_S = 60.0
 # Control looks each second: what a drift document said for so long must have been seen.
-_SEEN_S = 3.0
+SEEN_S = 3.0
 
 Column = tuple[str, str, str]  # model, version, name
 
@@ -42,8 +42,9 @@ Column = tuple[str, str, str]  # model, version, name
 class Watched:
     """A running gateway whose log is watched: load, drift that goes on from feature to feature, and what was said."""
 
-    def __init__(self, trial: Trial, live: LiveGateway) -> None:
+    def __init__(self, trial: Trial, live: LiveGateway, seen_s: float) -> None:
         self.live = live
+        self._enough_s = seen_s
         self.hits = 0  # kills that fell into a compaction
         self._trial = trial
         self._shifts: dict[str, frozenset[str]] = {linear.model: frozenset() for linear in LINEARS}
@@ -85,14 +86,7 @@ class Watched:
 
     def trail(self) -> list[dict[str, Any]]:
         """The rows of the audit trail that tell of drift."""
-        rows: list[dict[str, Any]] = []
-        after = 0
-        while page := self.live.control.get("/admin/v1/audit", params={"after": after, "limit": 500}).json()["rows"]:
-            rows += page
-            after = page[-1]["seq"]
-            if len(page) < 500:
-                break
-        return [row for row in rows if row["verb"] == "alarm.drift"]
+        return [row for row in stage.trail(self.live) if row["verb"] == "alarm.drift"]
 
     # -- the end --------------------------------------------------------------------------------------
 
@@ -109,7 +103,7 @@ class Watched:
     def check_alarms(self) -> None:
         """None lost, none told twice, none that no document stands behind."""
         said, twice = opened(self.trail()), repeated(self.trail())
-        lost = {key for key, (first, last) in self._seen_s.items() if last - first > _SEEN_S} - said.keys()
+        lost = {key for key, (first, last) in self._seen_s.items() if last - first > self._enough_s} - said.keys()
         invented = {key for key in said if self._drifted[key] < 2}
         self._trial.lost += len(lost) + len(twice)
         self._trial.must(not lost, f"alarms that are not in the audit trail: {sorted(lost)}")
@@ -183,21 +177,19 @@ def _told(trail: list[dict[str, Any]]) -> Iterator[tuple[Column, str]]:
 
 
 @contextlib.contextmanager
-def _watched(trial: Trial) -> Iterator[Watched]:
-    """Under load until it is left; then all is checked."""
+def watched_log(trial: Trial, *, seen_s: float = SEEN_S) -> Iterator[Watched]:
+    """A gateway under load until it is left; then all is checked.
+
+    seen_s: control must have seen what a drift document said for so long; longer where control itself is killed.
+    """
 
     def packages(models: Path) -> None:
         for linear in LINEARS:
             write_package(models, linear, reference_rows=500)
 
     with stage.gateway(trial, packages, SETTINGS) as live:
-        for linear in LINEARS:
-            headers = {"if-none-match": "*", "x-change-reason": "chaos"}
-            reply = live.control.put(f"/admin/v1/flags/{linear.model}.sampling", json=DURABLE, headers=headers)
-            assert reply.status_code == 201, reply.text
-        revision = int(reply.headers["etag"].strip('"'))
-        eventually(lambda: _have_adopted(live, revision), "the workers know that the log is durable")
-        watched = Watched(trial, live)
+        make_durable(live, *(linear.model for linear in LINEARS))
+        watched = Watched(trial, live, seen_s)
         with watched.load as load:
             load.wait_answered(20)
             yield watched
@@ -205,10 +197,20 @@ def _watched(trial: Trial) -> Iterator[Watched]:
         stage.note(trial, load)
         with contextlib.suppress(AssertionError):  # what it has not counted by then is told below
             eventually(lambda: _has_counted(watched), "the monitor has read all", timeout_s=_SETTLE_S)
-        time.sleep(_SEEN_S)  # control looks at what was written last
+        time.sleep(SEEN_S)  # control looks at what was written last
         watched.look()
         watched.check_alarms()
     watched.check_rows()
+
+
+def make_durable(live: LiveGateway, *models: str) -> None:
+    """From now on no answer of these models goes out that is not in the log."""
+    for model in models:
+        headers = {"if-none-match": "*", "x-change-reason": "chaos"}
+        reply = live.control.put(f"/admin/v1/flags/{model}.sampling", json=DURABLE, headers=headers)
+        assert reply.status_code == 201, reply.text
+    revision = int(reply.headers["etag"].strip('"'))
+    eventually(lambda: _have_adopted(live, revision), "the workers know that the log is durable")
 
 
 def _have_adopted(live: LiveGateway, revision: int) -> bool:
@@ -253,13 +255,8 @@ def compactor_killed(trial: Trial) -> None:
     trial.must(2 * watched.hits >= trial.rounds, f"only {watched.hits} kills fell into a compaction")
 
 
-def any_killed(trial: Trial) -> None:
-    """One of the three, drawn anew each round."""
-    _killed(trial, _worker, _monitor, _compactor)
-
-
 def _killed(trial: Trial, *ways: Callable[[Trial, Watched], None]) -> Watched:
-    with _watched(trial) as watched:
+    with watched_log(trial) as watched:
         for turn in trial.turns():
             watched.between(turn)
             trial.draw.choice(ways)(trial, watched)
@@ -284,5 +281,4 @@ FAULTS = (
     Fault("kill -9 of a worker that logs", 60, worker_killed),
     Fault("kill -9 of the monitor", 50, monitor_killed),
     Fault("kill -9 of the monitor while it compacts", 50, compactor_killed),
-    Fault("kill -9 of a worker or the monitor, whichever is drawn", 40, any_killed),
 )

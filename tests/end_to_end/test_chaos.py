@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faults import disks, network, processes
+from faults import disks, processes
 from faults.trial import Fault, Trial, table
 
 
@@ -27,10 +27,6 @@ def test_kills_over_the_whole_system_lose_no_row_label_alarm_or_edit(tmp_path: P
 def test_a_disk_that_is_full_or_read_only_fails_no_prediction_and_loses_no_edit(tmp_path: Path) -> None:
     tried(tmp_path / "read-only", Fault("read-only", 1, disks.unwritable), 1)
     tried(tmp_path / "full", Fault("full", 2, disks.full), 2)
-
-
-def test_clients_that_are_gone_and_workers_without_descriptors_harm_nobody_else(tmp_path: Path) -> None:
-    tried(tmp_path, Fault("descriptors", 1, network.descriptors), 1)
 
 
 def test_a_broken_promise_is_counted_and_told() -> None:

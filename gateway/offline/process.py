@@ -55,8 +55,10 @@ class _Schedule:
 def run_monitor(
     settings: Settings, *, boot: str, run_dir: Path, report: Callable[[str], None], lifeline_fd: int
 ) -> None:
-    """Follow the log until SIGTERM, SIGINT or the end of file on *lifeline_fd*; then save and return.
+    """Follow the log until SIGTERM or SIGINT, then save and return; or until the end of file on *lifeline_fd*.
 
+    Then the supervisor was killed, and the next one waits for us before it serves again: nothing is saved, which costs
+    no more than reading on from an older watermark.
     Blocks; to be called in the main thread of a process of its own, which gives way to the workers (children.py).
     Calls report("ready") once and report("beat") each second. Raises what a broken disk raises when it starts;
     later it goes on trying.
@@ -74,7 +76,10 @@ def run_monitor(
     report("ready")
     compact_s = min(_COMPACT_S, settings.monitor.compact_after_s or _COMPACT_S)
     _follow(monitor, settings.monitor.poll_s, compact_s, report, (stop_read_fd, lifeline_fd))
-    _finish(monitor)
+    if select.select((lifeline_fd,), [], [], 0.0)[0]:
+        log.warning("the supervisor is gone; the monitor leaves as it stands")
+    else:
+        _finish(monitor)
     os.close(stop_read_fd)
     os.close(stop_write_fd)
 

@@ -1,4 +1,4 @@
-# install: .venv with everything; demo: the whole walk on real data; test; coverage: test, counting lines (twice the time); bench: what it costs; chaos: faults under load; check; fmt.
+# install: .venv with everything; demo: the whole walk on real data; test; coverage: test, counting lines (twice the time); bench: what it costs; chaos: faults under load; fuzz: hostile requests; soak: an hour of traffic; check; fmt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 3
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: install demo test coverage bench chaos check fmt clean
+.PHONY: install demo test coverage bench chaos fuzz soak check fmt clean
 
 install: $(STAMP)
 
@@ -34,6 +34,12 @@ bench: $(BENCH_STAMP)
 
 chaos: $(STAMP)
 	$(BIN)/python benchmarks/chaos.py $(ARGS)
+
+fuzz: $(STAMP)
+	$(BIN)/python benchmarks/fuzz.py $(ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 $(BENCH_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group bench

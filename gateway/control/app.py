@@ -34,6 +34,7 @@ from gateway.control.consent import Consent
 from gateway.control.controller import Controller
 from gateway.control.debug import DebugEndpoints
 from gateway.control.disk_alarms import LostSamples
+from gateway.control.door import AdminDoor
 from gateway.control.drift_alarms import DriftAlarms
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
 from gateway.control.events import source_of
@@ -289,7 +290,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=AdminDoor,
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from gateway.control.auth import Token, TokenStore, bearer, require
 from gateway.errors import BodyTooLarge, InvalidInput, PreconditionMissing, RevisionConflict
@@ -125,10 +125,13 @@ def whole_number(request: Request, name: str, default: int, *, low: int, high: i
 async def json_object(request: Request) -> dict[str, Any]:
     """The body. Raises BodyTooLarge, InvalidInput."""
     raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_BODY_BYTES:
-            raise BodyTooLarge(len(raw), MAX_BODY_BYTES)
+    try:
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > MAX_BODY_BYTES:
+                raise BodyTooLarge(len(raw), MAX_BODY_BYTES)
+    except ClientDisconnect:  # nobody reads the answer; a traceback in the log would be read as a defect of ours
+        raise InvalidInput("body", f"{len(raw)} bytes and the end of the connection", "the whole body") from None
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

@@ -18,9 +18,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.codecs.codec import JSON_HEADERS, Headers
 from gateway.errors import BodyTooLarge, BodyTooSlow, Draining, GatewayError
+from gateway.offers import head_without_offers
 from gateway.serving.call import Call, OnReply
 from gateway.serving.connections import Doors, Exchange
-from gateway.serving.heads import head_without_offers, size_of
+from gateway.serving.heads import size_of
 from gateway.serving.replies import Block, Reply, ok_json_wire, refusal_wire, wire_bytes
 from gateway.settings import ServerSettings
 

@@ -24,8 +24,6 @@ _PAUSE_HEADS = 100_000
 
 _REQUEST_LINE = re.compile(rb"POST (/[A-Za-z0-9/._~%:@!$&'()*+,;=?-]*) HTTP/1\.1")
 _HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?((?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?)")
-# Headers of a request that offers another protocol, and options of its connection header.
-_OFFERS = (b"upgrade", b"http2-settings")
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,10}")
 # What says how the connection goes on or how the body is framed.
 _PARSERS_BUSINESS = frozenset(
@@ -113,17 +111,6 @@ class HeadReader:
                 self._lines.clear()
             self._lines[line] = pair
         return pair
-
-
-def head_without_offers(method: bytes, url: bytes, version: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The head of a request again, as one that offers no other protocol."""
-    head = [method, b" ", url, b" HTTP/", version, b"\r\n"]
-    for name, value in headers:
-        if name == b"connection":
-            value = b",".join(option for option in value.split(b",") if option.strip().lower() not in _OFFERS)
-        if name not in _OFFERS:
-            head += [name, b": ", value, b"\r\n"]
-    return b"".join(head) + b"\r\n"
 
 
 def size_of(url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:

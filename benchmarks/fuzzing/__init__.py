@@ -1,0 +1,1 @@
+"""What `make fuzz` sends to a running gateway, and what must come back; fuzz.py runs it."""

@@ -7,9 +7,11 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
+from gateway.codecs.codec import Headers
+from gateway.errors import GatewayError
 from gateway.serving.call import Call
 from gateway.serving.doorway import Doorway
-from gateway.serving.replies import refusal_wire
+from gateway.serving.replies import Block, refusal_wire
 from gateway.settings import ServerSettings
 
 # How often deadlines of waiting calls are looked at, and how many looks pass between looks at all connections.
@@ -46,6 +48,10 @@ class Exchange:
         self.keep_alive = True
         self.disconnected = False
         self.response_complete = True
+
+
+def to_nobody(call: Call, error: GatewayError | None, route: Block, content: Headers, body: bytes) -> None:
+    """Takes the answer to a request whose connection is gone."""
 
 
 class Connection(Protocol):

@@ -20,7 +20,7 @@ from gateway.codecs.codec import JSON_HEADERS, Headers
 from gateway.errors import BodyTooLarge, BodyTooSlow, Draining, GatewayError
 from gateway.offers import head_without_offers
 from gateway.serving.call import Call, OnReply
-from gateway.serving.connections import Doors, Exchange
+from gateway.serving.connections import Doors, Exchange, to_nobody
 from gateway.serving.heads import size_of
 from gateway.serving.replies import Block, Reply, ok_json_wire, refusal_wire, wire_bytes
 from gateway.settings import ServerSettings
@@ -62,6 +62,7 @@ class FastDoor(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         if len(self._doors.open) >= self._doors.max_connections:
             self._doors.refuse(transport)  # which is none of ours from now on
+            self.parser, self._on_reply = None, to_nobody  # type: ignore[assignment]  # as when one is lost
             return
         super().connection_made(transport)
         transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)  # over TLS uvloop would let far more pile up
@@ -69,11 +70,12 @@ class FastDoor(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._doors.open.discard(self)
-        exchange = self._exchange
-        if not exchange.response_complete:
-            exchange.response_complete = True
-            self._forget(exchange)
+        if not self._exchange.response_complete:
+            self._exchange.response_complete = True
+            self._forget(self._exchange)
         super().connection_lost(exc)
+        # Both lead back here, and the garbage collector of a worker hardly ever looks at rings that are old.
+        self.cycle, self._on_reply = None, to_nobody  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self._missing_bytes:
@@ -110,7 +112,6 @@ class FastDoor(HttpToolsProtocol):
 
     def end_if_late(self, now_s: float, settings: ServerSettings) -> None:
         """Close the connection if it has been in its state for too long."""
-        request_timeout_s = settings.request_timeout_s
         if self._stuck_since_s:
             if now_s - self._stuck_since_s > settings.write_timeout_s:
                 self.transport.abort()
@@ -122,12 +123,12 @@ class FastDoor(HttpToolsProtocol):
                 self.transport.close()
         elif self.flow.read_paused:
             self._since_s = now_s  # it is we who keep the client waiting
-        elif self._stands in (_HEAD, _BODY) and now_s - self._since_s > request_timeout_s:
+        elif self._stands in (_HEAD, _BODY) and now_s - self._since_s > settings.request_timeout_s:
             is_answered = self._stands == _BODY and self.cycle is not None and self.cycle.response_complete
             if is_answered or (self._stands == _HEAD and self._head_bytes == 0):
                 self.transport.close()
             else:
-                self._end(408, f"the request: expected whole within {request_timeout_s:g} s, got a part of it")
+                self._end(408, f"the request: expected whole within {settings.request_timeout_s:g} s, got a part of it")
 
     def answer_last(self) -> None:
         """Let the newest request be the last one on this connection."""
@@ -187,8 +188,7 @@ class FastDoor(HttpToolsProtocol):
         """More of the body of a request that was begun quickly."""
         missing = self._missing_bytes
         self._missing_bytes = max(0, missing - len(data))
-        exchange = self._exchange
-        call = exchange.call
+        exchange, call = self._exchange, self._exchange.call
         if call is None:
             return  # refused, and the connection is on its way out
         exchange.chunks.append(data[:missing])
@@ -306,8 +306,7 @@ class FastDoor(HttpToolsProtocol):
             self._stands = _IDLE if self.cycle.response_complete else _ANSWERING
             self._since_s = self._doors.now_s
             return
-        exchange = self._exchange
-        call = exchange.call
+        exchange, call = self._exchange, self._exchange.call
         if call is None:
             self._stands, self._since_s = _IDLE, self._doors.now_s
             return

@@ -25,7 +25,7 @@ from growth import Bounds, Watch, processes, table
 from speed import machine
 
 from tests.builders import classifier, write_package
-from tests.live import LiveGateway, eventually
+from tests.live import LiveGateway, SettingsTable, eventually
 
 # Groups of attacks on one target before the next one has its turn.
 EXAMPLES = 12
@@ -59,7 +59,7 @@ def write_models(root: Path) -> None:
 @contextlib.contextmanager
 def attacked(root: Path, name: str, found: list[Target]) -> Iterator[Attacked]:
     """A gateway under siege. root: has the packages in root/models."""
-    settings = {
+    settings: SettingsTable = {
         "server": {**SERVER, **GATEWAYS[name]},
         "sampling": {"rate": 1, "segment_max_age_s": 1, "max_log_bytes": 4_000_000},
         "cache": {"max_bytes": 1_000_000},

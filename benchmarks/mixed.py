@@ -26,7 +26,7 @@ PATIENCE_S = 20.0
 _HOT_ROWS = 50
 _TOLERANCE = 1e-4
 _LABEL_SHARE = 0.2
-_WRONG = (
+_WRONG: tuple[tuple[str, bytes, dict[str, str]], ...] = (
     ("/predict/iris", b"{", {}),
     ("/predict/iris", b'{"rows":[{"sepal_length":"long"}]}', {}),
     ("/predict/nobody", b'{"rows":[{}]}', {}),

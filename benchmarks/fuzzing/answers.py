@@ -34,7 +34,7 @@ def read(data: bytes, *, no_bodies: bool = False) -> tuple[list[Response], bytes
 
     no_bodies: they answer HEAD.
     """
-    found = []
+    found: list[Response] = []
     while True:
         head, end, rest = data.partition(b"\r\n\r\n")
         if not end:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 import weakref
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_a_connection_beyond_the_limit_is_freed_without_the_garbage_collector(tm
         assert runner.run(scenario()) == 0
 
 
-async def _left(opened: set[object], address: tuple[str, int], sent: bytes) -> int:
+async def _left(opened: Set[object], address: tuple[str, int], sent: bytes) -> int:
     """How many of five connections are still in memory after they were closed."""
     clients = [await asyncio.open_connection(*address) for _ in range(5)]
     async with asyncio.timeout(20):

@@ -32,9 +32,7 @@ class InvalidInput(GatewayError):
 
     def __init__(self, field: str, came: str, expected: str) -> None:
         super().__init__(f"{field}: expected {expected}, got {came}")
-        self.field = field
-        self.came = came
-        self.expected = expected
+        self.field, self.came, self.expected = field, came, expected
 
 
 class BodyTooLarge(GatewayError):
@@ -44,8 +42,7 @@ class BodyTooLarge(GatewayError):
 
     def __init__(self, came_bytes: int, max_bytes: int) -> None:
         super().__init__(f"body: expected at most {max_bytes} bytes, got {came_bytes} or more")
-        self.came_bytes = came_bytes
-        self.max_bytes = max_bytes
+        self.came_bytes, self.max_bytes = came_bytes, max_bytes
 
 
 class UnsupportedEncoding(GatewayError):
@@ -64,6 +61,16 @@ class UnknownVersion(GatewayError):
     """The model is released here, but not in that version."""
 
     code = "unknown_version"
+
+
+class UnknownLabel(UnknownVersion):
+    """The model is released here, but its route has no variant of that name, from which the version would come."""
+
+
+class Unsupported(GatewayError):
+    """The protocol has this call, but the gateway does not answer it."""
+
+    code = "unsupported"
 
 
 class MethodNotAllowed(GatewayError):

@@ -47,6 +47,7 @@ class ServerSettings:
     tls_key: str = ""  # PEM file of its private key, without a passphrase
     tls_client_ca: str = ""  # PEM file; with it a client needs a certificate that one of these has signed
     api_keys: str = "off"  # required: predictions, metadata and labels ask for a key of `sluicegate keys`
+    default_model: str = ""  # what paths that name no model mean; empty: the only model there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,8 +389,7 @@ def _check_together(settings: Settings) -> None:
         raise InvalidSetting("setting 'monitor.min_window_rows' must not be above 'monitor.window_rows'")
     if settings.monitor.alarm_drifted_windows > settings.monitor.alarm_windows:
         raise InvalidSetting("setting 'monitor.alarm_drifted_windows' must not be above 'monitor.alarm_windows'")
-    webhook = settings.audit.checkpoint_webhook
-    if webhook and not webhook.startswith(("http://", "https://")):
+    if (webhook := settings.audit.checkpoint_webhook) and not webhook.startswith(("http://", "https://")):
         raise InvalidSetting("setting 'audit.checkpoint_webhook': expected an address that begins with http or https")
     store = settings.flags.store
     if store and not store.startswith((FILE_STORE, *SHARED_STORES)):

@@ -15,11 +15,8 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
 
 from gateway import health
-from gateway.codecs.native import NativeCodec
-from gateway.codecs.oip_json import OipCodec
 from gateway.errors import GatewayError
 from gateway.marks import Marks
 from gateway.metrics import ServingMetrics, process_registry
@@ -32,17 +29,18 @@ from gateway.serving.collector import calm
 from gateway.serving.connections import Doors
 from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
 from gateway.serving.debug import Debug
-from gateway.serving.doorway import Doorway, by_name
-from gateway.serving.endpoints import PredictionEndpoint, Questions, on_gateway_error, on_unknown_path
-from gateway.serving.feedback import PATH as FEEDBACK_PATH
+from gateway.serving.doorway import Doorway
+from gateway.serving.endpoints import Questions, on_gateway_error, on_unknown_path
 from gateway.serving.feedback import FeedbackEndpoint
 from gateway.serving.guards import Guards
 from gateway.serving.keygate import KeyGate
 from gateway.serving.keyring import KeyRing
 from gateway.serving.label_writer import LabelWriter
 from gateway.serving.pipeline import Pipeline
+from gateway.serving.protocols import codecs_of, prediction_paths
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
+from gateway.serving.routes import all_routes
 from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
 from gateway.serving.sampling_rules import RuleBudget
@@ -95,7 +93,7 @@ def build(
     metrics = ServingMetrics(process_registry())
     metrics.run_threads.set(settings.batching.threads)
     counts = Counts(metrics)
-    codecs = (NativeCodec(), OipCodec())
+    paths = prediction_paths()
     ring = KeyRing() if settings.server.api_keys == "required" else None
     most_bytes = settings.server.max_in_flight_bytes
     if ring is not None:
@@ -107,7 +105,7 @@ def build(
     pool = RunPool(settings.batching.run_threads)
     registry = Registry(
         DirectorySource(settings.paths.models),
-        codecs,
+        codecs_of(paths),
         settings.batching,
         pool,
         counts,
@@ -128,7 +126,10 @@ def build(
     router = Router(registry, guards)
     shadow = Shadow(registry, pool, settings.shadow, settings.batching, metrics, in_flight=lambda: admission.in_flight)
     watch = Watch(
-        settings, router, registry, cache, shadow, metrics, guards, on_ready=lambda: report("ready"), ring=ring
+        *(settings, router, registry, cache, shadow, metrics, guards),
+        on_ready=lambda: report("ready"),
+        ring=ring,
+        on_models=lambda: doorway.forget_targets(),
     )
     sampler = Sampler(
         settings.sampling,
@@ -142,9 +143,9 @@ def build(
     label_writer = LabelWriter(settings.labels, settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
     traced = traced_pipeline(settings, boot, metrics, admission, router, cache, answers, guards)
     pipeline = traced or Pipeline(admission, router, cache, answers, guards)
-    doorway = Doorway(admission, pipeline, counts, by_name(codecs), ring, traced)
+    default_model = settings.server.default_model
+    doorway = Doorway(admission, pipeline, counts, paths, ring, traced, lambda: default_model or router.only_model())
     gate = None if ring is None else KeyGate(ring, counts)
-    native, oip = (PredictionEndpoint(codec, doorway) for codec in codecs)
     doors = Doors(doorway, settings.server, fast=settings.server.door == "fast", clock=time.monotonic)
     debug = Debug(
         *(settings, admission, router, registry, cache, counts, pool),
@@ -152,15 +153,7 @@ def build(
     )
     questions = Questions(router, registry, watch.ready.is_set, doors, complaints)
     feedback = FeedbackEndpoint(label_writer, max_body_bytes=settings.labels.max_body_bytes, gate=gate)
-    routes = [
-        Route("/predict/{model}", native),
-        Route("/v2/models/{model}/infer", oip),
-        Route("/v2/models/{model}/versions/{version}/infer", oip),
-        Route(FEEDBACK_PATH, feedback),
-        *questions.routes(),
-    ]
-    if gate is not None:
-        gate.guard(routes, themselves=frozenset({PredictionEndpoint, FeedbackEndpoint}))
+    routes = all_routes(doorway, questions, feedback, router, registry, gate)
     app = Starlette(
         routes=routes,
         exception_handlers={

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from gateway.codecs.codec import JSON_HEADERS, Codec
+from gateway.codecs.codec import JSON_HEADERS
 from gateway.errors import GatewayError
 from gateway.serving.admission import Admission
 from gateway.serving.call import Call
@@ -16,7 +17,7 @@ from gateway.serving.heads import HeadReader
 from gateway.serving.keyring import KeyRing
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.replies import NO_HEADERS, Reply
-from gateway.serving.target import Target
+from gateway.serving.target import PredictionPath, Target
 
 if TYPE_CHECKING:
     from gateway.serving.traced import TracedPipeline
@@ -30,21 +31,24 @@ _MAX_PATH_BYTES = 512
 class Doorway:
     """The parts that a door needs.
 
-    codecs: those of prediction paths, by name. ring: None while no API keys are asked for. traced: the pipeline, if it
-    traces.
+    paths: the table of prediction paths. ring: None while no API keys are asked for. traced: the pipeline, if it
+    traces. default_model: what paths mean that name none; empty if nobody knows.
     """
 
     admission: Admission
     pipeline: Pipeline
     counts: Counts
-    codecs: Mapping[str, Codec]
+    paths: Sequence[PredictionPath]
     ring: KeyRing | None = None
     traced: TracedPipeline | None = None
+    default_model: Callable[[], str] = str
     _targets: dict[bytes, Target | None] = field(default_factory=dict)
+    _patterns: tuple[tuple[re.Pattern[str], PredictionPath], ...] = field(init=False)
     heads: HeadReader = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", HeadReader(self.target))
+        object.__setattr__(self, "_patterns", tuple([(_compiled(path.pattern), path) for path in self.paths]))
 
     def target(self, raw_path: bytes) -> Target | None:
         """What a path as it came (with its query, if any) asks for; None if it is no prediction path."""
@@ -61,18 +65,21 @@ class Doorway:
     def _parse(self, raw_path: bytes) -> Target | None:
         if b"#" in raw_path or b"%2F" in raw_path.upper():
             return None  # the ASGI app says what is meant
-        path = raw_path.partition(b"?")[0].decode("latin-1")
-        parts = [unquote(part) for part in path.split("/")]
-        if not all(parts[1:]):
-            return None
-        match parts:
-            case ["", "predict", model]:
-                return Target(self.codecs["native"], model, None)
-            case ["", "v2", "models", model, "infer"]:
-                return Target(self.codecs["oip"], model, None)
-            case ["", "v2", "models", model, "versions", version, "infer"]:
-                return Target(self.codecs["oip"], model, version)
+        path = unquote(raw_path.partition(b"?")[0].decode("latin-1"))
+        for pattern, row in self._patterns:
+            match = pattern.fullmatch(path)
+            if match is not None:
+                return self.target_of(row, match.groupdict())
         return None
+
+    def target_of(self, row: PredictionPath, parts: Mapping[str, str]) -> Target:
+        """What a path of *row* with these parts asks for."""
+        return row.target(parts, "" if "model" in parts else self.default_model())
+
+    def forget_targets(self) -> None:
+        """The default model may be another from now on: paths are read anew."""
+        self._targets.clear()
+        self.heads.forget()
 
     def turn_away(self, asked: Target | Call, headers: Mapping[str, str], error: GatewayError) -> Reply:
         """The reply to a request that got no further than its head or body."""
@@ -86,5 +93,9 @@ class Doorway:
         return Reply(error, request_id, "", route, JSON_HEADERS, asked.codec.error(error))
 
 
-def by_name(codecs: Sequence[Codec]) -> dict[str, Codec]:
-    return {codec.name: codec for codec in codecs}
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """A path's pattern, with a group for each of its parts."""
+    pieces = re.split(r"\{(\w+)\}", pattern)
+    return re.compile(
+        "".join([f"(?P<{piece}>[^/]+)" if place % 2 else re.escape(piece) for place, piece in enumerate(pieces)])
+    )

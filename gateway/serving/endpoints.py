@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway.codecs.codec import Codec, Headers
+from gateway.codecs.codec import Headers
 from gateway.errors import BodyTooLarge, BodyTooSlow, Draining, GatewayError, MethodNotAllowed, Refused
 from gateway.serving import introspect
 from gateway.serving.call import Call, OnReply
@@ -22,25 +22,25 @@ from gateway.serving.keygate import key_of
 from gateway.serving.registry import Registry
 from gateway.serving.replies import Block, Reply, error_headers, header_pairs, status_of
 from gateway.serving.router import Router
-from gateway.serving.target import Target
+from gateway.serving.target import PredictionPath
 
 
 class PredictionEndpoint:
-    """POST of one protocol's prediction path, as a plain ASGI app: Starlette's Request costs more than a model."""
+    """One prediction path of a protocol, as a plain ASGI app: Starlette's Request costs more than a model."""
 
-    def __init__(self, codec: Codec, doorway: Doorway) -> None:
-        self._codec = codec
+    def __init__(self, row: PredictionPath, doorway: Doorway) -> None:
+        self._row = row
+        self._codec = row.codec
         self._doorway = doorway
         self._admission = doorway.admission
         self._pipeline = doorway.pipeline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        path: dict[str, str] = scope["path_params"]
-        target = Target(self._codec, path["model"], path.get("version"))
+        target = self._doorway.target_of(self._row, scope["path_params"])
         try:
-            if scope["method"] != "POST":
-                raise MethodNotAllowed(scope["method"], "POST")
+            if scope["method"] not in self._row.methods:
+                raise MethodNotAllowed(scope["method"], ", ".join(self._row.methods))
             call = self._admission.open(target, headers)
         except GatewayError as error:
             await _send(send, self._doorway.turn_away(target, headers, error))
@@ -145,7 +145,7 @@ class Questions:
     ) -> None:
         self._router = router
         self._registry = registry
-        self._is_ready = is_ready
+        self._is_warm = is_ready
         self._doors = doors
         self._complaints = complaints
 
@@ -165,14 +165,17 @@ class Questions:
             Route("/v2/models/{model}/versions/{version}/ready", self.model_ready),
         ]
 
+    def is_ready(self) -> bool:
+        """Whether this worker should get traffic."""
+        return self._is_warm() and not self._doors.is_announced
+
     async def live(self, request: Request) -> Response:
         """The loop turns: that is all it says."""
         return _json({"live": True})
 
     async def ready(self, request: Request) -> Response:
         """Whether this worker should get traffic."""
-        is_draining = self._doors.is_announced
-        ready = self._is_ready() and not is_draining
+        is_draining, ready = self._doors.is_announced, self.is_ready()
         # tritonclient looks at the status only; the kserve client reads both keys.
         answer: dict[str, Any] = {"ready": ready, "live": True}
         told = await asyncio.to_thread(self._complaints)  # reads a file
@@ -218,7 +221,7 @@ async def on_gateway_error(request: Request, error: Exception) -> Response:
 async def on_unknown_path(request: Request, error: Exception) -> Response:
     """404 and 405 of the router, as JSON."""
     status = getattr(error, "status_code", 404)
-    known = "/predict/{model}, /v2, /v2/models/{model}/infer, /v1/feedback, /livez, /readyz"
+    known = "/predict/{model}, /v2/models/{model}/infer, /v1/models/{model}:predict, /v1/feedback, /livez, /readyz"
     text = f"no such path: {request.url.path}; known: {known}" if status == 404 else f"{request.method} is not answered"
     response = _json({"error": text}, status)
     response.headers.update(getattr(error, "headers", None) or {})

@@ -63,6 +63,11 @@ class HeadReader:
             self._keep(head, found)
         return found
 
+    def forget(self) -> None:
+        """Paths may ask for something else from now on."""
+        self._targets.clear()
+        self._heads.clear()
+
     def _keep(self, head: bytes, found: Head) -> None:
         if len(self._heads) >= _MAX_HEADS:
             self._heads.clear()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gateway.errors import ModelNotReady, UnknownModel, UnknownVersion
+from gateway.errors import ModelNotReady, UnknownLabel, UnknownModel, UnknownVersion
 from gateway.flags.compile import PINNED, SPLIT, Decision, ModelOptions, Route
 from gateway.serving.call import Call
 from gateway.serving.guard import NO_ARMS, Arms
 from gateway.serving.guards import Guards
 from gateway.serving.registry import LiveVersion, Registry
+from gateway.serving.target import Label
 
 # The variant's name of a prediction that asked for its version itself: it counts for no variant's share.
 PINNED_VARIANT = "pinned"
@@ -50,7 +51,7 @@ class Router:
     def route(self, call: Call) -> LiveVersion:
         """Choose the version of *call*, hold it, and return it. It is held until `Registry.release`.
 
-        Raises UnknownModel, UnknownVersion (pinned and not warm), ModelNotReady, TargetingKeyMissing.
+        Raises UnknownModel, UnknownVersion (pinned and not warm), UnknownLabel, ModelNotReady, TargetingKeyMissing.
         """
         adopted = self.adopted.get(call.model)
         if adopted is None:
@@ -66,7 +67,8 @@ class Router:
                 decision = self._in_its_arm(adopted.arms, decision, call)
             live = adopted.lives.get(decision.version)
         else:
-            decision = Decision(PINNED_VARIANT, call.pinned, PINNED)
+            version = call.pinned if type(call.pinned) is not Label else _version_of(route, call.pinned)
+            decision = Decision(PINNED_VARIANT, version, PINNED)
             call.options = adopted.options
             live = None
         if live is None:
@@ -139,9 +141,22 @@ class Router:
             raise self._unknown_version(model, version)
         return live
 
+    def labelled(self, model: str, label: str) -> LiveVersion:
+        """The warm version that a variant has, for questions about it. Raises as `pinned` does, and UnknownLabel."""
+        adopted = self.adopted.get(model)
+        if adopted is None:
+            raise self._unknown(model)
+        return self.pinned(model, _version_of(adopted.route, label))
+
+    def only_model(self) -> str:
+        """The one model that the flags name; empty if there are several, or none."""
+        return next(iter(self.known)) if len(self.known) == 1 else ""
+
     def _unknown(self, model: str) -> UnknownModel | ModelNotReady:
         if model in self.known:
             return ModelNotReady(f"no version of model {model!r} is warm yet")
+        if not model:
+            return UnknownModel("the path names no model, and which one it means is not set (server.default_model)")
         return UnknownModel(f"model {model!r} is not served here")
 
     def _unknown_version(self, model: str, version: str) -> UnknownVersion:
@@ -150,10 +165,19 @@ class Router:
 
     def _not_loaded(self, call: Call, decision: Decision) -> UnknownVersion | ModelNotReady:
         if call.pinned is not None:
-            return self._unknown_version(call.model, call.pinned)
+            return self._unknown_version(call.model, decision.version)
         is_out = self._registry.state(call.model, decision.version) == "quarantined"
         stands = "quarantined" if is_out else "not warm"
         return ModelNotReady(f"version {decision.version!r} of model {call.model!r} is {stands} here")
+
+
+def _version_of(route: Route, label: str) -> str:
+    """What the variant of that name has. Raises UnknownLabel."""
+    version = route.variants.get(label)
+    if version is None:
+        variants = ", ".join(route.variants)
+        raise UnknownLabel(f"the route of model {route.model!r} has no variant {label!r}; it has: {variants}")
+    return version
 
 
 def _as_utf8(key: str) -> str:

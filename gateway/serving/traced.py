@@ -17,21 +17,15 @@ from gateway.serving.call import Call, OnReply
 from gateway.serving.entry import Run
 from gateway.serving.guards import Guards
 from gateway.serving.pipeline import Pipeline
+from gateway.serving.protocols import patterns_of, prediction_paths
 from gateway.serving.registry import LiveVersion
 from gateway.serving.replies import NO_HEADERS, Block, block, status_of
 from gateway.serving.router import Router
-from gateway.serving.target import Target
+from gateway.serving.target import Label, Target
 from gateway.serving.trace import Attributes, Step, Trace
 from gateway.serving.tracing import Tracer
 from gateway.settings import Settings
 from gateway.tensors import Tensors
-
-# The paths of predictions, by protocol and by whether a version is asked for.
-_ROUTES = {
-    ("native", False): "/predict/{model}",
-    ("oip", False): "/v2/models/{model}/infer",
-    ("oip", True): "/v2/models/{model}/versions/{version}/infer",
-}
 
 
 class TracedPipeline(Pipeline):
@@ -57,6 +51,7 @@ class TracedPipeline(Pipeline):
         super().__init__(admission, router, cache, answers, guards, clock=clock)
         self.tracer = tracer
         self._scheme = scheme
+        self._routes = patterns_of(prediction_paths())
         self._now_s = clock
         self._open = 0  # traces of requests that wait for their answer
 
@@ -218,10 +213,11 @@ class TracedPipeline(Pipeline):
             "sluicegate.protocol": codec,
             "sluicegate.request.id": request_id,
         }
-        route = _ROUTES.get((codec, version is not None))
+        pin = "" if version is None else "label" if isinstance(version, Label) else "version"
+        route = self._routes.get((codec, pin))
         if route is not None:
             told["http.route"] = route
-            told["url.path"] = route.format(model=model, version=version)
+            told["url.path"] = route.format(model=model, version=version, label=version)
         if "user-agent" in headers:
             told["user_agent.original"] = headers["user-agent"]
         if prediction_id:

@@ -61,7 +61,9 @@ class Watch:
         *,
         on_ready: Callable[[], None],
         ring: KeyRing | None = None,
+        on_models: Callable[[], None] = lambda: None,
     ) -> None:
+        """on_models: is called when other models are released than before."""
         self._settings = settings
         self._router = router
         self._registry = registry
@@ -71,6 +73,7 @@ class Watch:
         self._guards = guards
         self._on_ready = on_ready
         self._ring = ring
+        self._on_models = on_models
         self._keys_are_due = False
         self._store = SqliteStore(settings.flag_store_path, read_only=True)
         self._quarantine = Follower(settings.quarantine_path)
@@ -156,7 +159,9 @@ class Watch:
             self._guards.forget(model)
             self._pending.pop(model, None)
             self._refused.pop(model, None)
-        self._router.known = set(routes)
+        if self._router.known != routes.keys():
+            self._router.known = set(routes)
+            self._on_models()
         for model, flag in routes.items():
             try:
                 options = compile_options(document, model)

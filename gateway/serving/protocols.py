@@ -1,0 +1,37 @@
+"""The table of protocols: each path by which predictions are asked for, and its codec. Both doors use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.codecs.codec import Codec
+from gateway.codecs.native import NativeCodec
+from gateway.codecs.oip_json import OipCodec
+from gateway.serving.target import PredictionPath
+
+
+def prediction_paths() -> tuple[PredictionPath, ...]:
+    """All rows of the table. Of two that fit a path, the first one is meant."""
+    oip = OipCodec()
+    return (
+        PredictionPath("/predict/{model}", NativeCodec()),
+        PredictionPath("/v2/models/{model}/infer", oip),
+        PredictionPath("/v2/models/{model}/versions/{version}/infer", oip),
+    )
+
+
+def patterns_of(paths: Sequence[PredictionPath]) -> dict[tuple[str, str], str]:
+    """The patterns by protocol and by the part that pins a version (``version``, ``label`` or nothing).
+
+    Where several patterns are of one protocol and pin alike, there is none: a call does not know by which it came.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in paths:
+        pin = next((part for part in ("version", "label") if f"{{{part}}}" in path.pattern), "")
+        found.setdefault((path.codec.name, pin), []).append(path.pattern)
+    return {kind: patterns[0] for kind, patterns in found.items() if len(patterns) == 1}
+
+
+def codecs_of(paths: Sequence[PredictionPath]) -> tuple[Codec, ...]:
+    """The codecs in a table, each once."""
+    return tuple({path.codec.name: path.codec for path in paths}.values())

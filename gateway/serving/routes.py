@@ -1,0 +1,32 @@
+"""All paths of the public port that the ASGI app answers, and who stands before them."""
+
+from __future__ import annotations
+
+from starlette.routing import Route
+
+from gateway.serving.doorway import Doorway
+from gateway.serving.endpoints import PredictionEndpoint, Questions
+from gateway.serving.feedback import PATH as FEEDBACK_PATH
+from gateway.serving.feedback import FeedbackEndpoint
+from gateway.serving.keygate import KeyGate
+from gateway.serving.registry import Registry
+from gateway.serving.router import Router
+
+
+def all_routes(
+    doorway: Doorway,
+    questions: Questions,
+    feedback: FeedbackEndpoint,
+    router: Router,
+    registry: Registry,
+    gate: KeyGate | None,
+) -> list[Route]:
+    """The routes, in the order in which a path is looked for. gate: asks for API keys, None if nobody does."""
+    routes = [
+        *(Route(path.pattern, PredictionEndpoint(path, doorway)) for path in doorway.paths),
+        Route(FEEDBACK_PATH, feedback),
+        *questions.routes(),
+    ]
+    if gate is not None:
+        gate.guard(routes, themselves=frozenset({PredictionEndpoint, FeedbackEndpoint}))
+    return routes

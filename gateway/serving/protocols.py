@@ -7,16 +7,23 @@ from collections.abc import Sequence
 from gateway.codecs.codec import Codec
 from gateway.codecs.native import NativeCodec
 from gateway.codecs.oip_json import OipCodec
+from gateway.codecs.tfs import ClassifyCodec, PredictCodec, RegressCodec
 from gateway.serving.target import PredictionPath
 
 
 def prediction_paths() -> tuple[PredictionPath, ...]:
     """All rows of the table. Of two that fit a path, the first one is meant."""
     oip = OipCodec()
+    verbs: dict[str, Codec] = {"predict": PredictCodec(), "classify": ClassifyCodec(), "regress": RegressCodec()}
     return (
         PredictionPath("/predict/{model}", NativeCodec()),
         PredictionPath("/v2/models/{model}/infer", oip),
         PredictionPath("/v2/models/{model}/versions/{version}/infer", oip),
+        *(
+            PredictionPath(f"/v1/models/{model}:{verb}", codec)
+            for verb, codec in verbs.items()
+            for model in ("{model}", "{model}/versions/{version}", "{model}/labels/{label}")
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from gateway.serving.feedback import FeedbackEndpoint
 from gateway.serving.keygate import KeyGate
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
+from gateway.serving.tfs_questions import TfsQuestions
 
 
 def all_routes(
@@ -26,6 +27,7 @@ def all_routes(
         *(Route(path.pattern, PredictionEndpoint(path, doorway)) for path in doorway.paths),
         Route(FEEDBACK_PATH, feedback),
         *questions.routes(),
+        *TfsQuestions(router, registry).routes(),
     ]
     if gate is not None:
         gate.guard(routes, themselves=frozenset({PredictionEndpoint, FeedbackEndpoint}))

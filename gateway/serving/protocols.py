@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gateway.codecs.codec import Codec
+from gateway.codecs.mlflow import MlflowCodec
 from gateway.codecs.native import NativeCodec
 from gateway.codecs.oip_json import OipCodec
 from gateway.codecs.tfs import ClassifyCodec, PredictCodec, RegressCodec
@@ -13,7 +14,7 @@ from gateway.serving.target import PredictionPath
 
 def prediction_paths() -> tuple[PredictionPath, ...]:
     """All rows of the table. Of two that fit a path, the first one is meant."""
-    oip = OipCodec()
+    oip, mlflow = OipCodec(), MlflowCodec()
     verbs: dict[str, Codec] = {"predict": PredictCodec(), "classify": ClassifyCodec(), "regress": RegressCodec()}
     return (
         PredictionPath("/predict/{model}", NativeCodec()),
@@ -24,6 +25,8 @@ def prediction_paths() -> tuple[PredictionPath, ...]:
             for verb, codec in verbs.items()
             for model in ("{model}", "{model}/versions/{version}", "{model}/labels/{label}")
         ),
+        PredictionPath("/invocations", mlflow),
+        PredictionPath("/models/{model}/invocations", mlflow),
     )
 
 

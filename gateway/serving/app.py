@@ -153,7 +153,9 @@ def build(
     )
     questions = Questions(router, registry, watch.ready.is_set, doors, complaints)
     feedback = FeedbackEndpoint(label_writer, max_body_bytes=settings.labels.max_body_bytes, gate=gate)
-    routes = all_routes(doorway, questions, feedback, router, registry, gate)
+    routes = all_routes(
+        doorway, questions, feedback, router, registry, gate, max_batch_rows=settings.batching.max_batch_rows
+    )
     app = Starlette(
         routes=routes,
         exception_handlers={

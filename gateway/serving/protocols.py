@@ -9,12 +9,14 @@ from gateway.codecs.mlflow import MlflowCodec
 from gateway.codecs.native import NativeCodec
 from gateway.codecs.oip_json import OipCodec
 from gateway.codecs.tfs import ClassifyCodec, PredictCodec, RegressCodec
+from gateway.codecs.torchserve import TorchServeCodec
+from gateway.serving.replies import status_of
 from gateway.serving.target import PredictionPath
 
 
 def prediction_paths() -> tuple[PredictionPath, ...]:
     """All rows of the table. Of two that fit a path, the first one is meant."""
-    oip, mlflow = OipCodec(), MlflowCodec()
+    oip, mlflow, torchserve = OipCodec(), MlflowCodec(), TorchServeCodec(status_of)
     verbs: dict[str, Codec] = {"predict": PredictCodec(), "classify": ClassifyCodec(), "regress": RegressCodec()}
     return (
         PredictionPath("/predict/{model}", NativeCodec()),
@@ -27,6 +29,8 @@ def prediction_paths() -> tuple[PredictionPath, ...]:
         ),
         PredictionPath("/invocations", mlflow),
         PredictionPath("/models/{model}/invocations", mlflow),
+        PredictionPath("/predictions/{model}", torchserve, ("POST", "PUT")),
+        PredictionPath("/predictions/{model}/{version}", torchserve, ("POST", "PUT")),
     )
 
 

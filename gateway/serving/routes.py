@@ -12,6 +12,7 @@ from gateway.serving.keygate import KeyGate
 from gateway.serving.registry import Registry
 from gateway.serving.router import Router
 from gateway.serving.tfs_questions import TfsQuestions
+from gateway.serving.torchserve_questions import TorchServeQuestions
 
 
 def all_routes(
@@ -21,13 +22,17 @@ def all_routes(
     router: Router,
     registry: Registry,
     gate: KeyGate | None,
+    *,
+    max_batch_rows: int,
 ) -> list[Route]:
     """The routes, in the order in which a path is looked for. gate: asks for API keys, None if nobody does."""
+    others = TorchServeQuestions(router, registry, questions.is_ready, doorway.paths, max_batch_rows=max_batch_rows)
     routes = [
         *(Route(path.pattern, PredictionEndpoint(path, doorway)) for path in doorway.paths),
         Route(FEEDBACK_PATH, feedback),
         *questions.routes(),
         *TfsQuestions(router, registry).routes(),
+        *others.routes(),
     ]
     if gate is not None:
         gate.guard(routes, themselves=frozenset({PredictionEndpoint, FeedbackEndpoint}))

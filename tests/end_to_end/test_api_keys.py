@@ -33,6 +33,19 @@ ASKED: dict[str, Any] = {
     "/v2/models/iris": None,
     "/v2/models/iris/ready": None,
     "/v2/models/iris/versions/1": None,
+    "/v1/models/iris:predict": {"instances": [[1.0, 1.0, 1.0, 1.0]]},
+    "/v1/models/iris/versions/1:predict": {"instances": [[1.0, 1.0, 1.0, 1.0]]},
+    "/v1/models/iris/labels/stable:classify": {"examples": [dict.fromkeys(classifier().features, 1.0)]},
+    "/v1/models/iris": None,
+    "/v1/models/iris/metadata": None,
+    "/v1/models": None,
+    "/": None,
+    "/models/iris/invocations": {"inputs": [[1.0, 1.0, 1.0, 1.0]]},
+    "/ping": None,
+    "/version": None,
+    "/predictions/iris": [1.0, 1.0, 1.0, 1.0],
+    "/models": None,
+    "/models/iris/all": None,
 }
 
 

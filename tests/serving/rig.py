@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from gateway.codecs.codec import Codec, Headers
-from gateway.codecs.native import NativeCodec
-from gateway.codecs.oip_json import OipCodec
 from gateway.errors import GatewayError
 from gateway.flags.compile import ModelOptions, compile_route
 from gateway.flags.document import parse
@@ -29,6 +27,7 @@ from gateway.serving.counts import Counts
 from gateway.serving.guards import Guards
 from gateway.serving.loading import Loaded
 from gateway.serving.pipeline import Pipeline
+from gateway.serving.protocols import codecs_of, prediction_paths
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.replies import Block
 from gateway.serving.router import Adopted, Router
@@ -43,7 +42,7 @@ from gateway.settings import BatchSettings, CacheSettings, LimitSettings, Sampli
 from gateway.tensors import Feature, Signature
 from tests.puppet import DOUBLER, FakeClock, PuppetRuntime
 
-CODECS: tuple[Codec, ...] = (NativeCodec(), OipCodec())
+CODECS: tuple[Codec, ...] = codecs_of(prediction_paths())
 NAMED = replace(DOUBLER, features=(Feature("x", "x", 0),))
 FLAG = {
     "state": "ENABLED",
@@ -76,6 +75,19 @@ class HandPool(Executor):
         return self._runs.pop()
 
 
+def meant(codec: str, values: tuple[float, ...]) -> Any:
+    """The document by which a protocol asks for rows of one value."""
+    rows = [[value] for value in values]
+    documents: dict[str, Any] = {
+        "native": {"rows": [{"x": value} for value in values]},
+        "oip": {"inputs": [{"name": "x", "shape": [len(values), 1], "datatype": "FP64", "data": list(values)}]},
+        "tfs": {"instances": rows},
+        "mlflow": {"dataframe_split": {"columns": ["x"], "data": rows}},
+        "torchserve": rows,
+    }
+    return documents[codec]
+
+
 class Caller:
     """One prediction as its door sees it."""
 
@@ -100,9 +112,11 @@ class Caller:
         ((error, _, body),) = self.answers
         assert error is None
         document = json.loads(body)
-        if self.call.codec.name == "oip":
+        protocol = self.call.codec.name
+        if protocol == "oip":
             return [float(value) for value in document["outputs"][0]["data"]]
-        return [float(row["y"]) for row in document["predictions"]]
+        rows = document if protocol == "torchserve" else document["predictions"]
+        return [float(row["y"] if protocol == "native" else row[0] if protocol == "tfs" else row) for row in rows]
 
 
 class Rig:
@@ -209,11 +223,7 @@ class Rig:
         traceparent: str | None = None,
     ) -> Caller:
         """One request with its whole body, as a door hands it over."""
-        if body is None and codec == "oip":
-            tensor = {"name": "x", "shape": [len(values), 1], "datatype": "FP64", "data": list(values)}
-            body = json.dumps({"inputs": [tensor]}).encode()
-        elif body is None:
-            body = json.dumps({"rows": [{"x": value} for value in values]}).encode()
+        body = json.dumps(meant(codec, values)).encode() if body is None else body
         headers = {"x-request-timeout-ms": str(timeout_s * 1000)} | ({"x-variant": variant} if variant else {})
         headers |= {"x-targeting-key": key} if key else {}
         headers |= {"x-request-priority": priority} if priority else {}

@@ -20,17 +20,18 @@ from gateway.metrics import ServingMetrics, process_registry
 from gateway.serving.batch_policy import MIN_RUNS
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
-from gateway.serving.doorway import Doorway, by_name
+from gateway.serving.doorway import Doorway
+from gateway.serving.protocols import prediction_paths
 from gateway.serving.router import Adopted
 from gateway.tensors import Feature, Signature, Tensors, TensorSpec
 from tests.puppet import POISON, PuppetRuntime
-from tests.serving.rig import CODECS, FLAG, Caller, Rig, run
+from tests.serving.rig import FLAG, Caller, Rig, run
 
 VALUES = st.sampled_from([1.0, 2.0, 3.0, POISON])
 ASK = st.fixed_dictionaries(
     {
         "values": st.lists(VALUES, min_size=1, max_size=1) | st.lists(VALUES, min_size=1, max_size=7),
-        "codec": st.sampled_from(["oip", "oip", "native"]),
+        "codec": st.sampled_from(["oip", "oip", "native", "tfs", "mlflow", "torchserve"]),
         "pinned": st.sampled_from([None, None, None, "1", "2"]),
         "variant": st.sampled_from([None, None, "twin", "canary", "nonsense"]),
         "timeout_s": st.sampled_from([1.0, 5.0, 5.0]),
@@ -114,11 +115,12 @@ def test_calls_of_all_kinds_share_one_run_and_each_gets_its_own(tmp_path: Path) 
         callers = [rig.ask(1), rig.ask(2, codec="native"), rig.ask(3, pinned="1"), rig.ask(4, variant="twin")]
         rig.adopt(cached=False)
         callers += [rig.ask(5), rig.ask(6, codec="native"), rig.ask(7, 8), rig.ask(9, pinned="1"), rig.ask(1)]
+        callers += [rig.ask(10, codec="tfs"), rig.ask(11, 12, codec="mlflow"), rig.ask(13, codec="torchserve")]
         await rig.settle()
-        assert rig.runtimes["1"].batches == [10]
+        assert rig.runtimes["1"].batches == [14]
         for caller in callers:
             check_answer(caller)
-        assert [caller.headers["x-cache"] for caller in callers] == ["miss"] * 4 + ["bypass"] * 5
+        assert [caller.headers["x-cache"] for caller in callers] == ["miss"] * 4 + ["bypass"] * 8
         rig.check_nothing_is_held()
 
     run(scenario)
@@ -392,7 +394,8 @@ def test_long_paths_and_keys_that_never_repeat_do_not_fill_the_memory(tmp_path: 
         rig = Rig(tmp_path)
         route = compile_route("m", parse({"flags": {"m.route": flag}}).flags["m.route"])
         rig.router.adopted["m"] = Adopted(route, ModelOptions(), 0.0)
-        doorway = Doorway(rig.admission, rig.pipeline, Counts(ServingMetrics(process_registry())), by_name(CODECS))
+        counts = Counts(ServingMetrics(process_registry()))
+        doorway = Doorway(rig.admission, rig.pipeline, counts, prediction_paths())
         tracemalloc.start()
         try:
             for number in range(4000):

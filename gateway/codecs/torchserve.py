@@ -1,0 +1,169 @@
+"""TorchServe's predictions: one row or several as JSON, or one tensor as it lies in memory, raw or as a form's field.
+
+Source: pytorch/serve, docs/inference_api.md. What a body means is there up to a model's own handler; here it is a row,
+rows, or objects of features, bare or under "data"; raw bytes are the only input's, as in the binary tensor extension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from gateway.codecs import oip_binary
+from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
+from gateway.codecs.multipart import parts_of
+from gateway.codecs.nested import TensorReader, json_rows, to_json
+from gateway.codecs.numbers import name_of, parse_json
+from gateway.codecs.table import Table
+from gateway.errors import GatewayError, InvalidInput, UnknownModel, UnknownVersion
+from gateway.tensors import Signature, Tensors
+
+_FORM = "multipart/form-data"
+_RAW = "application/octet-stream"
+_FIELDS = ("data", "body")
+# The names of Java's exceptions that TorchServe gives, by status.
+_TYPES = {
+    400: "BadRequestException",
+    404: "ResourceNotFoundException",
+    405: "MethodNotAllowedException",
+    501: "UnsupportedOperationException",
+    503: "ServiceUnavailableException",
+}
+_TYPES_BY_KIND: Mapping[type[GatewayError], str] = {
+    UnknownModel: "ModelNotFoundException",
+    UnknownVersion: "ModelVersionNotFoundException",
+}
+
+
+class TorchServeCodec:
+    """``[5.1, 3.5]``, ``{"data": [[5.1, 3.5]]}``, ``{"sepal_length": 5.1}``, bytes, or a form with one of them.
+
+    status_of: the status with which an error travels; it stands in the body too.
+    """
+
+    name = "torchserve"
+
+    def __init__(self, status_of: Callable[[GatewayError], int]) -> None:
+        self._status_of = status_of
+
+    def bind(self, model: str, version: str, signature: Signature) -> BoundCodec:
+        return BoundTorchServe(signature)
+
+    def error(self, error: GatewayError) -> bytes:
+        status = self._status_of(error)
+        usual = "BadRequestException" if status < 500 else "InternalServerException"
+        kind = _TYPES_BY_KIND.get(type(error)) or _TYPES.get(status, usual)
+        return orjson.dumps({"code": status, "type": kind, "message": str(error)})
+
+    def cache_headers(self, headers: Mapping[str, str]) -> str:
+        content_type = headers.get("content-type", "")
+        kind = _kind(content_type)
+        return content_type if kind == _FORM else kind if kind == _RAW else ""
+
+
+class BoundTorchServe:
+    """TorchServe's predictions for one version."""
+
+    stamp = None
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature = signature
+        self._batchable = signature.batchable
+        self._only = signature.inputs[0] if len(signature.inputs) == 1 else None
+        self._reader = TensorReader(signature)
+        self._table = Table(signature)
+        keys = [orjson.dumps(spec.name).replace(b"%", b"%%") + b":%b" for spec in signature.outputs]
+        self._row = b"{" + b",".join(keys) + b"}" if len(keys) > 1 else b"%b"
+
+    def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
+        content_type = headers.get("content-type", "")
+        kind = _kind(content_type)
+        if kind == _FORM:
+            found = [part for part in parts_of(body, content_type) if part.name in _FIELDS]
+            if len(found) != 1:
+                raise InvalidInput("body", f"{len(found)} parts named 'data'", "exactly one")
+            kind, body = found[0].content_type, found[0].content
+        is_json = kind.endswith("json")  # application/json, text/json, application/vnd...+json
+        if kind == _RAW or not (is_json or _looks_like_json(body)):
+            return self._one(self._from_raw(body))
+        return self._from_json(parse_json(body))
+
+    def decode_plain(self, bodies: list[bytes]) -> list[bytes | None]:
+        return [None] * len(bodies)
+
+    def _from_raw(self, body: bytes) -> Request:
+        spec = self._only
+        if spec is None:
+            names = ", ".join(other.name for other in self._signature.inputs)
+            raise InvalidInput("body", "raw bytes", f"JSON, since the model has several inputs: {names}")
+        shape = oip_binary.raw_shape(spec, len(body), batchable=self._batchable)
+        if spec.datatype == "BYTES":
+            body = len(body).to_bytes(4, "little") + body  # the one text, as the decoder wants it
+        return self._reader.request({spec.name: oip_binary.decode(memoryview(body), spec, shape)})
+
+    def _from_json(self, document: Any) -> Request:
+        value, field = document, "body"
+        if type(document) is dict and len(document) == 1 and "data" in document and "data" not in self._table.names:
+            value, field = document["data"], "data"
+        if type(value) is dict:
+            return self._one(self._objects([value], field))
+        if type(value) is not list or not value:
+            raise InvalidInput(field, "an empty array" if value == [] else name_of(value), "a row, rows, or features")
+        if type(value[0]) is dict:
+            return self._objects(value, field)
+        if self._batchable and self._only is not None and _depth(value) == len(self._only.shape) - 1:
+            return self._one(self._reader.request(self._reader.rows([value], field)))
+        read = self._reader.rows if self._batchable else self._reader.columns
+        return self._reader.request(read(value, field))
+
+    def _objects(self, rows: list[Any], field: str) -> Request:
+        if self._batchable and not self._table.names_features(rows[0]):
+            return self._reader.request(self._reader.rows(rows, field))
+        if not self._batchable and len(rows) == 1:
+            return self._reader.request(self._reader.columns(rows[0], field))
+        return self._table.read_objects(rows, _place, field)
+
+    def _one(self, request: Request) -> Request:
+        """A request of one row, which gets one answer and no list of them."""
+        request.is_plain = self._batchable
+        return request
+
+    def encode(self, request: Request, outputs: Tensors) -> Encoded:
+        if not self._batchable:
+            whole = self._row % tuple([to_json(outputs[spec.name]) for spec in self._signature.outputs])
+            return Encoded(whole, JSON_HEADERS)
+        rows = self._rows(outputs)
+        return Encoded(rows[0] if request.is_plain else b"[" + b",".join(rows) + b"]", JSON_HEADERS)
+
+    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
+        return self._rows(outputs) if self._batchable else None
+
+    def _rows(self, outputs: Tensors) -> list[bytes]:
+        arrays = [outputs[spec.name] for spec in self._signature.outputs]
+        squeezed = [array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array for array in arrays]
+        columns = [json_rows(array) for array in squeezed]
+        return columns[0] if len(columns) == 1 else [self._row % row for row in zip(*columns, strict=True)]
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _looks_like_json(body: bytes) -> bool:
+    """Whether a body whose type says nothing is meant as JSON; curl calls files nothing, or a form."""
+    return body.lstrip(b" \t\r\n")[:1] in (b"{", b"[", b"")
+
+
+def _depth(value: Any) -> int:
+    """How many arrays are nested in the first places."""
+    depth = 0
+    while type(value) is list:
+        depth += 1
+        value = value[0] if value else None
+    return depth
+
+
+def _place(row: int | None, name: str) -> str:
+    return name if row is None else f"row {row}: {name}"

@@ -15,8 +15,8 @@ from gateway.errors import InvalidInput
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 
-# Open Inference Protocol datatypes and the numpy dtypes that hold them. BYTES is an object array of
-# bytes; BF16 has no numpy dtype and is left out.
+# Open Inference Protocol datatypes and the numpy dtypes that hold them. BYTES is an object array of bytes. numpy has no
+# BF16: such tensors are held as the FP32 of which they are the first half.
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -28,12 +28,15 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
     "FP16": np.dtype(np.float16),
+    "BF16": np.dtype(np.float32),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(object),
 }
-DATATYPES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items()}
-FLOATS = frozenset({"FP16", "FP32", "FP64"})
+DATATYPES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"}
+FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
+# Datatypes whose values do not travel as JSON numbers.
+BINARY_ONLY = frozenset({"FP16", "BF16"})
 
 # What stands for a missing text in a BYTES tensor, which has no null; the converters write it so too.
 _MISSING_TEXT = b""
@@ -139,6 +142,19 @@ def features_of(inputs: Sequence[TensorSpec]) -> tuple[Feature, ...]:
         else:
             found += [Feature(f"{spec.name}[{i}]", spec.name, i, kind, missing_allowed=missing) for i in range(width)]
     return tuple(found) if len(found) <= MAX_FEATURES else ()
+
+
+def from_bfloat16(bits: Array) -> Array:
+    """The FP32 of BF16 values that lie in *bits*, an array of uint16."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_bfloat16(floats: Array) -> Array:
+    """FP32 values as the bits of the nearest BF16 (of two the even one), an array of uint16."""
+    bits = np.ascontiguousarray(floats, np.float32).view(np.uint32)
+    halves = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    # Rounded, a NaN could become another number: it keeps its first half, and stays one.
+    return np.where(np.isnan(floats), (bits >> 16) | 0x40, halves).astype(np.uint16)
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -14,6 +14,14 @@ Headers = tuple[tuple[bytes, bytes], ...]
 JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
 
 
+class Wish(NamedTuple):
+    """An output that a request asks for. classes: so many of its highest values as texts, instead of all; 0: all."""
+
+    name: str
+    is_binary: bool
+    classes: int = 0
+
+
 class Request:
     """A decoded request: every input of the signature, checked.
 
@@ -23,9 +31,10 @@ class Request:
     """
 
     id: str | None = None  # what the body says, echoed by the protocols that ask for it
-    outputs: tuple[tuple[str, bool], ...] | None = None  # names wanted, in order, and whether as binary; None: all
+    outputs: tuple[Wish, ...] | None = None  # what is wanted, in order; None: all
     binary: bool = False  # outputs travel as binary unless *outputs* says otherwise
     timeout_s: float | None = None  # the client's wish
+    priority: int | None = None  # the client's wish: 1 is the highest, 0 what is usual
     is_plain: bool = False  # one row, and nothing said about the reply: BoundCodec.encode_rows will do
 
     def __init__(

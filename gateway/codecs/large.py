@@ -16,12 +16,12 @@ import numpy as np
 import simdjson
 
 from gateway.codecs.numbers import MAX_DIMENSIONS
-from gateway.tensors import DTYPES, FLOATS, Array
+from gateway.tensors import BINARY_ONLY, DTYPES, FLOATS, Array
 
 # From here on simdjson is the faster way (benchmarks/bodies.py); below, its objects cost more than they save.
 LARGE_BYTES = 2048
-# Datatypes whose values are JSON numbers. FP16 is refused as JSON.
-NUMERIC = frozenset(name for name, dtype in DTYPES.items() if dtype.kind in "iuf") - {"FP16"}
+# Datatypes whose values are JSON numbers.
+NUMERIC = frozenset(name for name, dtype in DTYPES.items() if dtype.kind in "iuf") - BINARY_ONLY
 _FP32_MAX = float(np.finfo(np.float32).max)
 # Bodies in which brackets are counted; in larger ones a few are sought, and many counted by numpy, to save time.
 _COUNTED_BYTES = 4096

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from gateway.errors import InvalidInput
-from gateway.tensors import DTYPES, FLOATS, Array
+from gateway.tensors import BINARY_ONLY, DTYPES, FLOATS, Array
 
 MAX_DIMENSIONS = 16
 _NUMBERS = frozenset({int, float})
@@ -131,8 +131,10 @@ def to_flat(values: list[Any], datatype: str) -> flat_array[Any] | None:
 
 
 def _floats(flat: list[Any], datatype: str, field: str) -> Array:
-    if datatype == "FP16":
-        raise InvalidInput(field, "FP16 values as JSON", "binary tensor data, since JSON cannot hold FP16")
+    if datatype in BINARY_ONLY:
+        raise InvalidInput(
+            field, f"{datatype} values as JSON", f"binary tensor data, since JSON cannot hold {datatype}"
+        )
     _check_types(flat, _NUMBERS, field, "a number")
     try:
         wide = np.array(flat, dtype=np.float64)

@@ -14,9 +14,10 @@ import numpy as np
 
 from gateway.codecs.numbers import name_of
 from gateway.errors import InvalidInput
-from gateway.tensors import DTYPES, Array, TensorSpec
+from gateway.tensors import DTYPES, Array, TensorSpec, from_bfloat16, to_bfloat16
 
 LENGTH_HEADER = "inference-header-content-length"
+_ITEM_BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {"BF16": 2}
 
 if sys.byteorder != "little":
     raise ImportError("the binary tensor codec reads memory as it is, so it needs a little-endian machine")
@@ -65,7 +66,7 @@ def raw_shape(spec: TensorSpec, size_bytes: int, *, batchable: bool) -> tuple[in
     if len(variable) > 1:
         raise InvalidInput(f"inputs.{spec.name}", "a raw body", "a named tensor, since its shape has several unknowns")
     if variable:
-        fixed = math.prod(size for size in shape if size != -1) * spec.dtype.itemsize
+        fixed = math.prod(size for size in shape if size != -1) * _ITEM_BYTES[spec.datatype]
         shape[variable[0]] = size_bytes // fixed if fixed else 0
     return tuple(shape)
 
@@ -75,13 +76,15 @@ def decode(blob: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     field = f"inputs.{spec.name}"
     if spec.datatype == "BYTES":
         return _texts(blob, field, math.prod(shape)).reshape(shape)
-    expected = math.prod(shape) * spec.dtype.itemsize
+    expected = math.prod(shape) * _ITEM_BYTES[spec.datatype]
     if len(blob) != expected:
         raise InvalidInput(field, f"{len(blob)} bytes", f"{expected} bytes for {spec.datatype} {list(shape)}")
     if spec.datatype == "BOOL" and len(blob):
         highest = int(np.frombuffer(blob, np.uint8).max())
         if highest > 1:
             raise InvalidInput(field, f"a byte of {highest}", "0 or 1 for each BOOL")
+    if spec.datatype == "BF16":
+        return from_bfloat16(np.frombuffer(blob, np.uint16)).reshape(shape)
     array = np.frombuffer(blob, dtype=spec.dtype).reshape(shape)
     # A view keeps the whole body alive: kept in a cache or queue, a small tensor must not hold a large body there.
     return array if 2 * blob.nbytes >= memoryview(blob.obj).nbytes else array.copy()
@@ -115,4 +118,6 @@ def encode(array: Array, datatype: str) -> bytes | memoryview:
     """The bytes of one output: of numbers a view, if they lie in memory as they travel."""
     if datatype == "BYTES":
         return b"".join(struct.pack("<I", len(text)) + text for text in array.ravel().tolist())
+    if datatype == "BF16":
+        return to_bfloat16(array).tobytes()
     return np.ascontiguousarray(array, dtype=DTYPES[datatype]).reshape(-1).view(np.uint8).data

@@ -14,13 +14,15 @@ import numpy as np
 import orjson
 
 from gateway.codecs import oip_binary
-from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
+from gateway.codecs.classification import highest
+from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request, Wish
 from gateway.codecs.envelope import Envelopes
 from gateway.codecs.large import LARGE_BYTES, NUMERIC, oip_document
 from gateway.codecs.numbers import flatten, name_of, parse_finite, parse_json, to_array, to_flat
 from gateway.codecs.texts import array_text, row_texts
 from gateway.errors import GatewayError, InvalidInput
 from gateway.tensors import (
+    BINARY_ONLY,
     FLOATS,
     Array,
     FeatureCheck,
@@ -67,7 +69,9 @@ class BoundOip:
         self._is_numeric = {spec.datatype for spec in signature.inputs} <= NUMERIC
         self._head = orjson.dumps({"model_name": model, "model_version": version})[:-1].replace(b"%", b"%%")
         self._envelopes = Envelopes(b'"data"', 1, self._only, self._plain_row) if self._only is not None else None
-        self._fits_json = all(spec.datatype != "FP16" for spec in signature.outputs)
+        self._fits_json = all(spec.datatype not in BINARY_ONLY for spec in signature.outputs)
+        classes = signature.classes
+        self._labels = None if classes is None else [str(label) for label in classes]
         self._templates: dict[tuple[tuple[int, ...], ...], bytes] = {}  # by the shapes of the outputs' rows
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
@@ -180,6 +184,7 @@ class BoundOip:
         request.binary = parameters.get("binary_data_output") is True
         request.outputs = self._wishes(document.get("outputs"), request.binary)
         request.timeout_s = _timeout_s(parameters)
+        request.priority = _whole(parameters, "parameters", "priority")
         self._check(inputs)
         return request
 
@@ -214,6 +219,7 @@ class BoundOip:
         if math.prod(size or 1 for size in shape) > _MAX_ELEMENTS:  # numpy refuses it even where another size is 0
             raise InvalidInput(f"{field}.shape", shape_text(shape), f"at most {_MAX_ELEMENTS} elements")
         parameters = _parameters(tensor, f"{field}.parameters")
+        _refuse_shared_memory(parameters, f"{field}.parameters")
         if "binary_data_size" in parameters:
             if "data" in tensor:
                 raise InvalidInput(f"{field}.data", "data beside binary_data_size", "one of the two")
@@ -230,35 +236,40 @@ class BoundOip:
             )
         return to_array(flat, spec.datatype, f"{field}.data").reshape(shape)
 
-    def _wishes(self, outputs: Any, binary: bool) -> tuple[tuple[str, bool], ...] | None:
+    def _wishes(self, outputs: Any, binary: bool) -> tuple[Wish, ...] | None:
         if outputs is None or outputs == []:
             return None
         if type(outputs) is not list:
             raise InvalidInput("outputs", name_of(outputs), "an array of output names")
-        wishes: dict[str, bool] = {}
+        wishes: dict[str, Wish] = {}
         for index, output in enumerate(outputs):
             name = output.get("name") if type(output) is dict else None
             if type(name) is not str or name not in self._outputs:
                 known = ", ".join(self._outputs)
                 raise InvalidInput(f"outputs[{index}].name", name_of(name), f"an output of the model: {known}")
-            parameters = _parameters(output, f"outputs[{index}].parameters")
-            if "classification" in parameters:
-                raise InvalidInput(f"outputs[{index}].parameters", "classification", "binary_data or nothing")
-            wishes[name] = parameters.get("binary_data", binary) is True
-        return tuple(wishes.items())
+            field = f"outputs[{index}].parameters"
+            parameters = _parameters(output, field)
+            _refuse_shared_memory(parameters, field)
+            classes = _whole(parameters, field, "classification") or 0
+            if "classification" in parameters and not (classes and self._outputs[name].dtype.kind in "iuf"):
+                raise InvalidInput(f"{field}.classification", str(classes), "at least 1, of an output of numbers")
+            wishes[name] = Wish(name, parameters.get("binary_data", binary) is True, classes)
+        return tuple(wishes.values())
 
     def encode(self, request: Request, outputs: Tensors) -> Encoded:
-        wishes = request.outputs or tuple((name, request.binary) for name in self._outputs)
+        wishes = request.outputs or tuple(Wish(name, request.binary) for name in self._outputs)
         described: list[dict[str, Any]] = []
         blobs: list[bytes | memoryview] = []
-        for name, binary in wishes:
-            spec, array = self._outputs[name], outputs[name]
-            description: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": spec.datatype}
-            if binary:
-                blobs.append(oip_binary.encode(array, spec.datatype))
+        for name, is_binary, classes in wishes:
+            datatype, array = self._outputs[name].datatype, outputs[name]
+            if classes:
+                datatype, array = "BYTES", self._classified(self._outputs[name], array, classes)
+            description: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
+            if is_binary:
+                blobs.append(oip_binary.encode(array, datatype))
                 description["parameters"] = {"binary_data_size": len(blobs[-1])}
             else:
-                description["data"] = _plain(array, spec)
+                description["data"] = _plain(array, name, datatype)
             described.append(description)
         document: dict[str, Any] = {"model_name": self._model, "model_version": self._version}
         if request.id is not None:
@@ -269,6 +280,12 @@ class BoundOip:
             return Encoded(body, JSON_HEADERS)
         length = (oip_binary.LENGTH_HEADER.encode(), str(len(body)).encode())
         return Encoded(b"".join([body, *blobs]), ((b"content-type", b"application/octet-stream"), length))
+
+    def _classified(self, spec: TensorSpec, array: Array, classes: int) -> Array:
+        labels = self._labels if spec.role == "probabilities" else None
+        if labels is not None and array.shape[-1] != len(labels):
+            labels = None
+        return highest(array, classes, labels, batchable=self._signature.batchable)
 
     def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
         if not self._fits_json:
@@ -314,14 +331,14 @@ def _flat_input(signature: Signature) -> TensorSpec | None:
     return spec
 
 
-def _plain(array: Array, spec: TensorSpec) -> Any:
-    if spec.datatype == "FP16":
+def _plain(array: Array, name: str, datatype: str) -> Any:
+    if datatype in BINARY_ONLY:
         raise InvalidInput(
-            f"outputs.{spec.name}", "a wish for FP16 as JSON", "binary_data, since JSON cannot hold FP16"
+            f"outputs.{name}", f"a wish for {datatype} as JSON", f"binary_data, since JSON cannot hold {datatype}"
         )
-    if spec.datatype == "BYTES":
+    if datatype == "BYTES":
         return [value.decode("utf-8", "replace") for value in array.ravel().tolist()]
-    if spec.datatype in FLOATS and not np.isfinite(array).all():
+    if datatype in FLOATS and not np.isfinite(array).all():
         return orjson.Fragment(array_text(array))  # orjson itself would write null
     return np.ascontiguousarray(array).reshape(-1)
 
@@ -350,9 +367,19 @@ def _text(document: dict[str, Any], field: str) -> str:
 
 def _timeout_s(parameters: dict[str, Any]) -> float | None:
     """The schedule extension's timeout, which is in microseconds; 0 means none."""
-    timeout_us = parameters.get("timeout")
-    if timeout_us is None or timeout_us == 0:
-        return None
-    if type(timeout_us) is not int or timeout_us < 0:
-        raise InvalidInput("parameters.timeout", name_of(timeout_us), "microseconds as a whole number of at least 0")
-    return timeout_us / 1e6
+    timeout_us = _whole(parameters, "parameters", "timeout", "microseconds as ")
+    return timeout_us / 1e6 if timeout_us else None
+
+
+def _whole(parameters: dict[str, Any], holder: str, name: str, what: str = "") -> int | None:
+    """A parameter that is a whole number of at least 0; None if it did not come."""
+    value = parameters.get(name)
+    if value is not None and (type(value) is not int or value < 0):
+        raise InvalidInput(f"{holder}.{name}", name_of(value), f"{what}a whole number of at least 0")
+    return value
+
+
+def _refuse_shared_memory(parameters: dict[str, Any], field: str) -> None:
+    if "shared_memory_region" in parameters:
+        came = name_of(parameters["shared_memory_region"])
+        raise InvalidInput(f"{field}.shared_memory_region", came, "tensors in the body: no shared memory is read here")

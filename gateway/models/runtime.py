@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
+from onnxruntime import OrtValue
 
 from gateway.errors import InferenceFailed, PackageInvalid
 from gateway.models.closed import check_closed
-from gateway.tensors import DTYPES, Signature, Tensors, TensorSpec, features_of
+from gateway.tensors import (
+    DTYPES,
+    Array,
+    Signature,
+    Tensors,
+    TensorSpec,
+    features_of,
+    from_bfloat16,
+    to_bfloat16,
+)
 
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _DATATYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -24,6 +37,7 @@ _DATATYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
@@ -88,6 +102,11 @@ class OnnxRuntime:
         self._names = [spec.name for spec in outputs]
         self._texts_in = [spec.name for spec in inputs if spec.datatype == "BYTES"]
         self._texts_out = [spec.name for spec in outputs if spec.datatype == "BYTES"]
+        self._halves_in = [spec.name for spec in inputs if spec.datatype == "BF16"]
+        if any(spec.datatype == "BF16" for spec in outputs):
+            if self._texts_in:  # ONNX Runtime has no way that takes these and gives those
+                raise PackageInvalid(f"outputs of BF16 beside inputs of texts ({', '.join(self._texts_in)})")
+            self._run_session = self._run_to_bfloat16
 
     @property
     def signature(self) -> Signature:
@@ -112,6 +131,8 @@ class OnnxRuntime:
         try:
             if self._texts_in:
                 inputs = {**inputs, **{name: _to_text(inputs[name]) for name in self._texts_in}}
+            if self._halves_in:
+                inputs = {**inputs, **{name: _to_ort_value(inputs[name]) for name in self._halves_in}}
             found = self._run_session(self._names, inputs, self._run_options)
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise InferenceFailed(f"the model failed on these inputs: {_first_line(error)}") from error
@@ -119,6 +140,27 @@ class OnnxRuntime:
         for name in self._texts_out:
             outputs[name] = _to_bytes(outputs[name])
         return outputs
+
+    def _run_to_bfloat16(self, names: list[str], inputs: Mapping[str, Any], options: Any) -> list[Any]:
+        """As the session's run, which would give arrays, and there are none of BF16."""
+        given = {
+            name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+            for name, value in inputs.items()
+        }
+        found = self._session.run_with_ort_values(names, given, options)
+        return [_from_ort_value(value) for value in found]
+
+
+def _to_ort_value(array: Array) -> Any:
+    return OrtValue.ortvalue_from_numpy_with_onnx_type(to_bfloat16(array), _BFLOAT16)
+
+
+def _from_ort_value(value: Any) -> Any:
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    shape = tuple(value.shape())
+    bits = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
+    return from_bfloat16(np.frombuffer(bits, np.uint16)).reshape(shape)  # a copy: the memory is the value's
 
 
 def check_same(manifest: Signature, model: Signature) -> None:

@@ -105,6 +105,13 @@ def test_a_wrong_request_is_refused_by_name(document: Any, field: str, words: st
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("when", ["2026-11-26", "2026-11-26T20:00:00Z", ""])
+def test_a_date_is_the_text_or_the_number_that_the_model_was_fitted_on(when: str) -> None:
+    assert decode({"rows": [{**ROW, "city": when}]}).inputs["city"].item() == when.encode()
+    with pytest.raises(InvalidInput, match=r"rows\[0\]\.age: expected a number, got string"):
+        decode({"rows": [{**ROW, "age": when}]})
+
+
 def test_a_text_outside_of_a_closed_list_is_refused_by_either_protocol() -> None:
     closed = Signature(
         inputs=(TensorSpec("city", "BYTES", (-1, 1)),),

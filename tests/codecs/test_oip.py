@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 
 from gateway.codecs.oip_json import OipCodec
 from gateway.errors import InvalidInput
-from gateway.tensors import DTYPES, Feature, Signature, TensorSpec
+from gateway.tensors import BINARY_ONLY, DTYPES, FLOATS, Feature, Signature, TensorSpec
 
 IRIS = Signature(
     inputs=(TensorSpec("input", "FP32", (-1, 4)),),
@@ -69,6 +70,25 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"inputs": [tensor()], "outputs": [{"name": "x"}]}, "outputs[0].name", "label, probabilities"),
     ({"inputs": [tensor()], "id": 7}, "id", "number 7"),
     ({"inputs": [tensor()], "parameters": {"timeout": -1}}, "parameters.timeout", "microseconds"),
+    ({"inputs": [tensor()], "parameters": {"priority": "high"}}, "parameters.priority", "whole number of at least 0"),
+    ({"inputs": [tensor()], "parameters": {"priority": True}}, "parameters.priority", "boolean true"),
+    (
+        {"inputs": [tensor(data=None, parameters={"shared_memory_region": "r"})]},
+        "inputs.input.parameters.shared_memory_region",
+        "no shared memory",
+    ),
+    (
+        {"inputs": [tensor()], "outputs": [{"name": "label", "parameters": {"shared_memory_region": "r"}}]},
+        "outputs[0].parameters.shared_memory_region",
+        "no shared memory",
+    ),
+    (
+        {"inputs": [tensor()], "outputs": [{"name": "label", "parameters": {"classification": 0}}]},
+        "outputs[0].parameters.classification",
+        "at least 1",
+    ),
+    (b'{"inputs":' + b"[" * 5000 + b"]" * 5000 + b"}", "body", "valid JSON"),
+    ({"inputs": [tensor(data=json.loads("[" * 30 + "1" + "]" * 30))]}, "inputs.input.data", "more than 16 nested"),
 ]
 
 
@@ -93,13 +113,13 @@ def test_id_timeout_and_wished_outputs_are_read() -> None:
     request = decode(
         {
             "id": "abc",
-            "parameters": {"timeout": 250_000},
+            "parameters": {"timeout": 250_000, "priority": 1},
             "inputs": [tensor()],
             "outputs": [{"name": "probabilities", "parameters": {"binary_data": True}}],
         }
     )
-    assert (request.id, request.timeout_s) == ("abc", 0.25)
-    assert request.outputs == (("probabilities", True),)
+    assert (request.id, request.timeout_s, request.priority) == ("abc", 0.25, 1)
+    assert request.outputs == (("probabilities", True, 0),)
 
 
 def test_a_reply_without_numbers_for_nan_says_so_in_tokens() -> None:
@@ -110,15 +130,14 @@ def test_a_reply_without_numbers_for_nan_says_so_in_tokens() -> None:
     assert json.loads(body)["outputs"][0]["data"] == [1]
 
 
-DATATYPES = [name for name in DTYPES if name not in ("FP16", "BYTES")]
-
-
 def arrays(datatype: str) -> st.SearchStrategy[Any]:
     shapes = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
     if datatype == "BYTES":
         return hnp.arrays(
             object, shapes, elements=st.text(max_size=5).map(lambda text: text.encode("utf-8", "replace"))
         )
+    if datatype == "BF16":
+        return hnp.arrays(np.uint16, shapes).map(lambda bits: bits.view(ml_dtypes.bfloat16))
     return hnp.arrays(DTYPES[datatype], shapes)
 
 
@@ -127,10 +146,10 @@ def test_tensors_of_tritonclient_come_in_and_go_back_unchanged(
     data: st.DataObject, datatype: str, binary: bool, binary_out: bool
 ) -> None:
     """Encoded by NVIDIA's client, decoded by us, encoded by us, decoded by NVIDIA's client."""
-    if datatype == "FP16":
+    if datatype in BINARY_ONLY:
         binary = binary_out = True
     array = data.draw(arrays(datatype))
-    finite = datatype not in ("FP32", "FP64") or bool(np.isfinite(array).all())
+    finite = datatype not in FLOATS or bool(np.isfinite(array).all())
     sent = InferInput("x", list(array.shape), datatype)
     sent.set_data_from_numpy(array, binary_data=binary or not finite)
     wanted = InferRequestedOutput("x", binary_data=binary_out)

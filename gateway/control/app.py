@@ -53,6 +53,7 @@ from gateway.control.purge import PurgeEndpoint
 from gateway.control.quarantine_endpoints import QuarantineEndpoints
 from gateway.control.reach import Reach
 from gateway.control.reads import ReadLog
+from gateway.control.repository import RepositoryEndpoints
 from gateway.control.retrain import RetrainAdvice
 from gateway.control.review import Review
 from gateway.control.rollout_endpoints import RolloutEndpoints
@@ -195,6 +196,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
             *ImportEndpoint(desk, tokens, source).routes(),
             *PurgeEndpoint(desk, tokens).routes(),
             *DebugEndpoints(tokens, run_dir, clock).routes(),
+            *RepositoryEndpoints(desk, tokens, source, workers_known).routes(),
             *OfrepEndpoints(desk, tokens, keys).routes(),
             *AuditEndpoints(store, tokens, reads, settings.paths.state, checkpoint_file).routes(),
             *ChangeEndpoints(review, tokens).routes(),
@@ -211,10 +213,8 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
         },
     )
     seeder = Seeder(source, desk, clock=clock)
-    trail_check = WholeTrail(store, clock=clock)
-    running: tuple[Running, ...] = (seeder, controller, review, notary, poster, reads, notifier, alarms, trail_check)
-    if follower is not None:
-        running = (*running, follower)
+    running: tuple[Running, ...] = (seeder, controller, review, notary, poster, reads, notifier, alarms)
+    running = (*running, WholeTrail(store, clock=clock), *(() if follower is None else (follower,)))
     return Control(store, tokens, desk, seeder, review, reads, notary, poster, follower, running, app)
 
 

@@ -122,8 +122,8 @@ def whole_number(request: Request, name: str, default: int, *, low: int, high: i
     return int(given)
 
 
-async def json_object(request: Request) -> dict[str, Any]:
-    """The body. Raises BodyTooLarge, InvalidInput."""
+async def json_object(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """The body; an empty object if it may be empty and is. Raises BodyTooLarge, InvalidInput."""
     raw = bytearray()
     try:
         async for chunk in request.stream():
@@ -132,6 +132,8 @@ async def json_object(request: Request) -> dict[str, Any]:
                 raise BodyTooLarge(len(raw), MAX_BODY_BYTES)
     except ClientDisconnect:  # nobody reads the answer; a traceback in the log would be read as a defect of ours
         raise InvalidInput("body", f"{len(raw)} bytes and the end of the connection", "the whole body") from None
+    if may_be_empty and not raw.strip():
+        return {}
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

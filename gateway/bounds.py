@@ -22,6 +22,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "server.write_timeout_s": (0.1, 3600),
     "server.max_connections": (1, 1_000_000),
     "server.max_header_bytes": (256, 2**20),
+    "server.compress_min_bytes": (0, 2**31),
     "server.drain_delay_s": (0, 3600),
     "server.max_in_flight_bytes": (1024, 2**40),
     "server.drain_timeout_s": (0, 3600),

@@ -36,19 +36,20 @@ class InvalidInput(GatewayError):
 
 
 class BodyTooLarge(GatewayError):
-    """The request body has more bytes than the gateway takes."""
+    """The request body has more bytes than the gateway takes. what: the body, or what becomes of it."""
 
     code = "body_too_large"
 
-    def __init__(self, came_bytes: int, max_bytes: int) -> None:
-        super().__init__(f"body: expected at most {max_bytes} bytes, got {came_bytes} or more")
+    def __init__(self, came_bytes: int, max_bytes: int, *, what: str = "body") -> None:
+        super().__init__(f"{what}: expected at most {max_bytes} bytes, got {came_bytes} or more")
         self.came_bytes, self.max_bytes = came_bytes, max_bytes
 
 
 class UnsupportedEncoding(GatewayError):
-    """The request's content encoding is one that the gateway does not read."""
+    """The request's content encoding is one that is not read here. accepted: those that are, as a header says it."""
 
     code = "unsupported_encoding"
+    accepted = "gzip, deflate"
 
 
 class UnknownModel(GatewayError):

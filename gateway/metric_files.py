@@ -9,7 +9,7 @@ import json
 import os
 import struct
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -27,6 +27,22 @@ def render(directory: Path) -> bytes:
     MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]  # untyped there
     with _files_lock(directory, fcntl.LOCK_SH):
         return generate_latest(registry)
+
+
+def counted(directory: Path, names: Collection[str]) -> Iterator[tuple[str, dict[str, str], float]]:
+    """What all processes, those that are dead too, have counted of some counters and histograms, each by itself.
+
+    As (sample, labels, value), where one sample with the same labels comes once per process; a bucket of a histogram
+    holds its own count alone. Costs a fraction of `render`, since nothing else is parsed.
+    """
+    beginnings = tuple(f'["{name}"' for name in names)
+    with _files_lock(directory, fcntl.LOCK_SH):
+        for kind in ("counter", "histogram"):
+            for path in glob.glob(str(directory / f"{kind}_*.db")):
+                for key, value, _timestamp, _position in MmapedDict.read_all_values_from_file(path):  # type: ignore[no-untyped-call]  # untyped there
+                    if key.startswith(beginnings):
+                        _, sample, labels, *_ = json.loads(key)
+                        yield sample, labels, value
 
 
 def fold(directory: Path, pid: int) -> None:

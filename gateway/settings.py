@@ -20,8 +20,7 @@ from gateway.passwords import is_redacted, redacted
 from gateway.tracing_settings import TracingSettings
 
 ENVIRONMENT_PREFIX = "SLUICEGATE_"
-# How the addresses of the stores begin.
-FILE_STORE = "sqlite:///"
+FILE_STORE = "sqlite:///"  # how the addresses of the stores begin
 SHARED_STORES = ("postgresql://", "postgres://")
 # Read by the command line itself, not settings of the server.
 CLIENT_VARIABLES = frozenset({f"SLUICEGATE_{name}" for name in ("URL", "TOKEN", "CA", "CERT", "KEY")})
@@ -41,6 +40,7 @@ class ServerSettings:
     max_header_bytes: int = 32 * 1024
     drain_delay_s: float = 0.0  # after SIGTERM: not ready, but still taking connections for balancers that lag behind
     max_connections: int = 10_000  # per worker; more are answered with 503 and closed
+    compress_min_bytes: int = 16 * 1024  # answers from this size on are compressed if the client accepts it; 0: none
     max_in_flight_bytes: int = 256 * 1024 * 1024  # of bodies and their tensors, per worker, from head to answer
     drain_timeout_s: float = 25.0  # time that requests in flight get to finish after SIGTERM
     tls_certificate: str = ""  # PEM file; with it the public port speaks TLS alone

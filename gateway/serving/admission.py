@@ -12,9 +12,9 @@ from gateway.errors import (
     QuotaExceeded,
     TooManyBytesInFlight,
     TooManyInFlight,
-    UnsupportedEncoding,
 )
 from gateway.serving.call import Call
+from gateway.serving.codings import coding_of
 from gateway.serving.keyring import KeyRing
 from gateway.serving.priority import HEADER, priority_of
 from gateway.serving.shares import Shares
@@ -70,8 +70,6 @@ class Admission:
             raise BodyTooLarge(length, self.max_body_bytes)
         if self.in_flight_bytes + length > self._max_in_flight_bytes:
             raise self._no_room(length)
-        if "content-encoding" in headers:
-            _check_encoding(headers["content-encoding"])
         now_s = self._clock()
         timeout_s = self._timeout_s(headers) if "x-request-timeout-ms" in headers else self._deadline_s
         ids = self._ids
@@ -80,6 +78,8 @@ class Admission:
         prediction_id = ids.pop()
         request_id = self.request_id(headers) if "x-request-id" in headers else prediction_id[:16]
         call = Call(target, headers, request_id, prediction_id, now_s, now_s + timeout_s, length)
+        if "content-encoding" in headers:
+            call.coding = coding_of(headers["content-encoding"])
         if HEADER in headers:
             call.priority = priority_of(headers[HEADER])
         self.in_flight += 1
@@ -185,8 +185,3 @@ class KeyedAdmission(SharedAdmission):
             raise
         self.shares.join(call, key.id, target.model)
         return call
-
-
-def _check_encoding(came: str) -> None:
-    if came.strip().lower() not in ("", "identity"):
-        raise UnsupportedEncoding(f"header content-encoding: expected identity, got {came[:40]!r}")

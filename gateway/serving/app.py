@@ -25,17 +25,20 @@ from gateway.orders import ANNOUNCE, HURRY
 from gateway.serving.admission import Admission, KeyedAdmission, SharedAdmission
 from gateway.serving.answers import Answers
 from gateway.serving.cache import PredictionCache
+from gateway.serving.chores import divert_late, end_process_if_failed, flush
 from gateway.serving.collector import calm
 from gateway.serving.connections import Doors
-from gateway.serving.counts import FLUSH_INTERVAL_S, Counts
+from gateway.serving.counts import Counts
 from gateway.serving.debug import Debug
 from gateway.serving.doorway import Doorway
 from gateway.serving.endpoints import Questions, on_gateway_error, on_unknown_path
+from gateway.serving.extensions import Extensions
 from gateway.serving.feedback import FeedbackEndpoint
 from gateway.serving.guards import Guards
 from gateway.serving.keygate import KeyGate
 from gateway.serving.keyring import KeyRing
 from gateway.serving.label_writer import LabelWriter
+from gateway.serving.packing import Packer
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.protocols import codecs_of, prediction_paths
 from gateway.serving.registry import Registry
@@ -46,6 +49,7 @@ from gateway.serving.sampler import Sampler
 from gateway.serving.sampling_rules import RuleBudget
 from gateway.serving.server import first_of, server_for
 from gateway.serving.shadow import Shadow
+from gateway.serving.statistics import Statistics
 from gateway.serving.traced import TracedPipeline, traced_pipeline
 from gateway.serving.watch import Watch, write_status
 from gateway.settings import Settings
@@ -54,8 +58,6 @@ log = getLogger(__name__)
 
 # How long a starting worker holds back from accepting connections; then it answers 503 for what is still not warm.
 READY_TIMEOUT_S = 5.0
-# How often it is looked whether a candidate's run leaves its callers too little time.
-_LATE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def build(
     marks: Marks | None = None,
     suspects: Set[tuple[str, str]] = frozenset(),
     complaints: Callable[[], list[str]] = list,
+    metrics_dir: Path | None = None,
 ) -> Worker:
     """Make the parts of a worker and wire them; nothing is started. complaints: what is wrong with the gateway."""
     metrics = ServingMetrics(process_registry())
@@ -143,8 +146,12 @@ def build(
     label_writer = LabelWriter(settings.labels, settings.sampling, settings.sample_log_path, boot=boot, metrics=metrics)
     traced = traced_pipeline(settings, boot, metrics, admission, router, cache, answers, guards)
     pipeline = traced or Pipeline(admission, router, cache, answers, guards)
+    packer = Packer(settings.server.compress_min_bytes)
     default_model = settings.server.default_model
-    doorway = Doorway(admission, pipeline, counts, paths, ring, traced, lambda: default_model or router.only_model())
+    doorway = Doorway(
+        *(admission, pipeline, counts, paths, packer, ring, traced),
+        lambda: default_model or router.only_model(),
+    )
     gate = None if ring is None else KeyGate(ring, counts)
     doors = Doors(doorway, settings.server, fast=settings.server.door == "fast", clock=time.monotonic)
     debug = Debug(
@@ -152,9 +159,11 @@ def build(
         *(sampler, label_writer, shadow, watch, doors, traced),
     )
     questions = Questions(router, registry, watch.ready.is_set, doors, complaints)
+    extensions = Extensions(router, registry, Statistics(metrics_dir), settings.batching.max_queue_rows)
     feedback = FeedbackEndpoint(label_writer, max_body_bytes=settings.labels.max_body_bytes, gate=gate)
     routes = all_routes(
-        doorway, questions, feedback, router, registry, gate, max_batch_rows=settings.batching.max_batch_rows
+        *(doorway, questions, extensions, feedback, router, registry, gate),
+        max_batch_rows=settings.batching.max_batch_rows,
     )
     app = Starlette(
         routes=routes,
@@ -213,14 +222,14 @@ async def _background(
     tasks = [
         asyncio.create_task(worker.watch.follow()),
         asyncio.create_task(writing),
-        asyncio.create_task(_flush(worker, connections)),
-        asyncio.create_task(_divert_late(worker)),
+        asyncio.create_task(flush(worker, connections)),
+        asyncio.create_task(divert_late(worker)),
         asyncio.create_task(worker.doors.watch()),
         asyncio.create_task(worker.shadow.run()),
         asyncio.create_task(worker.debug.follow(run_dir, slot, connections)),
     ]
     for task in tasks:
-        task.add_done_callback(_end_process_if_failed)
+        task.add_done_callback(end_process_if_failed)
     try:
         yield
     finally:
@@ -239,42 +248,6 @@ async def _background(
         if worker.ring is not None:
             worker.ring.flush(worker.metrics)
         worker.watch.close()
-
-
-def _end_process_if_failed(task: asyncio.Task[None]) -> None:
-    """A worker that no longer follows the flags must not serve on: stop, and the supervisor starts another."""
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("a task of the worker failed; the worker stops", exc_info=task.exception())
-        signal.raise_signal(signal.SIGTERM)
-
-
-async def _flush(worker: Worker, connections: Callable[[], int]) -> None:
-    """Hand the counts to the metrics, and sweep the cache once a second."""
-    turns_per_sweep = round(1 / FLUSH_INTERVAL_S)
-    turn = 0
-    while True:
-        await asyncio.sleep(FLUSH_INTERVAL_S)
-        worker.counts.flush()
-        for (model, version), live in worker.registry.warm.items():
-            worker.counts.queue_limit(model, version, live.batcher.room.bound_rows)
-        worker.guards.signals.flush()
-        if worker.ring is not None:
-            worker.ring.flush(worker.metrics)
-        worker.metrics.in_flight.set(worker.admission.in_flight)
-        worker.metrics.in_flight_bytes.set(worker.admission.in_flight_bytes)
-        worker.metrics.open_connections.set(connections())
-        worker.metrics.cache_bytes.set(worker.cache.size_bytes)
-        worker.metrics.flag_store_age_s.set(worker.watch.store_age_s())
-        turn += 1
-        if turn % turns_per_sweep == 0:
-            worker.cache.sweep()
-
-
-async def _divert_late(worker: Worker) -> None:
-    """Take calls from candidates that keep them waiting too long, for ever."""
-    while True:
-        await asyncio.sleep(_LATE_S if worker.guards.has_candidates else FLUSH_INTERVAL_S)
-        worker.pipeline.divert_late()
 
 
 async def _serve(
@@ -298,6 +271,7 @@ async def _serve(
         marks=marks,
         suspects=suspects,
         complaints=lambda: health.complaints(health.read(run_dir)),
+        metrics_dir=run_dir / "metrics",
     )
     server = server_for(settings.server, worker.app, worker.doors)
     stopped = asyncio.Event()

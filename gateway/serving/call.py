@@ -6,10 +6,11 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gateway.codecs.codec import Headers
+from gateway.codecs.codec import Headers, Request
 from gateway.errors import GatewayError
 from gateway.flags.compile import Decision, ModelOptions, Route
 from gateway.serving.entry import Entry
+from gateway.serving.priority import HEADER, priority_of_number
 from gateway.serving.replies import Block
 from gateway.serving.target import Target
 
@@ -36,6 +37,7 @@ class Call(Entry):
     """
 
     body: bytes = b""
+    coding: str | None = None  # how its body is compressed, until it is inflated
     on_reply: OnReply | None = None
     # Set by the router, as they were in force at that moment:
     route: Route
@@ -78,6 +80,12 @@ class Call(Entry):
         self.deadline_s = deadline_s
         self.run_by_s = deadline_s
         self.held_bytes = held_bytes
+
+    def take_request(self, request: Request) -> None:
+        """What was decoded. A priority that its head names goes before that of its body, which comes later."""
+        super().take_request(request)
+        if request.priority is not None and HEADER not in self.headers:
+            self.priority = priority_of_number(request.priority)
 
     @property
     def ids(self) -> dict[str, str]:

@@ -11,10 +11,12 @@ from urllib.parse import unquote
 from gateway.codecs.codec import JSON_HEADERS
 from gateway.errors import GatewayError
 from gateway.serving.admission import Admission
-from gateway.serving.call import Call
+from gateway.serving.call import Call, OnReply
 from gateway.serving.counts import Counts
 from gateway.serving.heads import HeadReader
+from gateway.serving.inflating import Inflater
 from gateway.serving.keyring import KeyRing
+from gateway.serving.packing import Packer
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.replies import NO_HEADERS, Reply
 from gateway.serving.target import PredictionPath, Target
@@ -31,24 +33,34 @@ _MAX_PATH_BYTES = 512
 class Doorway:
     """The parts that a door needs.
 
-    paths: the table of prediction paths. ring: None while no API keys are asked for. traced: the pipeline, if it
-    traces. default_model: what paths mean that name none; empty if nobody knows.
+    paths: the table of prediction paths. packer: compresses answers. ring: None while no API keys are asked for. traced:
+    the pipeline, if it traces. default_model: what paths mean that name none; empty if nobody knows.
     """
 
     admission: Admission
     pipeline: Pipeline
     counts: Counts
     paths: Sequence[PredictionPath]
+    packer: Packer
     ring: KeyRing | None = None
     traced: TracedPipeline | None = None
     default_model: Callable[[], str] = str
     _targets: dict[bytes, Target | None] = field(default_factory=dict)
     _patterns: tuple[tuple[re.Pattern[str], PredictionPath], ...] = field(init=False)
     heads: HeadReader = field(init=False)
+    inflater: Inflater = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", HeadReader(self.target))
         object.__setattr__(self, "_patterns", tuple([(_compiled(path.pattern), path) for path in self.paths]))
+        object.__setattr__(self, "inflater", Inflater(self.admission, self.pipeline, self.turn_away))
+
+    def begin(self, call: Call, on_reply: OnReply) -> None:
+        """Take an admitted call, its body read, to the pipeline, once it is inflated if it came compressed."""
+        if call.coding is None:
+            self.pipeline.begin(call, on_reply)
+        else:
+            self.inflater.begin(call, on_reply)
 
     def target(self, raw_path: bytes) -> Target | None:
         """What a path as it came (with its query, if any) asks for; None if it is no prediction path."""

@@ -58,7 +58,8 @@ class PredictionEndpoint:
             call.body = body
             reply = await self._predict(call, receive)
             if reply is not None:
-                await _send(send, reply)
+                packing = self._doorway.packer.packing(reply, headers)
+                await _send(send, reply if packing is None else await packing)
         except GatewayError as error:
             await _send(send, self._doorway.turn_away(call, headers, error))
         except asyncio.CancelledError:  # by the end of the worker alone; what it cancels ends with this answer
@@ -71,7 +72,9 @@ class PredictionEndpoint:
         """The reply to a call; None if the client left before."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
-        self._pipeline.begin(call, _resolve(future))
+        self._doorway.begin(call, _resolve(future))
+        while call.coding is not None and not future.done():  # noqa: ASYNC110  # a portion is inflated each turn
+            await asyncio.sleep(0)
         await asyncio.sleep(0)  # calls of one turn are read together at its end, and a body may shorten its deadline
         if future.done():
             return future.result()

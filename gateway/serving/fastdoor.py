@@ -4,8 +4,7 @@ A subclass of uvicorn's httptools protocol. A plain POST of a prediction path is
 to the ASGI app, which answers the same bytes. The bound on heads and the clocks that end silent and slow connections
 hold for both. What is overridden is described by uvicorn/protocols/http/httptools_impl.py of the versions in UVICORN.
 
-Usually a head comes whole, with no other request before or behind it, and is one that `heads` can read: then the HTTP
-parser never sees the request. Whatever else comes goes through the parser.
+Of most requests the HTTP parser sees nothing: their heads come whole, nothing else beside them, and `heads` reads them.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ UVICORN = ((0, 54), (0, 55))
 # Bytes of answers that may wait for a slow reader before its next requests wait too.
 _MAX_UNSENT_BYTES = 64 * 1024
 
-# Where a connection stands.
-_IDLE, _HEAD, _BODY, _ANSWERING = range(4)
+_IDLE, _HEAD, _BODY, _ANSWERING = range(4)  # where a connection stands
 
 
 class FastDoor(HttpToolsProtocol):
@@ -45,6 +43,7 @@ class FastDoor(HttpToolsProtocol):
         self._admission = self._doorway.admission
         self._may_skip_parser = self._doors.fast
         self._max_quick_head_bytes = self._doors.max_header_bytes - 4
+        self._packed_bytes = self._doorway.packer.min_bytes
         self._read_head = self._doorway.heads.read
         self._begin = self._doorway.pipeline.begin
         self._exchange = Exchange()
@@ -148,7 +147,7 @@ class FastDoor(HttpToolsProtocol):
         exchange.keep_alive = False
         if call.on_reply is not None:
             self._doorway.pipeline.turn_away(call)
-        else:
+        elif call.decision is None:  # its body is still to come; else its answer is being compressed
             self._refuse(exchange, Draining("the gateway is stopping"))
 
     # -- one request, read here ---------------------------------------------------------------------
@@ -219,9 +218,8 @@ class FastDoor(HttpToolsProtocol):
         if self._stands == _ANSWERING:  # it came behind another one, whose time is not its own
             self._since_s = doors.now_s
         self._stands = _BODY
-        is_free = (
-            exchange.response_complete and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
-        )
+        is_idle = self.cycle is None or self.cycle.response_complete
+        is_free = exchange.response_complete and not self.pipeline and is_idle
         if self.transport.is_closing() and is_free:
             self._is_prediction = True  # nobody will read an answer: what comes is dropped
             self.cycle = exchange  # type: ignore[assignment]  # has all that uvicorn's protocol asks of a cycle
@@ -313,15 +311,17 @@ class FastDoor(HttpToolsProtocol):
         chunks = exchange.chunks
         call.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._stands = _ANSWERING
-        self._doorway.pipeline.begin(call, self._on_reply)
+        self._doorway.begin(call, self._on_reply)
 
     # -- its answer ---------------------------------------------------------------------------------
 
     def on_reply(self, call: Call, error: GatewayError | None, route: Block, content: Headers, body: bytes) -> None:
         """Where the pipeline hands over the answer, perhaps while the request is still being read."""
         exchange = self._exchange
-        if error is not None or content is not JSON_HEADERS or not exchange.keep_alive or len(self.pipeline):
-            self._send(Reply(error, call.request_id, call.prediction_id, route, content, body))
+        is_usual = error is None and content is JSON_HEADERS and len(body) < self._packed_bytes
+        if not is_usual or not exchange.keep_alive or len(self.pipeline):
+            reply = Reply(error, call.request_id, call.prediction_id, route, content, body)
+            self._doorway.packer.give(reply, call.headers, self._send)
             return
         exchange.response_complete = True
         exchange.call = None
@@ -373,7 +373,7 @@ class FastDoor(HttpToolsProtocol):
             return
         if call.on_reply is not None:
             self._doorway.pipeline.expire(call)
-        else:
+        elif call.decision is None:  # as in turn_away
             exchange.keep_alive = False
             self._refuse(exchange, BodyTooSlow("body: expected whole before the deadline, got a part of it"))
 

@@ -65,4 +65,7 @@ def _plain(error: GatewayError) -> dict[str, Any]:
 
 def _check_encoding(came: bytes) -> None:
     if came.strip().lower() not in (b"", b"identity"):
-        raise UnsupportedEncoding(f"header content-encoding: expected identity, got {came[:40].decode('latin-1')!r}")
+        text = f"header content-encoding: expected identity, got {came[:40].decode('latin-1')!r}"
+        error = UnsupportedEncoding(text)
+        error.accepted = "identity"
+        raise error

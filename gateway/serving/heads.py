@@ -25,10 +25,10 @@ _PAUSE_HEADS = 100_000
 _REQUEST_LINE = re.compile(rb"POST (/[A-Za-z0-9/._~%:@!$&'()*+,;=?-]*) HTTP/1\.1")
 _HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?((?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?)")
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,10}")
-# What says how the connection goes on or how the body is framed.
+# What says how the connection goes on, how the body is framed, or that it is compressed.
 _PARSERS_BUSINESS = frozenset(
-    {"connection", "expect", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
-     "upgrade"}
+    {"connection", "content-encoding", "expect", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer",
+     "transfer-encoding", "upgrade"}
 )  # fmt: skip
 
 

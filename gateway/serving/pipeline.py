@@ -273,7 +273,7 @@ class Pipeline:
         """A call gets no answer from its version: it goes to the default version if that can help, or is refused."""
         why = _FALL_BACK.get(type(error)) if call.arm is not None else None
         if why is None or not self._fall_back(call, why):
-            self._refuse(call, error)
+            self.refuse(call, error)
 
     def _fall_back(self, call: Call, why: str) -> bool:
         """Have the default version answer a call that its candidate has failed. False: nothing is changed."""
@@ -344,7 +344,8 @@ class Pipeline:
 
     # -- ends without an answer ---------------------------------------------------------------------
 
-    def _refuse(self, call: Call, error: Exception) -> None:
+    def refuse(self, call: Call, error: Exception) -> None:
+        """Answer with an error, unless the call has its answer. One that is none of ours is InferenceFailed."""
         if call.left or (call.on_reply is None and not call.is_held):
             return  # it has its answer
         if not isinstance(error, GatewayError):

@@ -15,3 +15,8 @@ def priority_of(came: str) -> int:
         return NAMES.index(came.strip().lower())
     except ValueError:
         raise InvalidInput(f"header {HEADER}", repr(came[:40]), "critical, normal or sheddable") from None
+
+
+def priority_of_number(number: int) -> int:
+    """The priority that a number of the Open Inference Protocol means: 1 is its highest, 0 the default of the model."""
+    return NORMAL if number == 0 else min(number - 1, SHEDDABLE)

@@ -15,6 +15,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.InvalidInput: 400,
     errors.TargetingKeyMissing: 400,
     errors.KeyUnknown: 401,
+    errors.Forbidden: 403,
     errors.KeyOutOfScope: 403,
     errors.UnknownModel: 404,
     errors.UnknownVersion: 404,
@@ -86,11 +87,13 @@ def status_of(error: errors.GatewayError | None) -> int:
 
 
 def error_headers(error: errors.GatewayError | None) -> Headers:
-    """Retry-After for what a client may ask again, Allow for what another method would get, and how to say who asks."""
+    """When a client may ask again, which method or encoding another answer would take, and how to say who asks."""
     if isinstance(error, errors.Refused):
         return ((b"retry-after", b"%d" % retry_after(error.retry_after_s, random.random())),)
     if isinstance(error, errors.MethodNotAllowed):
         return ((b"allow", error.allowed.encode()),)
+    if isinstance(error, errors.UnsupportedEncoding):
+        return ((b"accept-encoding", error.accepted.encode()),)
     if isinstance(error, errors.KeyUnknown):
         return ((b"www-authenticate", b'Bearer realm="sluicegate"'),)
     return ()

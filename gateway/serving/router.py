@@ -67,7 +67,8 @@ class Router:
                 decision = self._in_its_arm(adopted.arms, decision, call)
             live = adopted.lives.get(decision.version)
         else:
-            version = call.pinned if type(call.pinned) is not Label else _version_of(route, call.pinned)
+            is_label = type(call.pinned) is Label
+            version = _version_of(route, call.pinned) if is_label else self._meant(call.model, call.pinned)
             decision = Decision(PINNED_VARIANT, version, PINNED)
             call.options = adopted.options
             live = None
@@ -133,10 +134,10 @@ class Router:
         return live
 
     def pinned(self, model: str, version: str) -> LiveVersion:
-        """A warm version, for questions about it. Raises UnknownModel, UnknownVersion."""
+        """A warm version or variant, for questions about it. Raises UnknownModel, UnknownVersion."""
         if model not in self.known:
             raise self._unknown(model)
-        live = self._registry.find(model, version)
+        live = self._registry.find(model, self._meant(model, version))
         if live is None:
             raise self._unknown_version(model, version)
         return live
@@ -151,6 +152,13 @@ class Router:
     def only_model(self) -> str:
         """The one model that the flags name; empty if there are several, or none."""
         return next(iter(self.known)) if len(self.known) == 1 else ""
+
+    def _meant(self, model: str, asked: str) -> str:
+        """The version that a path asks for: its own name, or that of a variant of the route, goes."""
+        adopted = self.adopted.get(model)
+        if adopted is None or self._registry.find(model, asked) is not None:
+            return asked
+        return adopted.route.variants.get(asked, asked)
 
     def _unknown(self, model: str) -> UnknownModel | ModelNotReady:
         if model in self.known:

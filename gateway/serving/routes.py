@@ -6,6 +6,7 @@ from starlette.routing import Route
 
 from gateway.serving.doorway import Doorway
 from gateway.serving.endpoints import PredictionEndpoint, Questions
+from gateway.serving.extensions import Extensions
 from gateway.serving.feedback import PATH as FEEDBACK_PATH
 from gateway.serving.feedback import FeedbackEndpoint
 from gateway.serving.keygate import KeyGate
@@ -18,6 +19,7 @@ from gateway.serving.torchserve_questions import TorchServeQuestions
 def all_routes(
     doorway: Doorway,
     questions: Questions,
+    extensions: Extensions,
     feedback: FeedbackEndpoint,
     router: Router,
     registry: Registry,
@@ -30,6 +32,7 @@ def all_routes(
     routes = [
         *(Route(path.pattern, PredictionEndpoint(path, doorway)) for path in doorway.paths),
         Route(FEEDBACK_PATH, feedback),
+        *extensions.routes(),
         *questions.routes(),
         *TfsQuestions(router, registry).routes(),
         *others.routes(),

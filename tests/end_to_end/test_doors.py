@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import re
 import struct
+import zlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +103,18 @@ def body(*rows: list[float]) -> bytes:
 ROW = [1.0, 2.0, 3.0, 4.0]
 HEAD = b"HTTP/1.1\r\nhost: x\r\nx-request-id: r\r\n"
 BODY = body(ROW)
+MANY = body(*[ROW] * 500)  # its answer is above server.compress_min_bytes
 
 
 def post(content: bytes = BODY, *, path: str = PATH, version: str = "1.1", extra: str = "") -> bytes:
     head = f"POST {path} HTTP/{version}\r\nhost: x\r\nx-request-id: r\r\ncontent-length: {len(content)}\r\n{extra}\r\n"
     return head.encode() + content
+
+
+def chunked(content: bytes, size: int = 7) -> bytes:
+    """A body in chunks of that size."""
+    parts = [content[start : start + size] for start in range(0, len(content), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
 
 def comparable(data: bytes) -> bytes:
@@ -135,14 +144,30 @@ REQUESTS: dict[str, bytes] = {
     "unknown model": post(path="/v2/models/nope/infer"),
     "unknown version": post(path="/v2/models/iris/versions/9/infer"),
     "bad deadline": post(extra="x-request-timeout-ms: never\r\n"),
-    "encoded": post(extra="content-encoding: gzip\r\n"),
+    "encoded otherwise": post(extra="content-encoding: br\r\n"),
+    "no gzip at all": post(extra="content-encoding: gzip\r\n"),
+    "gzip": post(gzip.compress(BODY), extra="content-encoding: gzip\r\n"),
+    "two members": post(gzip.compress(BODY[:9]) + gzip.compress(BODY[9:]), extra="content-encoding: x-gzip\r\n"),
+    "deflate": post(zlib.compress(BODY), extra="content-encoding: deflate\r\n"),
+    "deflate in chunks": b"POST /v2/models/iris/infer " + HEAD + b"content-encoding: deflate\r\n"
+    + b"transfer-encoding: chunked\r\n\r\n" + chunked(zlib.compress(BODY)),
+    "deflate of many portions": post(zlib.compress(body(*[ROW] * 8000)), extra="content-encoding: deflate\r\n"),
+    "torn gzip": post(gzip.compress(BODY)[:-9], extra="content-encoding: gzip\r\n"),
+    "bytes behind deflate": post(zlib.compress(BODY) + b"x", extra="content-encoding: deflate\r\n"),
+    "a bomb": post(zlib.compress(b" " * (2**24 + 1)), extra="content-encoding: deflate\r\n"),
+    "bad JSON in gzip": post(gzip.compress(b"{"), extra="content-encoding: gzip\r\n"),
+    "large answer": post(MANY),
+    "large answer, gzip": post(MANY, extra="accept-encoding: gzip, deflate, br\r\n"),
+    "large answer, deflate": post(MANY, extra="accept-encoding: deflate;q=0.5, gzip;q=0\r\n"),
+    "large answer, nothing known": post(MANY, extra="accept-encoding: br, identity\r\n"),
+    "large answer, gzip, the last one": post(MANY, extra="accept-encoding: gzip\r\nconnection: close\r\n"),
+    "small answer": post(extra="accept-encoding: gzip\r\n"),
     "empty body": post(b""),
     "no length": b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: x\r\nx-request-id: r\r\n\r\n",
     "GET": b"GET /v2/models/iris/infer HTTP/1.1\r\nhost: x\r\nx-request-id: r\r\n\r\n",
     "expect": post(extra="expect: 100-continue\r\n"),
     "too large by its length": b"POST /predict/iris " + HEAD + b"content-length: 99999999\r\n\r\n",
-    "chunked": b"POST /v2/models/iris/infer " + HEAD + b"transfer-encoding: chunked\r\n\r\n"
-    + b"5\r\n" + BODY[:5] + b"\r\n%x\r\n" % (len(BODY) - 5) + BODY[5:] + b"\r\n0\r\n\r\n",
+    "chunked": b"POST /v2/models/iris/infer " + HEAD + b"transfer-encoding: chunked\r\n\r\n" + chunked(BODY),
     "offers h2c": post(extra="connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"),
     "offers a websocket": post(extra="connection: upgrade\r\nupgrade: websocket\r\n"),
     "offers h2c to a GET": b"GET /livez " + HEAD + b"connection: Upgrade\r\nupgrade: h2c\r\n\r\n",
@@ -150,6 +175,18 @@ REQUESTS: dict[str, bytes] = {
     "metadata": b"GET /v2/models/iris HTTP/1.1\r\nhost: x\r\n\r\n",
     "unknown path": post(path="/nowhere"),
 }  # fmt: skip
+
+
+# What the answers are, where that is no matter of other tests.
+STATUS = {
+    "encoded otherwise": 415,
+    "no gzip at all": 400,
+    **dict.fromkeys(("gzip", "two members", "deflate", "deflate in chunks", "deflate of many portions"), 200),
+    "torn gzip": 400,
+    "bytes behind deflate": 400,
+    "a bomb": 413,
+    "bad JSON in gzip": 400,
+}
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
@@ -168,8 +205,17 @@ def test_all_doors_answer_the_same_bytes(gateways: dict[str, LiveGateway], kind:
     fast = answers["fast"]
     assert answers == dict.fromkeys(DOORS, fast)
     assert fast.startswith(b"HTTP/1.1 ")
-    if kind.startswith("offers"):
-        assert fast.startswith(b"HTTP/1.1 200 ")
+    if kind.startswith("offers") or kind in STATUS:
+        assert fast.startswith(b"HTTP/1.1 %d " % STATUS.get(kind, 200))
+    packed = kind.startswith("large answer, ") and kind != "large answer, nothing known"
+    assert (b"\r\ncontent-encoding: " in fast) == packed
+    if packed:
+        head, _, content = fast.partition(b"\r\n\r\n")
+        coding = b"deflate" if b"deflate" in kind.encode() else b"gzip"
+        assert b"content-encoding: " + coding in head
+        assert b"vary: accept-encoding" in head
+        found = json.loads(zlib.decompress(content, 15 if coding == b"deflate" else 31))["outputs"][1]
+        assert found["shape"] == [500, 3]
 
 
 def test_random_requests_get_the_same_bytes_and_numbers(gateways: dict[str, LiveGateway]) -> None:
@@ -278,7 +324,7 @@ def test_a_body_that_is_not_whole_before_the_deadline_is_refused(gateway: LiveGa
 def test_a_request_refused_by_its_head_gets_one_answer_even_if_its_body_never_ends(gateway: LiveGateway) -> None:
     async def scenario() -> bytes:
         async with wire(gateway) as connection:
-            await connection.send(post(extra="content-encoding: gzip\r\n")[:-5])
+            await connection.send(post(extra="content-encoding: br\r\n")[:-5])
             return await connection.rest()
 
     answer = asyncio.run(scenario())

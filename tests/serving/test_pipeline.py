@@ -21,6 +21,7 @@ from gateway.serving.batch_policy import MIN_RUNS
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
 from gateway.serving.doorway import Doorway
+from gateway.serving.packing import Packer
 from gateway.serving.protocols import prediction_paths
 from gateway.serving.router import Adopted
 from gateway.tensors import Feature, Signature, Tensors, TensorSpec
@@ -395,7 +396,7 @@ def test_long_paths_and_keys_that_never_repeat_do_not_fill_the_memory(tmp_path: 
         route = compile_route("m", parse({"flags": {"m.route": flag}}).flags["m.route"])
         rig.router.adopted["m"] = Adopted(route, ModelOptions(), 0.0)
         counts = Counts(ServingMetrics(process_registry()))
-        doorway = Doorway(rig.admission, rig.pipeline, counts, prediction_paths())
+        doorway = Doorway(rig.admission, rig.pipeline, counts, prediction_paths(), Packer(0))
         tracemalloc.start()
         try:
             for number in range(4000):

@@ -1,0 +1,241 @@
+"""Every REST call of tritonclient, in its plain and its asyncio form, against a gateway with two workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
+from tritonclient.utils import InferenceServerException
+
+from tests.builders import classifier, write_package
+from tests.live import LiveGateway, eventually
+
+IRIS = classifier("iris", "1", classes=("setosa", "versicolor", "virginica"))
+NEXT = classifier("iris", "2", classes=("setosa", "versicolor", "virginica"))
+ROWS = np.random.default_rng(3).normal(size=(600, 4)).astype(np.float32)
+CODINGS = ["gzip", "deflate"]
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
+    root = tmp_path_factory.mktemp("triton")
+    for model in (IRIS, classifier("counted", "1")):
+        write_package(root / "models", model)
+    with LiveGateway(root / "models", root / "state", workers=2) as live:
+        yield live
+
+
+@pytest.fixture
+def client(gateway: LiveGateway) -> Iterator[Any]:
+    with triton.InferenceServerClient(gateway.data_url.removeprefix("http://")) as found:
+        yield found
+
+
+def sent(rows: Any = ROWS) -> list[Any]:
+    tensor = triton.InferInput("input", list(rows.shape), "FP32")
+    return [tensor.set_data_from_numpy(rows)]
+
+
+def check(result: Any, rows: Any = ROWS, model: Any = IRIS) -> None:
+    expected = model.answer(rows)
+    np.testing.assert_allclose(result.as_numpy("probabilities"), expected["probabilities"], atol=1e-6)
+    labels = [label.decode() if isinstance(label, bytes) else label for label in result.as_numpy("label")]
+    assert labels == expected["label"].tolist()
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("coding", CODINGS)
+def test_both_ways_compressed(client: Any, coding: str, binary: bool) -> None:
+    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("probabilities", "label")]
+    result = client.infer(
+        "iris", sent(), outputs=wanted, request_compression_algorithm=coding, response_compression_algorithm=coding
+    )
+    check(result)
+
+
+def test_requests_in_flight_side_by_side(gateway: LiveGateway) -> None:
+    address = gateway.data_url.removeprefix("http://")
+    with triton.InferenceServerClient(address, concurrency=4) as client:
+        asked = [client.async_infer("iris", sent(ROWS[start : start + 3]), timeout=2_000_000) for start in range(8)]
+        for start, request in enumerate(asked):
+            check(request.get_result(), ROWS[start : start + 3])
+
+
+@pytest.mark.parametrize(("priority", "status"), [(0, None), (1, None), (2, None), (7, None), (-1, "400")])
+def test_priorities_and_ids_are_taken(client: Any, priority: int, status: str | None) -> None:
+    if status is None:
+        result = client.infer("iris", sent(ROWS[:2]), request_id="r-7", priority=priority, timeout=3_000_000)
+        assert result.get_response()["id"] == "r-7"
+        return
+    with pytest.raises(InferenceServerException, match=r"parameters\.priority"):
+        client.infer("iris", sent(ROWS[:2]), priority=priority)
+
+
+def test_classes_with_their_labels(client: Any) -> None:
+    wanted = [triton.InferRequestedOutput("probabilities", class_count=2)]
+    found = client.infer("iris", sent(ROWS[:1]), outputs=wanted).as_numpy("probabilities")
+    (value, place, label) = found[0, 0].decode().split(":")
+    expected = IRIS.answer(ROWS[:1])["probabilities"][0]
+    assert (int(place), label) == (int(expected.argmax()), IRIS.answer(ROWS[:1])["label"][0])
+    assert float(value) == pytest.approx(float(expected.max()), abs=1e-6)
+    assert found.shape == (1, 2)
+
+
+def test_a_version_goes_by_the_name_of_its_variant_too(client: Any) -> None:
+    result = client.infer("iris", sent(ROWS[:2]), model_version="stable")
+    assert result.get_response()["model_version"] == "1"
+    assert client.is_model_ready("iris", "stable")
+    assert client.get_model_metadata("iris", "stable")["versions"] == ["1"]
+    with pytest.raises(InferenceServerException, match="'canary' of model 'iris' is not loaded here; loaded: 1"):
+        client.infer("iris", sent(ROWS[:2]), model_version="canary")
+
+
+def test_the_configuration_of_a_model(client: Any) -> None:
+    config = client.get_model_config("iris")
+    assert config == client.get_model_config("iris", "1")
+    assert (config["platform"], config["backend"], config["max_batch_size"]) == (
+        "onnxruntime_onnx",
+        "onnxruntime",
+        8192,
+    )
+    assert config["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": [4]}]
+    assert config["output"][0] == {
+        "name": "label", "data_type": "TYPE_STRING", "dims": [1], "reshape": {"shape": []},
+    }  # fmt: skip
+    with pytest.raises(InferenceServerException, match="'nope' is not served here"):
+        client.get_model_config("nope")
+
+
+def counted(client: Any, *of: str) -> tuple[int, ...]:
+    (entry,) = client.get_inference_statistics(*of)["model_stats"]
+    told = entry["inference_stats"]
+    return (
+        *(told[name]["count"] for name in ("success", "fail", "cache_hit", "cache_miss")),
+        entry["inference_count"], entry["execution_count"], told["compute_infer"]["count"],
+    )  # fmt: skip
+
+
+def test_statistics_count_what_all_workers_did_also_one_that_has_died(client: Any, gateway: LiveGateway) -> None:
+    bodies = [{"inputs": [{"name": "input", "shape": [2, 4], "datatype": "FP32", "data": [[1, 2, 3, n]] * 2}]}
+              for n in range(12)]  # fmt: skip
+    for body in bodies:
+        with httpx.Client(base_url=gateway.data_url) as each:  # a connection of its own: it may be either worker
+            assert each.post("/v2/models/counted/infer", json=body).status_code == 200
+            assert each.post("/v2/models/counted/infer", json=body).headers["x-cache"] == "hit"
+    with pytest.raises(InferenceServerException):
+        client.infer("counted", sent(ROWS[:, :3]))
+    expected = (24, 1, 12, 12, 24, 12, 12)
+    eventually(lambda: counted(client, "counted") == expected, "both workers have counted")
+    gateway.kill("worker", 0)
+    eventually(lambda: counted(client, "counted", "1") == expected, "the dead worker's counts are there")
+    first, second = client.get_inference_statistics()["model_stats"]
+    assert [(each["name"], each["version"]) for each in (first, second)] == [("counted", "1"), ("iris", "1")]
+    assert first["inference_stats"]["compute_infer"]["ns"] > 0
+    with pytest.raises(InferenceServerException, match="version '9' of model 'iris' is not loaded"):
+        client.get_inference_statistics("iris", "9")
+
+
+def test_the_repository_on_the_data_port_is_looked_at_and_not_changed(client: Any, gateway: LiveGateway) -> None:
+    ready = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in ("counted", "iris")]
+    assert client.get_model_repository_index() == ready
+    assert gateway.data.post("/v2/repository/index", json={"ready": True}).json() == ready
+    assert gateway.data.post("/v2/repository/index", content=b"{").status_code == 400
+    for change in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="on the admin port, with a token of the scope operator"):
+            change("iris")
+
+
+def test_models_are_loaded_and_unloaded_on_the_admin_port_with_a_token(client: Any, gateway: LiveGateway) -> None:
+    token = {"Authorization": f"Bearer {gateway.admin_token}"}
+    write_package(gateway.models, NEXT)
+    with triton.InferenceServerClient(gateway.control_url.removeprefix("http://")) as admin:
+        with pytest.raises(InferenceServerException, match="token"):
+            admin.load_model("iris")
+        index = admin.get_model_repository_index(headers=token)[1:]
+        assert [(entry["version"], entry["state"]) for entry in index] == [("1", "READY"), ("2", "UNAVAILABLE")]
+        admin.load_model("iris", headers=token)
+        check(client.infer("iris", sent(ROWS[:2]), model_version="2"), ROWS[:2], NEXT)
+        check(client.infer("iris", sent(ROWS[:2])), ROWS[:2], IRIS)
+        admin.load_model("iris", headers=token)  # nothing more to do
+        assert [entry["state"] for entry in client.get_model_repository_index()] == ["READY"] * 3
+        admin.unload_model("iris", headers=token)
+        eventually(lambda: len(client.get_model_repository_index()) == 2, "version 2 is gone")
+        with pytest.raises(InferenceServerException, match="is not loaded here"):
+            client.infer("iris", sent(ROWS[:2]), model_version="2")
+        with pytest.raises(InferenceServerException, match="answer requests"):
+            admin.unload_model("iris", headers=token)
+        with pytest.raises(InferenceServerException, match="no package of a model 'nope'"):
+            admin.load_model("nope", headers=token)
+        with pytest.raises(InferenceServerException, match=r"parameters\.config"):
+            admin.load_model("iris", headers=token, config="{}")
+    rows = gateway.control.get("/admin/v1/audit").json()["rows"]
+    verbs = [row["verb"] for row in rows if row["verb"].startswith("repository.")]
+    assert sorted(verbs) == ["repository.load", "repository.unload"]
+
+
+def test_what_is_not_offered_is_refused_in_words_that_the_client_reads(client: Any) -> None:
+    """Shared memory, trace and log settings: not among the extensions that the server names."""
+    offered = client.get_server_metadata()["extensions"]
+    assert not [name for name in offered if "shared_memory" in name or name in ("trace", "logging")]
+    for ask in (
+        client.get_trace_settings,
+        client.get_log_settings,
+        client.get_system_shared_memory_status,
+        client.get_cuda_shared_memory_status,
+        client.unregister_system_shared_memory,
+        client.unregister_cuda_shared_memory,
+        lambda: client.update_trace_settings(settings={}),
+        lambda: client.update_log_settings({}),
+        lambda: client.register_system_shared_memory("r", "/r", 8),
+        lambda: client.register_cuda_shared_memory("r", b"", 0, 8),
+    ):
+        with pytest.raises(InferenceServerException, match="no such path"):
+            ask()
+
+
+def test_the_asyncio_client(gateway: LiveGateway) -> None:
+    async def scenario() -> None:
+        address = gateway.data_url.removeprefix("http://")
+        async with triton_aio.InferenceServerClient(address) as client:
+            assert await client.is_server_live()
+            assert await client.is_server_ready()
+            assert await client.is_model_ready("iris")
+            assert (await client.get_server_metadata())["name"] == "sluicegate"
+            assert (await client.get_model_metadata("iris"))["versions"] == ["1"]
+            assert (await client.get_model_config("iris"))["name"] == "iris"
+            assert (await client.get_inference_statistics("iris"))["model_stats"][0]["version"] == "1"
+            assert (await client.get_model_repository_index())[0]["state"] == "READY"
+            for call in (client.load_model("iris"), client.unload_model("iris"), client.get_log_settings()):
+                with pytest.raises(InferenceServerException):
+                    await call
+            for coding in (None, *CODINGS):
+                check(
+                    await client.infer(
+                        "iris", sent(), request_compression_algorithm=coding, response_compression_algorithm=coding
+                    )
+                )
+            answers = await asyncio.gather(*(client.infer("iris", sent(ROWS[n : n + 1])) for n in range(10)))
+            for number, answer in enumerate(answers):
+                check(answer, ROWS[number : number + 1])
+
+    asyncio.run(scenario())
+
+
+def test_the_answer_names_its_coding_only_where_it_is_large(gateway: LiveGateway) -> None:
+    def ask(rows: Any) -> httpx.Response:
+        tensor = {"name": "input", "shape": list(rows.shape), "datatype": "FP32", "data": rows.ravel().tolist()}
+        return gateway.data.post(
+            "/v2/models/iris/infer", content=json.dumps({"inputs": [tensor]}), headers={"accept-encoding": "gzip"}
+        )
+
+    assert "content-encoding" not in ask(ROWS[:10]).headers
+    large = ask(ROWS)
+    assert (large.headers["content-encoding"], large.headers["vary"]) == ("gzip", "accept-encoding")
+    assert len(large.json()["outputs"][0]["data"]) == 600

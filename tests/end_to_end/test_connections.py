@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.builders import classifier, write_package
@@ -64,7 +64,7 @@ async def next_answer(connection: Wire) -> bytes:
 
 
 # Kinds after which the gateway closes, or waits for more of the request.
-LAST = ("HTTP/1.0", "connection: close", "too large by its length")
+LAST = ("HTTP/1.0", "connection: close", "too large by its length", "large answer, gzip, the last one")
 MORE: dict[str, bytes] = {
     "in the pool": post(path="/v2/models/late/infer"),
     "in the pool, too": post(path="/v2/models/late/infer").replace(b"x-request-id", b"X-Request-Id"),
@@ -124,6 +124,7 @@ def numbered(kinds: list[str]) -> bytes:
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(conversation=(["large answer, gzip", "one row", "gzip", "large answer, deflate", "metadata"], []), end=None)
 @given(conversation=conversations(), end=st.none() | st.sampled_from(sorted(ENDS)))
 def test_both_doors_answer_any_conversation_alike(
     gateways: dict[str, LiveGateway], conversation: tuple[list[str], list[int]], end: str | None

@@ -103,6 +103,9 @@ def test_what_comes_out_counts_as_bytes_in_flight(tmp_path: Path) -> None:
     async def scenario() -> None:
         rig = Rig(tmp_path, most_bytes=400_000)
         first = ask(rig, zlib.compress(tensor(1.0) + b" " * 250_000), "deflate")
+        for portions in (2, 3):  # before it is whole
+            await rig.turn()
+            assert rig.admission.in_flight_bytes > portions * PORTION_BYTES
         second = ask(rig, zlib.compress(tensor(1.0) + b" " * 250_000), "deflate")
         await ended(rig, second)
         await ended(rig, first)

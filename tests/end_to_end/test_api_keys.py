@@ -46,6 +46,10 @@ ASKED: dict[str, Any] = {
     "/predictions/iris": [1.0, 1.0, 1.0, 1.0],
     "/models": None,
     "/models/iris/all": None,
+    "/v2/models/iris/config": None,
+    "/v2/models/iris/stats": None,
+    "/v2/models/stats": None,
+    "/v2/repository/index": {},
 }
 
 

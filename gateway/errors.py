@@ -296,8 +296,7 @@ class ApprovalPending(GatewayError):
 
     def __init__(self, change_id: str, change: Mapping[str, Any]) -> None:
         super().__init__(f"this raises the exposure of a model of high stakes: change {change_id} waits for approval")
-        self.change_id = change_id
-        self.change = change
+        self.change_id, self.change = change_id, change
 
 
 class UnknownChange(GatewayError):

@@ -33,8 +33,8 @@ _MAX_PATH_BYTES = 512
 class Doorway:
     """The parts that a door needs.
 
-    paths: the table of prediction paths. packer: compresses answers. ring: None while no API keys are asked for. traced:
-    the pipeline, if it traces. default_model: what paths mean that name none; empty if nobody knows.
+    paths: the table of prediction paths. packer: compresses answers. ring: None while no API keys are asked for.
+    traced: the pipeline, if it traces. default_model: what paths mean that name none; empty if nobody knows.
     """
 
     admission: Admission

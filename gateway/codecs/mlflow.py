@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
+from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request, Wish
 from gateway.codecs.envelope import Envelopes
 from gateway.codecs.nested import TensorReader, json_rows, to_json
 from gateway.codecs.numbers import name_of, parse_json
@@ -121,7 +121,7 @@ class BoundMlflow:
         request.is_plain = request.rows == 1 and wanted is None
         return request
 
-    def _wanted(self, params: Any) -> tuple[tuple[str, bool], ...] | None:
+    def _wanted(self, params: Any) -> tuple[Wish, ...] | None:
         """The outputs that the parameters ask for, none of them as binary; None: the usual ones."""
         if params is None or params == {}:
             return None
@@ -137,7 +137,7 @@ class BoundMlflow:
             if type(name) is not str or name not in self._outputs or name in names[:index]:
                 known = ", ".join(self._outputs)
                 raise InvalidInput(f"params.outputs[{index}]", name_of(name), f"each of {known} once at most")
-        return tuple([(name, False) for name in names])
+        return tuple([Wish(name, False) for name in names])
 
     def _from_split(self, frame: Any) -> Request:
         field = "dataframe_split"
@@ -200,7 +200,7 @@ class BoundMlflow:
     # -- the answer ---------------------------------------------------------------------------------
 
     def encode(self, request: Request, outputs: Tensors) -> Encoded:
-        names = self._usual if request.outputs is None else [name for name, _ in request.outputs]
+        names = self._usual if request.outputs is None else [wish.name for wish in request.outputs]
         if self._batchable:
             return Encoded(b'{"predictions":[%b]}' % b",".join(_records(names, outputs)), JSON_HEADERS)
         texts = [to_json(outputs[name]) for name in names]

@@ -19,7 +19,7 @@ from gateway.tensors import Array, Kind, Signature
 
 # A feature of 32 bits is logged with 32 bits, while the reference may hold the 64 bits it was made from. Compared as
 # they are, 0.1 and float32(0.1) are different values, and a column of few distinct ones would seem all new.
-_PRECISION = {"FP16": np.float16, "FP32": np.float32}
+_PRECISION = {"FP16": np.float16, "BF16": np.float32, "FP32": np.float32}
 _NUMBER_TYPES = frozenset((int, float, bool, type(None)))
 _NUMBER_WORDS = ("NaN", "Infinity", "-Infinity")
 

@@ -25,7 +25,7 @@ SCHEMA = 1
 # Accuracy of the quantiles: about 1.3 % of the rows, for some 600 values that are kept.
 _K = 200
 # Values that 32 bits hold without a loss, as the rows have them by then.
-_SHORT = frozenset(("FP16", "FP32"))
+_SHORT = frozenset(("FP16", "BF16", "FP32"))
 
 # From so many rows at once on a sorted column is thinned out to between so many values and twice as many.
 _MIN_THINNED_ROWS = 800

@@ -29,7 +29,13 @@ _STATES = {
     "failed": ("END", "INTERNAL", "the version could not be loaded"),
     "quarantined": ("END", "FAILED_PRECONDITION", "the version is quarantined"),
 }
-_DTYPES = {"FP16": "DT_HALF", "FP32": "DT_FLOAT", "FP64": "DT_DOUBLE", "BYTES": "DT_STRING"}
+_DTYPES = {
+    "FP16": "DT_HALF",
+    "BF16": "DT_BFLOAT16",
+    "FP32": "DT_FLOAT",
+    "FP64": "DT_DOUBLE",
+    "BYTES": "DT_STRING",
+}
 _PLACES = ("", "/versions/{version}", "/labels/{label}")
 
 

@@ -149,7 +149,7 @@ def test_every_path_but_those_of_probes_asks_for_a_key_and_nobody_enters_while_k
                 for route in worker.app.routes:
                     assert isinstance(route, Route)
                     path = route.path.replace("{model}", "x").replace("{version}", "1")
-                    method = "GET" if "GET" in (route.methods or ()) else "POST"
+                    method = min(route.methods or {"POST"})  # of GET and HEAD the former
                     reply = await client.request(method, path)
                     if route.path in OPEN:
                         assert reply.status_code in (200, 503)

@@ -11,6 +11,7 @@ from starlette.routing import Match, Route
 from gateway.metrics import ServingMetrics, process_registry
 from gateway.serving.counts import Counts
 from gateway.serving.doorway import Doorway
+from gateway.serving.packing import Packer
 from gateway.serving.protocols import codecs_of, patterns_of, prediction_paths
 from gateway.serving.target import Label, PredictionPath
 from tests.serving.rig import Rig, run
@@ -43,7 +44,7 @@ def test_both_doors_find_the_same_row(raw_path: str, tmp_path: Path) -> None:
     async def scenario() -> None:
         rig = Rig(tmp_path)
         counts = Counts(ServingMetrics(process_registry()))
-        doorway = Doorway(rig.admission, rig.pipeline, counts, paths, default_model=lambda: "usual")
+        doorway = Doorway(rig.admission, rig.pipeline, counts, paths, Packer(0), default_model=lambda: "usual")
         found = by_the_web_framework(paths, raw_path)
         target = doorway.target(raw_path.encode())
         if found is None or "%2F" in raw_path:  # the latter is left to the web framework
@@ -62,7 +63,9 @@ def test_what_was_found_is_forgotten_when_the_default_model_is_another(tmp_path:
     async def scenario() -> None:
         rig, names = Rig(tmp_path), ["first"]
         counts = Counts(ServingMetrics(process_registry()))
-        doorway = Doorway(rig.admission, rig.pipeline, counts, prediction_paths(), default_model=lambda: names[0])
+        doorway = Doorway(
+            *(rig.admission, rig.pipeline, counts, prediction_paths(), Packer(0)), default_model=lambda: names[0]
+        )
         head = b"POST /invocations HTTP/1.1\r\ncontent-length: 0"
         for name in ("first", "second"):
             names[0] = name

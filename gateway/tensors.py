@@ -88,7 +88,8 @@ class Signature:
     """What a model takes and gives.
 
     batchable: the first dimension of every tensor is the rows. batch_invariant: a row's answer does not depend on
-    the rows beside it. classes: the labels that the probabilities' columns stand for, in order.
+    the rows beside it. cacheable: equal inputs get equal answers, and are asked for again. classes: the labels that the
+    probabilities' columns stand for, in order.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -97,6 +98,7 @@ class Signature:
     classes: tuple[str | int | float | bool, ...] | None = None
     batchable: bool = True
     batch_invariant: bool = True
+    cacheable: bool = True
 
     def input(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.inputs if spec.name == name), None)

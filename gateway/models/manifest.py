@@ -104,6 +104,7 @@ def _signature(plain: Mapping[str, Any]) -> Signature:
         classes=None if classes is None else tuple(classes),
         batchable=bool(plain.get("batchable", True)),
         batch_invariant=bool(plain.get("batch_invariant", True)),
+        cacheable=bool(plain.get("cacheable", True)),
     )
 
 

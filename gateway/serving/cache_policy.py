@@ -15,6 +15,20 @@ _WINDOW = 2048
 _PLACES = 1 << 14
 
 
+class NeverLook:
+    """For a version whose answers are not to be kept: one that carries state between calls, or draws random numbers."""
+
+    __slots__ = ()
+    is_wary = True
+
+    def should_look(self, _body: bytes) -> bool:
+        """Never."""
+        return False
+
+    def looked(self, *, hit: bool) -> None:
+        """Nothing is looked up, so nothing is learned."""
+
+
 class CachePolicy:
     """One version's balance, in windows of requests. Used on the event loop only.
 

@@ -19,7 +19,7 @@ from gateway.models.runtime import OnnxRuntime
 from gateway.models.source import ModelSource, Package
 from gateway.quarantine import Key
 from gateway.serving.batcher import Batcher
-from gateway.serving.cache_policy import CachePolicy
+from gateway.serving.cache_policy import CachePolicy, NeverLook
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
 from gateway.serving.loading import Loaded, load
@@ -85,7 +85,8 @@ class LiveVersion:
             codec.name: codec.bind(model, version, loaded.signature) for codec in codecs
         }
         # In a batch of some rows, as requests that are many enough for a cache to matter run.
-        self.cache_policy = CachePolicy(lambda: loaded.cost.expected_s(8) / 8)
+        policy = CachePolicy(lambda: loaded.cost.expected_s(8) / 8)
+        self.cache_policy: CachePolicy | NeverLook = policy if loaded.signature.cacheable else NeverLook()
         self.holders = 0
         self.cache_epoch = 0
         self.arrivals: list[Call] = []  # calls of this turn of the loop, not yet decoded

@@ -17,21 +17,25 @@ import numpy as np
 from converters import package
 from converters.allowed import try_values
 from converters.card import read_card
-from converters.from_sklearn import choose_features, signature_of, to_onnx
 from converters.original import Answer, Original, load
+from converters.probes import Probed, probe
 from converters.quality import Truth
 from converters.quantize import Choice, Decision, Subject, decide
+from converters.ready import repack
 from converters.reference import histograms, rows_as_parquet
 from converters.rows import MISSING_TEXT, read_rows, rounded_to_float32, take, to_tensors
-from converters.verify import OnnxModel, Parity, compare, invariance, tolerance_for
-from gateway.errors import ConversionRefused
+from converters.signature import choose_features, signature_of
+from converters.sources import SOURCES
+from converters.verify import TOLERANCE, OnnxModel, Parity, compare, invariance, tolerance_for
+from converters.write import to_onnx
+from gateway.errors import ConversionRefused, InvalidInput
 from gateway.models.manifest import GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE, Manifest, sha256_of
-from gateway.tensors import Tensors
+from gateway.tensors import Signature, Tensors
 
 # What begins now, how many steps are done, how many there are.
 Progress = Callable[[str, int, int], None]
 
-STEPS = 7
+STEPS = 8
 _LIBRARIES = ("scikit-learn", "skl2onnx", "onnx", "onnxruntime", "numpy", "sluicegate")
 # Choices of rows must be the same in every run.
 _SEED = 20_260
@@ -40,17 +44,18 @@ CLAIM_UNKNOWN = "the rows may be rows that the model was trained on"
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to convert. model: a joblib file. data: rows as .csv or .parquet. out: the models directory.
+    """What to convert. model: a file for `sources.load`, or an ONNX file. data: rows as .csv or .parquet; an ONNX file
+    may do without. out: the models directory.
 
     target: the column with the true labels or values, no feature. held_out: the user says that the model was not
-    trained on these rows. trust: the user says that the joblib file may run code. git_commit: for the lineage.
+    trained on these rows. trust: the user says that the model's file may run code. git_commit: for the lineage.
     card: a file for `read_card`.
     """
 
     model: Path
     name: str
     version: str
-    data: Path
+    data: Path | None
     out: Path
     target: str | None = None
     held_out: bool = False
@@ -84,6 +89,10 @@ def convert(
     begin = _steps(progress)
     package.check_free(order.out, order.name, order.version)
     card = {} if order.card is None else read_card(order.card)
+    if order.model.suffix == ".onnx":
+        return _repacked(order, card, begin, random, now)
+    if order.data is None:
+        raise InvalidInput("data", "nothing", "rows of features in a .csv or .parquet file")
     begin("load the model")
     original, notes = load(order.model, trust=order.trust)
     begin("read the rows")
@@ -92,18 +101,25 @@ def convert(
     if left_over:
         notes.append(f"columns that are no features were left out: {', '.join(left_over)}")
     truth = None if order.target is None else Truth(original, table[order.target])
-    signature = signature_of(original, frame)
+    signature_of(original, frame)  # names columns that cannot be packaged
     raw = original.answer(frame)  # it names what it cannot read better than skl2onnx does
     begin("write ONNX")
-    content = to_onnx(original, signature)
-    model = OnnxModel(content, signature)
+    original, signature, content, model = _as_onnx(original, frame)
     begin("compare")
     inputs = to_tensors(frame, signature)
-    rounded = rounded_to_float32(frame)
+    rounded = rounded_to_float32(frame, signature)
+    rounded_inputs = to_tensors(rounded, signature) if original.takes_doubles else inputs
     expected = original.answer(rounded)
-    parity = _compared(original, model, expected, raw, inputs, random)
+    parity = _compared(original, model, (expected, rounded_inputs), (raw, inputs), random)
+    if original.takes_doubles:  # the rows as they are, are what the served model answers
+        rounded, expected = frame, raw
     begin("try missing and unseen values")
     signature, trials = try_values(original, model, signature, rounded, original.text_categories())
+    begin("probe thresholds and edges")
+    probed = probe(original, model, signature, rounded, parity.raw_rows.tolerance, random)
+    report = {**parity.plain(), **probed.plain(), **trials, "notes": notes}
+    if not probed.agrees:
+        raise ConversionRefused(_told_probed(original, probed), report={**report, "agrees": False})
     begin("quantize")
     subject = Subject(content, signature, inputs, expected, parity.float32_rows.tolerance, original.family, truth)
     decision, content = decide(subject, order.quantize, random)
@@ -116,15 +132,51 @@ def convert(
         files={},  # filled in when they are written
         signature=signature,
         created=now().isoformat(timespec="seconds"),
-        framework={"name": "scikit-learn", "estimator": original.description, "task": original.task},
-        libraries=_libraries(),
+        framework={"name": original.source, "estimator": original.description, "task": original.task},
+        libraries=_libraries(original.source),
         lineage=_lineage(order),
-        parity={**parity.plain(), **trials, "notes": notes},
+        parity=report,
         quantization=dataclasses.asdict(decision),
         metrics=_metrics(order, truth, expected, served.run(inputs)),
         card=card,
     )
     converted = _written(order.out, manifest, content, inputs, served.run(inputs), subject.tolerance, random)
+    begin("done")
+    return converted
+
+
+def _repacked(
+    order: Order,
+    card: Mapping[str, Any],
+    begin: Callable[[str], None],
+    random: np.random.Generator,
+    now: Callable[[], datetime],
+) -> Converted:
+    """The package of a ready ONNX file: there is no original but the file itself."""
+    begin("upgrade and try")
+    made = repack(order.model, order.data, order.target, random)
+    files = {MODEL_FILE: made.content}
+    reference: Mapping[str, Any] = {}
+    begin("write the package")
+    if made.inputs is not None and made.outputs is not None:
+        files[GOLDEN_FILE] = package.golden(made.signature, made.inputs, made.outputs, TOLERANCE)
+        if order.data is not None and all(array.ndim == 2 for array in made.inputs.values()):
+            files[REFERENCE_FILE] = rows_as_parquet(made.signature, made.inputs, made.outputs, random)
+            reference = histograms(made.signature, made.inputs, made.outputs)
+    manifest = Manifest(
+        name=order.name,
+        version=order.version,
+        files=package.checksums(files),
+        signature=made.signature,
+        created=now().isoformat(timespec="seconds"),
+        framework={"name": "ONNX", "estimator": order.model.name, "task": "unknown"},
+        libraries=_libraries("ONNX"),
+        lineage=_lineage(order),
+        parity=made.report,
+        reference=reference,
+        card=card,
+    )
+    converted = Converted(package.write(order.out, manifest, files), manifest)
     begin("done")
     return converted
 
@@ -157,23 +209,42 @@ def _written(
     return Converted(package.write(out, whole, files), whole)
 
 
+def _as_onnx(original: Original, frame: Any) -> tuple[Original, Signature, bytes, OnnxModel]:
+    """The model as ONNX that the runtime takes, and its signature.
+
+    Trees behind a preparation are written by ourselves if skl2onnx can write the preparation in doubles, else all is
+    left to skl2onnx, in float32. Raises ConversionRefused if neither works.
+    """
+    refusal: ConversionRefused | None = None
+    for way in (original, original.without_trees()) if original.head is not None else (original,):
+        try:
+            signature = signature_of(way, frame)
+            content = to_onnx(way, signature)
+            return way, signature, content, OnnxModel(content, signature)
+        except ConversionRefused as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
 def _compared(
     original: Original,
     model: OnnxModel,
-    expected: Answer,
-    raw: Answer,
-    inputs: Tensors,
+    rounded: tuple[Answer, Tensors],
+    raw: tuple[Answer, Tensors],
     random: np.random.Generator,
 ) -> Parity:
     """Compare on all rows. Raises ConversionRefused, with the report, unless the two agree.
 
-    expected, raw: the original's answers to the rows rounded to float32, and to the rows as they are.
+    rounded, raw: the original's answers to the rows rounded to float32 and to the rows as they are, and the tensors
+    that they become; the same tensors if the served model takes float32.
     """
-    tolerance = tolerance_for(raw)
+    (expected, rounded_inputs), (expected_raw, inputs) = rounded, raw
+    tolerance = tolerance_for(expected_raw)
     found = model.run(inputs)
     parity = Parity(
-        compare(expected, found, tolerance),
-        compare(raw, found, tolerance),
+        compare(expected, found if rounded_inputs is inputs else model.run(rounded_inputs), tolerance),
+        compare(expected_raw, found, tolerance),
         invariance(model, inputs, tolerance, random),
     )
     if not parity.agrees:
@@ -213,6 +284,16 @@ def _told(original: Original, parity: Parity, *, lacking: bool) -> str:
     return f"{told}. Likely cause: {advice}"
 
 
+def _told_probed(original: Original, probed: Probed) -> str:
+    """Why the package is refused after probes."""
+    parts = [
+        f"{found.mismatches} labels and {found.over_tolerance} answers of {found.rows} rows {where}"
+        for found, where in ((probed.boundary_rows, "on thresholds"), (probed.edge_rows, "at the edges of numbers"))
+        if found is not None and not found.agrees
+    ]
+    return f"ONNX does not answer as {original.description} does: {'; '.join(parts)} are off. Nothing was written"
+
+
 def _is_invariant(decision: Decision, parity: Parity) -> bool:
     for candidate in decision.candidates:
         if candidate.method == decision.chosen and candidate.batch_invariance is not None:
@@ -220,10 +301,13 @@ def _is_invariant(decision: Decision, parity: Parity) -> bool:
     return parity.batch_invariance.holds
 
 
-def _libraries() -> Mapping[str, str]:
+def _libraries(name_of_source: str) -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         found[name] = importlib.metadata.version(name)
+    for source in SOURCES.values():
+        if source.name == name_of_source and source.library not in found:
+            found[source.library] = source.version()
     return found
 
 
@@ -231,8 +315,8 @@ def _lineage(order: Order) -> Mapping[str, Any]:
     return {
         "source": order.model.name,
         "source_sha256": sha256_of(order.model),
-        "data": order.data.name,
-        "data_sha256": sha256_of(order.data),
+        "data": None if order.data is None else order.data.name,
+        "data_sha256": None if order.data is None else sha256_of(order.data),
         "git_commit": order.git_commit,
     }
 

@@ -1,24 +1,28 @@
-"""The original: a fitted scikit-learn estimator, what it says of itself, and its answers in the shape of ours."""
+"""The original: a fitted estimator of any source, what it says of itself, and its answers in the shape of ours."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import joblib
 import numpy as np
 from sklearn.base import BaseEstimator, is_classifier, is_regressor
 from sklearn.compose import ColumnTransformer
-from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from converters import sources
 from converters.rows import bytes_array, is_text
 from gateway.errors import ConversionRefused, InvalidInput
 from gateway.tensors import Array, Tensors
+
+if TYPE_CHECKING:
+    from converters.trees import Ensemble
 
 Task = Literal["classifier", "regressor"]
 Family = Literal["neural network", "trees", "linear", "other"]
@@ -37,65 +41,68 @@ class Answer:
 
 
 def load(path: Path, *, trust: bool) -> tuple[Original, list[str]]:
-    """Load a joblib file, which runs the code inside it; hence nothing is read unless *trust*.
-
-    Returns the model and notes for the user. Raises InvalidInput, or ConversionRefused without trust.
-    """
-    if not path.is_file():
-        raise InvalidInput("model", f"no file {path}", "a joblib file")
-    if not trust:
-        raise ConversionRefused(
-            f"loading {path.name} runs whatever code is stored in it: if you know where the file comes from, "
-            "say so with --trust"
-        )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            estimator = joblib.load(path)
-        except Exception as error:  # unpickling runs foreign code, which may raise anything
-            raise InvalidInput("model", f"{path.name}: {_named(error)}", "a joblib file that loads here") from error
-    notes = [
-        first_line(Exception(str(warning.message)))
-        for warning in caught
-        if issubclass(warning.category, InconsistentVersionWarning)
-    ]
-    return Original(estimator), sorted(set(notes))
+    """Load a model's file (`sources.load`). Returns the model and notes for the user."""
+    model, notes = sources.load(path, trust=trust)
+    return Original(model), notes
 
 
 class Original:
-    """A fitted classifier or regressor. Raises InvalidInput if it is not one, or one that cannot be packaged."""
+    """A fitted classifier, regressor or ranker; the score of a ranker is a value.
+
+    ensemble: its trees, if it decides by trees that can be read; head: what prepares their features, None if nothing
+    does. Raises InvalidInput if it is no such model, or one that cannot be packaged.
+    """
 
     def __init__(self, estimator: Any) -> None:
         # A search answers by the best of what it tried.
-        estimator = getattr(estimator, "best_estimator_", estimator)
+        estimator = sources.adapt(getattr(estimator, "best_estimator_", estimator))
         if not isinstance(estimator, BaseEstimator):
-            raise InvalidInput("model", f"a {type(estimator).__name__}", "a scikit-learn estimator or Pipeline")
-        if not is_classifier(estimator) and not is_regressor(estimator):
-            raise InvalidInput("model", f"a {type(estimator).__name__}", "a classifier or a regressor")
+            raise InvalidInput(
+                "model", f"a {type(estimator).__name__}", "a scikit-learn estimator or Pipeline, or a booster"
+            )
+        last = list(steps(estimator))[-1]
+        is_ranker = type(last).__name__.endswith("Ranker")
+        if not is_classifier(estimator) and not is_regressor(estimator) and not is_ranker:
+            raise InvalidInput("model", f"a {type(estimator).__name__}", "a classifier, a regressor or a ranker")
         try:
-            check_is_fitted(estimator)
+            if hasattr(estimator, "fit"):  # what was adapted is fitted, and is never fitted again
+                check_is_fitted(estimator)
         except NotFittedError as error:
             raise InvalidInput("model", f"an unfitted {type(estimator).__name__}", "one that was fitted") from error
         self.estimator = estimator
         self.task: Task = "classifier" if is_classifier(estimator) else "regressor"
         self.has_probabilities = hasattr(estimator, "predict_proba")
-        names = getattr(estimator, "feature_names_in_", None)
-        self.feature_names: tuple[str, ...] | None = None if names is None else tuple(str(name) for name in names)
+        self.feature_names = _names(estimator)
         width = getattr(estimator, "n_features_in_", None)
         self.width: int | None = None if width is None else int(width)
         self.classes = _classes(estimator) if self.task == "classifier" else None
+        self.head, self.ensemble = _trees(estimator)
+        self.source = (sources.source_of(last) or sources.SOURCES["sklearn"]).name
+
+    def without_trees(self) -> Original:
+        """The same model, its trees left to whoever converts the rest."""
+        other = copy.copy(self)
+        other.head = other.ensemble = None
+        return other
+
+    @property
+    def takes_doubles(self) -> bool:
+        """Whether float32 would round a feature before the original compares it."""
+        return self.ensemble is not None and (self.head is not None or self.ensemble.compares == "float64")
 
     @property
     def description(self) -> str:
         """``Pipeline(StandardScaler, LogisticRegression)``."""
-        steps = [type(step).__name__ for step in _steps(self.estimator)]
-        name = type(self.estimator).__name__
-        return f"{name}({', '.join(steps)})" if isinstance(self.estimator, Pipeline) else name
+        names = [_described(step) for step in steps(self.estimator)]
+        name = _described(self.estimator)
+        return f"{name}({', '.join(names)})" if isinstance(self.estimator, Pipeline) else name
 
     @property
     def family(self) -> Family:
         """What kind of model decides in the end, after all preparation."""
-        last = list(_steps(self.estimator))[-1]
+        if self.ensemble is not None:
+            return "trees"
+        last = list(steps(self.estimator))[-1]
         module = type(last).__module__
         if module.startswith("sklearn.neural_network") and type(last).__name__.startswith("MLP"):
             return "neural network"
@@ -110,14 +117,14 @@ class Original:
     @property
     def selects_by_name(self) -> bool:
         """Whether its first step picks columns by name, so that it needs them one by one."""
-        head = next(_steps(self.estimator))
+        head = next(steps(self.estimator))
         return isinstance(head, ColumnTransformer) and any(
             isinstance(column, str) for _, _, columns in head.transformers_ for column in _listed(columns)
         )
 
     def text_categories(self) -> dict[str, tuple[str, ...]]:
         """The texts that its encoders know, by column; columns of numbers are left out."""
-        head = next(_steps(self.estimator))
+        head = next(steps(self.estimator))
         names = self.feature_names or ()
         branches = (
             [(step, columns) for _, step, columns in head.transformers_]
@@ -127,7 +134,7 @@ class Original:
         found: dict[str, tuple[str, ...]] = {}
         for branch, columns in branches:
             own = [name if isinstance(name, str) else _at(names, name) for name in _listed(columns)]
-            for step in _steps(branch):
+            for step in steps(branch):
                 categories = getattr(step, "categories_", None)
                 if isinstance(categories, list) and len(categories) == len(own):
                     for name, known in zip(own, categories, strict=True):
@@ -147,7 +154,7 @@ class Original:
                 predicted = np.asarray(self.estimator.predict(rows))
                 scores = self._scores(rows) if self.task == "classifier" else None
             except Exception as error:  # an estimator may raise anything on rows that it cannot read
-                raise ConversionRefused(f"the original model fails on these rows: {_named(error)}") from error
+                raise ConversionRefused(f"the original model fails on these rows: {sources.told(error)}") from error
         if predicted.ndim > 1 and predicted.shape[1] != 1:
             raise InvalidInput("model", f"{predicted.shape[1]} outputs per row", "one label or value per row")
         if self.task == "regressor":
@@ -165,6 +172,29 @@ class Original:
         if hasattr(self.estimator, "decision_function"):
             return np.asarray(self.estimator.decision_function(rows), dtype=np.float64)
         return np.full((len(rows), 2), [1.0, 0.0])  # no scores: no row is a tie
+
+
+def _names(estimator: Any) -> tuple[str, ...] | None:
+    """The names of the features that it was fitted with; None if it was given none."""
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None:
+        return None
+    found = tuple(str(name) for name in names)
+    made_up = tuple(f"Column_{index}" for index in range(len(found)))  # by LightGBM, where there were none
+    return None if found == made_up else found
+
+
+def _trees(estimator: Any) -> tuple[Any, Ensemble | None]:
+    """What prepares the features, and the trees that decide; the first is None without the second."""
+    *before, last = steps(estimator)
+    ensemble = sources.read(last)
+    if ensemble is None or not before:
+        return None, ensemble
+    return Pipeline([(str(index), step) for index, step in enumerate(before)]), ensemble
+
+
+def _described(step: Any) -> str:
+    return getattr(step, "described", None) or type(step).__name__
 
 
 def _matrix(frame: Any) -> Array:
@@ -203,12 +233,12 @@ def _classes(estimator: Any) -> tuple[int | str, ...]:
     raise InvalidInput("model", f"classes {list(found)[:5]}", "whole numbers or texts")
 
 
-def _steps(estimator: Any) -> Iterator[Any]:
+def steps(estimator: Any) -> Iterator[Any]:
     """The steps of a Pipeline and of the pipelines inside it, in order; an estimator by itself is one step."""
     if isinstance(estimator, Pipeline):
         for _, step in estimator.steps:
             if step is not None and not isinstance(step, str):  # 'passthrough'
-                yield from _steps(step)
+                yield from steps(step)
     else:
         yield estimator
 
@@ -227,12 +257,3 @@ def _listed(columns: Any) -> list[Any]:
 
 def _at(names: Sequence[str], position: Any) -> str | None:
     return names[int(position)] if -len(names) <= int(position) < len(names) else None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a foreign error's text, cut to what a person reads."""
-    return str(error).strip().split("\n", 1)[0][:300]
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"

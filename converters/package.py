@@ -39,12 +39,21 @@ def check_free(root: Path, name: str, version: str) -> Path:
 def golden(signature: Signature, inputs: Tensors, outputs: Tensors, tolerance: float) -> bytes:
     """golden.json: a few single rows and one batch with the answers that every serving machine must give.
 
-    outputs: the served model's answers to *inputs*. Rows with missing values or near a tie are passed over.
+    outputs: the served model's answers to *inputs*. Rows with missing values or near a tie are passed over. A model
+    that takes no batches has one pair, of all that is given.
     """
+    if not signature.batchable:
+        return _golden_document(signature, inputs, outputs, [slice(None)], tolerance)
     rows = _golden_rows(inputs, outputs)
-    picked = [rows[i : i + 1] for i in spread(len(rows), GOLDEN_SINGLE_ROWS)] if len(rows) else []
+    picked: list[Any] = [rows[i : i + 1] for i in spread(len(rows), GOLDEN_SINGLE_ROWS)] if len(rows) else []
     if len(rows) > 1:
         picked.append(rows[spread(len(rows), GOLDEN_BATCH_ROWS)])
+    return _golden_document(signature, inputs, outputs, picked, tolerance)
+
+
+def _golden_document(
+    signature: Signature, inputs: Tensors, outputs: Tensors, picked: list[Any], tolerance: float
+) -> bytes:
     pairs = [
         {
             "request": {"inputs": _as_json(signature.inputs, take(inputs, chosen))},

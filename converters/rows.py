@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from gateway.errors import InvalidInput
-from gateway.tensors import Array, Signature, Tensors
+from gateway.tensors import Array, Feature, Signature, Tensors
 
 # What stands for a missing text in a BYTES tensor, which has no null.
 MISSING_TEXT = b""
@@ -60,25 +60,39 @@ def is_text(column: Any, name: str) -> bool:
     raise InvalidInput(f"data.{name}", f"values of type {column.dtype}", "numbers or texts only")
 
 
-def rounded_to_float32(frame: Any) -> Any:
-    """The same rows, each number rounded to the nearest float32 but held as before. Raises InvalidInput on overflow."""
+def rounded_to_float32(frame: Any, signature: Signature) -> Any:
+    """The same rows, each number rounded to the nearest float32 but held as before.
+
+    Numbers beyond float32's range stay as they are where *signature* takes doubles, else they raise InvalidInput.
+    """
     rounded = frame.copy()
+    doubles = {feature.name for feature in signature.features if _datatype(signature, feature) == "FP64"}
     for name in frame.columns:
         if not is_text(frame[name], name):
             wide = _numbers(frame[name])
-            narrow = _float32(wide, name).astype(np.float64)
+            if name in doubles:
+                with np.errstate(over="ignore"):
+                    narrow = wide.astype(np.float32).astype(np.float64)
+                narrow = np.where(np.isinf(narrow), wide, narrow)
+            else:
+                narrow = _float32(wide, name).astype(np.float64)
             if not np.array_equal(wide, narrow, equal_nan=True):
                 rounded[name] = narrow
     return rounded
 
 
 def to_tensors(frame: Any, signature: Signature) -> Tensors:
-    """The inputs of *signature* filled from the columns of *frame*, one row each. Raises InvalidInput on overflow."""
+    """The inputs of *signature* filled from the columns of *frame*, one row each.
+
+    Raises InvalidInput if a number is beyond float32's range where that is what the signature takes.
+    """
     tensors: Tensors = {}
     for spec in signature.inputs:
         own = sorted((f for f in signature.features if f.input == spec.name), key=lambda f: f.column)
         if spec.datatype == "BYTES":
             columns = [_texts(frame[feature.name]) for feature in own]
+        elif spec.datatype == "FP64":
+            columns = [_numbers(frame[feature.name]) for feature in own]
         else:
             columns = [_float32(_numbers(frame[feature.name]), feature.name) for feature in own]
         tensors[spec.name] = np.stack(columns, axis=1)
@@ -86,7 +100,7 @@ def to_tensors(frame: Any, signature: Signature) -> Tensors:
 
 
 def feature_columns(tensors: Tensors, signature: Signature) -> dict[str, Array]:
-    """Each feature's values by its name: float32, or bytes objects."""
+    """Each feature's values by its name: floats, or bytes objects."""
     return {feature.name: tensors[feature.input][:, feature.column] for feature in signature.features}
 
 
@@ -117,6 +131,11 @@ def bytes_array(values: Any) -> Array:
     return array
 
 
+def _datatype(signature: Signature, feature: Feature) -> str:
+    spec = signature.input(feature.input)
+    return "" if spec is None else spec.datatype
+
+
 def _numbers(column: Any) -> Array:
     numbers: Array = column.to_numpy(dtype=np.float64, na_value=np.nan)
     return numbers
@@ -125,7 +144,7 @@ def _numbers(column: Any) -> Array:
 def _float32(wide: Array, name: str) -> Array:
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
-    beyond = np.flatnonzero(np.isinf(narrow))
+    beyond = np.flatnonzero(np.isinf(narrow) & np.isfinite(wide))
     if beyond.size:
         raise InvalidInput(f"data.{name}: row {beyond[0]}", repr(float(wide[beyond[0]])), "a number in float32's range")
     return narrow

@@ -85,15 +85,22 @@ class Parity:
 class OnnxModel:
     """An ONNX file in the runtime that serves it, on one thread.
 
-    Raises ConversionRefused if it cannot be loaded, has other inputs or outputs than *signature*, or fails on rows.
+    Raises ConversionRefused if it cannot be loaded, has other inputs or outputs than *signature* says, if it is given,
+    or fails on rows.
     """
 
-    def __init__(self, content: bytes, signature: Signature) -> None:
+    def __init__(self, content: bytes, signature: Signature | None = None) -> None:
         try:
             self._runtime = OnnxRuntime(content)
-            check_same(signature, self._runtime.signature)
+            if signature is not None:
+                check_same(signature, self._runtime.signature)
         except PackageInvalid as error:
-            raise ConversionRefused(f"the converted model cannot be served: {error}") from error
+            raise ConversionRefused(f"the model cannot be served: {error}") from error
+
+    @property
+    def signature(self) -> Signature:
+        """What the file itself says: no classes, features named by position."""
+        return self._runtime.signature
 
     def run(self, tensors: Tensors) -> Tensors:
         """Answer rows as serving would."""

@@ -1,4 +1,4 @@
-"""``sluicegate convert``: turn a fitted scikit-learn model into a model package."""
+"""``sluicegate convert``: turn a fitted model into a model package."""
 
 from __future__ import annotations
 
@@ -25,15 +25,27 @@ _GIT_TIMEOUT_S = 5
 def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "convert",
-        help="turn a fitted scikit-learn model into a model package",
-        description="Turn a fitted scikit-learn estimator or Pipeline into a model package. The ONNX model is compared "
-        "with the original on all given rows; a package that does not answer as the original does is not written.",
+        help="turn a fitted model into a model package",
+        description="Turn a fitted model of scikit-learn, XGBoost, LightGBM or CatBoost, or a ready ONNX file, into a "
+        "model package. The ONNX model is compared with the original on all given rows, and on rows made to find "
+        "faults; a package that does not answer as the original does is not written.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", type=Path, help="a joblib file")
+    add(
+        "model",
+        metavar="MODEL",
+        type=Path,
+        help="a .joblib or .skops file, a model file of XGBoost (.json, .ubj), LightGBM (.txt) or CatBoost (.cbm), or "
+        "an .onnx file",
+    )
     add("--name", required=True, metavar="N", help="the model's public name")
     add("--version", required=True, metavar="V", help="the version; a version never changes once it is written")
-    add("--data", required=True, metavar="ROWS", type=Path, help="rows of features, .csv or .parquet")
+    add(
+        "--data",
+        metavar="ROWS",
+        type=Path,
+        help="rows of features, .csv or .parquet; only an .onnx file may do without",
+    )
     add("--target", metavar="COL", help="the column with the true labels or values; it is no feature")
     add("--held-out", action="store_true", help="the model was not trained on these rows; the manifest will say so")
     add("--quantize", choices=("auto", "off"), default="auto", help="int8 where it is good and faster (default: auto)")
@@ -41,7 +53,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "--card", metavar="FILE", type=Path, help="TOML or JSON: stakes (low or high), intended_use, limitations, owner"
     )
     add("--out", required=True, metavar="DIR", type=Path, help="the models directory; DIR/<name>/<version> is written")
-    add("--trust", action="store_true", help="loading MODEL runs whatever code is stored in it: needed to go on")
+    add(
+        "--trust", action="store_true", help="loading a joblib file runs whatever code is stored in it: needed to go on"
+    )
     add("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_run)
 

@@ -34,7 +34,13 @@ def parity_table(parity: Mapping[str, Any]) -> Table:
     table = _table(
         "ONNX against the original", "compared on", "rows", "labels differ", "ties", "off by too much", "most"
     )
-    for key, title in (("float32_rows", "rows rounded to float32"), ("raw_rows", "rows as they are")):
+    titles = {
+        "float32_rows": "rows rounded to float32",
+        "raw_rows": "rows as they are",
+        "boundary_rows": "rows on thresholds",
+        "edge_rows": "rows at the edges of numbers",
+    }
+    for key, title in titles.items():
         found = parity.get(key)
         if found:
             wrong = f"{found['over_tolerance']} (over {_allowed(found)})"

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from converters.convert import Order
 from gateway.cli import main
 from gateway.models.source import DirectorySource
-from tests.converters.bench import TARGET, Rows, cancer, mixed, mixed_pipeline, order
+from tests.converters.bench import TARGET, Rows, cancer, mixed, mixed_pipeline, order, voting
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +59,17 @@ def test_without_trust_nothing_is_loaded_and_the_way_on_is_named(ordered: Order,
 
 def test_a_refusal_exits_with_1_and_prints_what_was_compared(tmp_path: Path) -> None:
     rows = cancer()
-    made = order(tmp_path, HistGradientBoostingClassifier(max_iter=10).fit(rows.features, rows.truth), rows)
+    made = order(tmp_path, voting(HistGradientBoostingClassifier(max_iter=10)).fit(rows.features, rows.truth), rows)
     done = as_process(made, tmp_path / "models", "--target", TARGET, "--trust")
     assert done.returncode == 1
-    assert "does not answer as HistGradientBoostingClassifier does" in done.stderr
+    assert "does not answer as VotingClassifier does" in done.stderr
     assert "rows rounded to float32" in done.stdout
     assert not (tmp_path / "models").exists()
 
 
 def test_a_refusal_as_json_holds_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = cancer()
-    made = order(tmp_path, HistGradientBoostingClassifier(max_iter=10).fit(rows.features, rows.truth), rows)
+    made = order(tmp_path, voting(HistGradientBoostingClassifier(max_iter=10)).fit(rows.features, rows.truth), rows)
     assert main(arguments(made, tmp_path / "models", "--target", TARGET, "--trust", "--json")) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["error"]["code"] == "conversion_refused"

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.ensemble import VotingClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -36,6 +37,12 @@ def cancer() -> Rows:
     """569 rows of 30 decimal numbers, two classes."""
     bunch = load_breast_cancer(as_frame=True)
     return Rows(bunch.data, bunch.target)
+
+
+def narrow() -> Rows:
+    """The first eight numbers of the tumours, for what is asked of many estimators."""
+    rows = cancer()
+    return Rows(rows.features.iloc[:, :8], rows.truth)
 
 
 def flowers() -> Rows:
@@ -77,6 +84,11 @@ def mixed_pipeline(*, unseen: str = "ignore", scaled: bool = True) -> Any:
     return make_pipeline(columns, LogisticRegression(max_iter=1000))
 
 
+def voting(estimator: Any) -> Any:
+    """The estimator where its trees are not read one by one: left to skl2onnx, which rounds thresholds to float32."""
+    return VotingClassifier([("only", estimator)], voting="soft", flatten_transform=False)
+
+
 def order(directory: Path, estimator: Any, rows: Rows, *, file: str = "rows.parquet", **changes: Any) -> Order:
     """Save a fitted estimator and rows below *directory*, and order their conversion; *changes* are fields of Order."""
     source = directory / "model.joblib"
@@ -104,6 +116,11 @@ def served(package: Converted, inputs: Tensors) -> Tensors:
 def matrix(features: Any) -> Tensors:
     """The one input of a model that takes a matrix."""
     return {"input": features.to_numpy().astype(np.float32)}
+
+
+def doubles(features: Any, datatype: str) -> Tensors:
+    """The one input of a model that takes a matrix of that datatype, FP64 or FP32."""
+    return {"input": features.to_numpy().astype(np.float64 if datatype == "FP64" else np.float32)}
 
 
 def columns(features: Any) -> Tensors:

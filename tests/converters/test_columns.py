@@ -28,6 +28,7 @@ from tests.converters.bench import (
     mixed_pipeline,
     order,
     served,
+    voting,
 )
 
 
@@ -93,7 +94,8 @@ def test_numbers_may_not_be_missing_where_the_original_refuses_them(tmp_path: Pa
 
 
 def test_numbers_may_not_be_missing_where_onnx_answers_otherwise(tmp_path: Path) -> None:
-    rows, forest = cancer(), RandomForestClassifier(10, random_state=0)
+    rows = cancer()
+    forest = voting(RandomForestClassifier(10, random_state=0))
     package = converted(tmp_path, forest, rows)
     assert not any(feature.missing_allowed for feature in package.manifest.signature.features)
     assert package.manifest.parity["missing_numbers"]["onnx_differs"]

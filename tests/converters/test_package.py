@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
+import skops.io
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -209,7 +211,7 @@ class _Trap:
 @pytest.mark.parametrize(
     ("thing", "message"),
     [
-        (StandardScaler().fit(diabetes().features), "a classifier or a regressor"),
+        (StandardScaler().fit(diabetes().features), "a classifier, a regressor or a ranker"),
         (LinearRegression(), "one that was fitted"),
         ({"weights": [1, 2]}, "a scikit-learn estimator"),
         (LinearRegression().fit(diabetes().features, diabetes().features), "one label or value per row"),
@@ -256,6 +258,27 @@ def test_progress_is_told_step_by_step(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     ordered = order(tmp_path, scaled().fit(flowers().features, flowers().truth), flowers())
     convert(ordered, progress=lambda *step: told.append(step))
-    assert [done for _, done, _ in told] == list(range(8))
-    assert {steps for _, _, steps in told} == {7}
+    assert [done for _, done, _ in told] == list(range(9))
+    assert {steps for _, _, steps in told} == {8}
     assert told[-1][0] == "done"
+
+
+def test_a_skops_file_needs_no_trust_unless_it_holds_types_of_its_own(tmp_path: Path) -> None:
+    rows = flowers()
+    skops.io.dump(scaled().fit(rows.features, rows.truth), tmp_path / "model.skops")
+    ordered = order(tmp_path, None, rows, model=tmp_path / "model.skops", trust=False)
+    assert convert(ordered).manifest.framework["name"] == "scikit-learn"
+    forest = RandomForestClassifier(2).fit(rows.features, rows.truth)
+    forest.own = _Own()
+    skops.io.dump(forest, tmp_path / "own.skops")
+    foreign = dataclasses.replace(ordered, model=tmp_path / "own.skops", version="2")
+    with pytest.raises(ConversionRefused, match=r"test_package\._Own"):
+        convert(foreign)
+    convert(dataclasses.replace(foreign, trust=True))
+    (tmp_path / "broken.skops").write_bytes(b"PK no")
+    with pytest.raises(InvalidInput, match=r"broken\.skops"):
+        convert(dataclasses.replace(ordered, model=tmp_path / "broken.skops", version="3"))
+
+
+class _Own:
+    """A type that skops does not know."""

@@ -1,0 +1,201 @@
+"""Ready ONNX files: upgraded where the runtime needs it, recognised for what they are, or refused with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from skl2onnx import to_onnx
+from sklearn.linear_model import LogisticRegression
+
+from converters.convert import Converted, Order, convert
+from gateway.errors import ConversionRefused, InvalidInput
+from gateway.models.manifest import parse
+from gateway.models.source import DirectorySource
+from gateway.serving.cache_policy import NeverLook
+from gateway.serving.loading import Loaded, load
+from tests.converters.bench import cancer
+
+FLOAT = TensorProto.FLOAT
+Value = tuple[str, int, Sequence[Any]]
+
+
+def written(
+    path: Path, nodes: list[Any], inputs: list[Value], outputs: list[Value], *, opset: int = 18, ir_version: int = 10
+) -> Path:
+    """An ONNX file; values are names, element types and shapes."""
+    made = [[helper.make_tensor_value_info(*value) for value in values] for values in (inputs, outputs)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", *made), opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version
+    )
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def repacked(path: Path, **changes: Any) -> Converted:
+    return convert(Order(path, "model", "1", changes.pop("data", None), path.parent / "models", **changes))
+
+
+def loaded(package: Converted) -> Loaded:
+    source = DirectorySource(package.path.parent.parent)
+    return load(source, "model", "1", intra_op_threads=1, on_runtime=lambda _: None)
+
+
+def doubling(path: Path, rows: Any = "rows", **versions: int) -> Path:
+    node = helper.make_node("Add", ["x", "x"], ["y"])
+    return written(path, [node], [("x", FLOAT, [rows, 3])], [("y", FLOAT, [rows, 3])], **versions)
+
+
+def test_a_file_becomes_a_package_with_golden_pairs_and_its_features_named_by_the_data(tmp_path: Path) -> None:
+    path = doubling(tmp_path / "model.onnx")
+    pd.DataFrame(np.eye(3), columns=["a", "b", "c"]).to_csv(tmp_path / "rows.csv", index=False)
+    package = repacked(path, data=tmp_path / "rows.csv")
+    assert [feature.name for feature in package.manifest.signature.features] == ["a", "b", "c"]
+    assert sorted(file.name for file in package.path.iterdir()) == [
+        *("golden.json", "manifest.json", "model.onnx", "reference.parquet"),
+    ]
+    assert loaded(package).signature == package.manifest.signature
+    assert package.manifest.signature.batchable
+    assert package.manifest.framework["name"] == "ONNX"
+
+
+def test_without_data_rows_are_drawn(tmp_path: Path) -> None:
+    package = repacked(doubling(tmp_path / "model.onnx"))
+    assert package.manifest.parity["drawn_at_random"]
+    assert "golden.json" in package.manifest.files
+    loaded(package)
+
+
+def test_a_fixed_batch_dimension_is_detected(tmp_path: Path) -> None:
+    package = repacked(doubling(tmp_path / "model.onnx", rows=1))
+    assert not package.manifest.signature.batchable
+    assert any("first dimension is fixed" in note for note in package.manifest.parity["notes"])
+    assert not loaded(package).signature.batchable
+
+
+def test_versions_are_upgraded_where_the_runtime_needs_it(tmp_path: Path) -> None:
+    newer = repacked(doubling(tmp_path / "newer.onnx", ir_version=99))
+    assert any("IR version 99" in note for note in newer.manifest.parity["notes"])
+    node = helper.make_node("Add", ["x", "x"], ["y"], consumed_inputs=[0, 0])
+    old = written(tmp_path / "old.onnx", [node], [("x", FLOAT, [2, 3])], [("y", FLOAT, [2, 3])], opset=5, ir_version=3)
+    older = convert(Order(old, "old", "1", None, tmp_path / "models"))
+    assert any("operator set 5 became 18" in note for note in older.manifest.parity["notes"])
+
+
+def test_inputs_and_outputs_of_several_kinds(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Identity", ["text"], ["same"]), helper.make_node("Cast", ["n"], ["m"], to=FLOAT)]
+    inputs: list[Value] = [("text", TensorProto.STRING, ["rows", 1]), ("n", TensorProto.INT64, ["rows", 1])]
+    outputs: list[Value] = [("same", TensorProto.STRING, ["rows", 1]), ("m", FLOAT, ["rows", 1])]
+    path = written(tmp_path / "model.onnx", nodes, inputs, outputs)
+    pd.DataFrame({"n": [1, 2], "text": ["a", "b"]}).to_csv(tmp_path / "rows.csv", index=False)
+    package = repacked(path, data=tmp_path / "rows.csv")
+    assert [spec.datatype for spec in package.manifest.signature.inputs] == ["BYTES", "INT64"]
+    loaded(package)
+
+
+def test_a_sequence_is_refused_with_a_reason(tmp_path: Path) -> None:
+    node = helper.make_node("SequenceConstruct", ["x"], ["s"])
+    output = helper.make_tensor_sequence_value_info("s", FLOAT, [1])
+    given = helper.make_tensor_value_info("x", FLOAT, [1])
+    model = helper.make_model(
+        helper.make_graph([node], "g", [given], [output]), opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    )
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ConversionRefused, match="output 's' is a sequence"):
+        repacked(tmp_path / "model.onnx")
+
+
+def test_a_dictionary_per_row_becomes_a_matrix(tmp_path: Path) -> None:
+    rows = cancer()
+    estimator = LogisticRegression(solver="newton-cholesky").fit(rows.features, rows.truth)
+    proto = to_onnx(estimator, rows.features.to_numpy()[:1].astype(np.float32), target_opset=15)
+    assert any(node.op_type == "ZipMap" for node in proto.graph.node)
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    package = repacked(tmp_path / "model.onnx")
+    signature = package.manifest.signature
+    assert signature.classes == (0, 1)
+    assert [spec.role for spec in signature.outputs] == ["label", "probabilities"]
+    outputs = loaded(package).runtime.run({signature.inputs[0].name: rows.features.to_numpy(np.float32)})
+    expected = estimator.predict_proba(rows.features)
+    np.testing.assert_allclose(outputs[signature.outputs[1].name], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "back"),
+    [("h", "hn"), ("past_key_values.0.key", "present.0.key"), ("state_in", "state_out"), ("hidden", "new_hidden")],
+)
+def test_a_model_that_carries_state_is_never_batched_nor_cached(given: str, back: str, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["x", given], [back]), helper.make_node("Identity", [back], ["y"])]
+    shape = ["rows", 3]
+    path = written(
+        tmp_path / "model.onnx",
+        nodes,
+        [("x", FLOAT, shape), (given, FLOAT, shape)],
+        [("y", FLOAT, shape), (back, FLOAT, shape)],
+    )
+    signature = repacked(path).manifest.signature
+    assert not signature.batch_invariant
+    assert not signature.cacheable
+
+
+def test_names_that_only_look_alike_are_no_state(tmp_path: Path) -> None:
+    node = helper.make_node("Add", ["image_in", "image_in"], ["image_out"])
+    shape = ["rows", 3]
+    path = written(tmp_path / "model.onnx", [node], [("image_in", FLOAT, shape)], [("image_out", FLOAT, shape)])
+    signature = repacked(path).manifest.signature
+    assert signature.batch_invariant
+    assert signature.cacheable
+    raw = (tmp_path / "models" / "model" / "1" / "manifest.json").read_bytes()
+    assert parse(raw, where="here").signature.cacheable
+
+
+def test_a_model_that_draws_random_numbers_is_not_cached(tmp_path: Path) -> None:
+    nodes = [helper.make_node("RandomNormalLike", ["x"], ["noise"]), helper.make_node("Add", ["x", "noise"], ["y"])]
+    shape = ["rows", 3]
+    package = repacked(written(tmp_path / "model.onnx", nodes, [("x", FLOAT, shape)], [("y", FLOAT, shape)]))
+    assert not package.manifest.signature.cacheable
+    assert not NeverLook().should_look(b"anything")
+
+
+def test_a_row_that_depends_on_its_batch_is_found(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["y"]),
+    ]
+    axes = numpy_helper.from_array(np.array([0], dtype=np.int64), "axes")
+    made = [helper.make_tensor_value_info(name, FLOAT, ["rows", 3]) for name in ("x", "y")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", made[:1], made[1:], [axes]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert not repacked(tmp_path / "model.onnx").manifest.signature.batch_invariant
+
+
+def test_what_is_no_onnx_file_and_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"\xff\xff no")
+    with pytest.raises(InvalidInput, match=r"broken\.onnx"):
+        repacked(tmp_path / "broken.onnx")
+    pd.DataFrame({"a": [1.0]}).to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(InvalidInput, match="a column for each"):
+        repacked(doubling(tmp_path / "model.onnx"), data=tmp_path / "rows.csv")
+
+
+def test_weights_beside_the_file_come_into_the_package(tmp_path: Path) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    weights = numpy_helper.from_array(np.eye(3, dtype=np.float32), "w")
+    made = [helper.make_tensor_value_info(name, FLOAT, ["rows", 3]) for name in ("x", "y")]
+    model = helper.make_model(
+        helper.make_graph([node], "g", made[:1], made[1:], [weights]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    loaded(repacked(tmp_path / "model.onnx"))

@@ -168,7 +168,9 @@ WHOLE = gzip.compress(tensor(1.0))
         (WHOLE + WHOLE[:-2], "gzip", "ends after"),
         (gzip.compress(b"") * 2000 + WHOLE, "gzip", "more bytes behind the end of 1024"),
     ],
-)
+    ids=["nothing", "a byte short", "its beginning", "plain", "another coding", "a wrong sum", "a line more",
+         "bytes more", "a second one torn", "many members"],
+)  # fmt: skip
 def test_what_is_no_whole_stream_is_refused(tmp_path: Path, packed: bytes, coding: str, words: str) -> None:
     async def scenario() -> None:
         rig = Rig(tmp_path)

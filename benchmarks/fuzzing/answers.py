@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,13 +112,37 @@ def _check_unable(response: Response, told: Any, path: str | None) -> None:
 
 
 def _check_data_error(told: Any, path: str | None, status: int) -> None:
-    error = told.get("error") if isinstance(told, dict) else None
-    is_plain = isinstance(error, str)
-    is_coded = isinstance(error, dict) and {"code", "message"} <= error.keys()
+    shapes = {name for name, has_it in _SHAPES.items() if isinstance(told, dict) and has_it(told)}
+    expected = _shape_of(path) if path is not None else None
     # Before a request has reached its protocol (a head that is too large, say), errors are plain ones.
-    speaks_codes = path is not None and path.startswith(("/predict/", "/v1/")) and status not in (404, 405, 408, 431)
-    if not (is_plain or is_coded) or (speaks_codes and not is_coded) or (path and "/v2" in path and not is_plain):
+    may_be_plain = "plain" in shapes and status in (404, 405, 408, 431)
+    if not shapes or (expected is not None and expected not in shapes and not may_be_plain):
         raise Wrong(f"{status} in another shape than its protocol's: {told!r}"[:300])
+
+
+# How errors look, by the name of the shape.
+_SHAPES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "plain": lambda told: isinstance(told.get("error"), str),
+    "coded": lambda told: isinstance(told.get("error"), dict) and {"code", "message"} <= told["error"].keys(),
+    "MLflow": lambda told: {"error_code", "message"} <= told.keys(),
+    "TorchServe": lambda told: {"code", "type", "message"} <= told.keys(),
+}
+# By the begin of a path; the first one counts.
+_SPOKEN = (
+    ("/predict/", "coded"),
+    ("/v1/feedback", "coded"),
+    ("/v1/", "plain"),
+    ("/v2", "plain"),
+    ("/invocations", "MLflow"),
+    ("/models/{model}/invocations", "MLflow"),
+    ("/predictions/", "TorchServe"),
+    ("/explanations/", "TorchServe"),
+    ("/models", "TorchServe"),
+)
+
+
+def _shape_of(path: str) -> str | None:
+    return next((shape for begin, shape in _SPOKEN if path.startswith(begin)), None)
 
 
 def is_problem(response: Response, told: Any) -> bool:

@@ -128,7 +128,47 @@ _CONTEXTS = (
 _KEY = {"name": "app", "models": ["iris"], "rate_per_s": 10, "burst": 20, "expires_in_s": 60}
 _WEBHOOK = {"url": "http://127.0.0.1:1/hook", "events": ["flag.*"], "description": "a desk"}
 
+_NAMED = dict(zip(IRIS_FEATURES, ROW, strict=True))
+_TFS = (
+    Seed({"instances": [list(ROW)]}),
+    Seed({"instances": [{"input": list(ROW)}] * 3, "signature_name": "serving_default"}),
+    Seed({"inputs": {"input": [list(ROW)] * 2}}),
+    Seed({"inputs": [list(ROW)] * 300}),
+)
+_EXAMPLES = (Seed({"examples": [_NAMED] * 2}), Seed({"context": _NAMED, "examples": [{}]}))
+_MLFLOW = (
+    Seed({"dataframe_split": {"columns": list(IRIS_FEATURES), "data": [list(ROW)] * 2, "index": [0, 1]}}),
+    Seed({"dataframe_records": [_NAMED] * 2, "params": {"outputs": ["probabilities"]}}),
+    Seed({"instances": [list(ROW)]}),
+    Seed({"inputs": {"input": [list(ROW)]}}),
+)
+_TORCHSERVE = (Seed({"data": list(ROW)}), Seed([list(ROW)] * 3), Seed(_NAMED), Seed({"data": [_NAMED] * 2}))
+_INDEX = (Seed({}), Seed({"ready": True}))
+# Whatever the body is, they answer that they do not do this, or only that they were asked.
+_WITHOUT = (
+    *(
+        ("OPTIONS", "/"),
+        ("POST", "/v2/repository/models/{model}/load"),
+        ("POST", "/v2/repository/models/{model}/unload"),
+    ),
+    *((method, "/v1/models/{rest:path}") for method in ("PATCH", "POST", "PUT")),
+    *(("POST", f"/v1/models/{{model}}{pin}:explain") for pin in ("", "/versions/{version}", "/labels/{label}")),
+    *((method, f"/explanations/{{model}}{pin}") for method in ("POST", "PUT") for pin in ("", "/{version}")),
+    *((method, f"/models{pin}") for method in ("POST", "PUT") for pin in ("", "/{model}", "/{model}/{version}")),
+)
+
 SEEDS: Mapping[tuple[str, str], tuple[Seed, ...]] = {
+    **{
+        ("POST", f"/v1/models/{{model}}{pin}:{verb}"): known
+        for verb, known in (("predict", _TFS), ("classify", _EXAMPLES), ("regress", _EXAMPLES))
+        for pin in ("", "/versions/{version}", "/labels/{label}")
+    },
+    **dict.fromkeys(_WITHOUT, (Seed({}),)),
+    ("POST", "/invocations"): _MLFLOW,
+    ("POST", "/models/{model}/invocations"): _MLFLOW,
+    ("POST", "/predictions/{model}"): _TORCHSERVE,
+    ("POST", "/predictions/{model}/{version}"): _TORCHSERVE,
+    ("POST", "/v2/repository/index"): _INDEX,
     ("POST", "/predict/{model}"): _NATIVE,
     ("POST", "/v2/models/{model}/infer"): _OIP,
     ("POST", "/v2/models/{model}/versions/{version}/infer"): _OIP,

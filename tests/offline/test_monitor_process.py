@@ -128,7 +128,7 @@ def test_it_beats_and_ends_cleanly_when_it_is_told_to(models: Path, state: Path,
     assert process.send(signal.SIGTERM) == 0
 
 
-def test_it_ends_when_its_supervisor_is_gone_and_has_saved_what_it_read(
+def test_it_ends_at_once_when_its_supervisor_is_gone_and_the_next_one_counts_each_row_once(
     models: Path, state: Path, start: Start
 ) -> None:
     settings = monitor_settings(models, state)
@@ -139,6 +139,9 @@ def test_it_ends_when_its_supervisor_is_gone_and_has_saved_what_it_read(
     eventually(_seen(settings, "iris", 40), "the rows are counted")
     log.write(*_samples(40, 10))  # the last words of a worker
     assert process.cut_lifeline() == 0
+    process = start(settings)
+    eventually(_seen(settings, "iris", 50), "the last words are counted too")
+    assert process.send(signal.SIGTERM) == 0
     assert document(settings, "iris").versions[0].rows_total == 50
     memory = load_memory(settings.monitor_path / "memory.json", limit_rows=1000)
     assert memory.windows["iris", "1"].rows_total == 50

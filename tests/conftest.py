@@ -13,7 +13,7 @@ from tests.postgres import PostgresServer, require
 
 # How long an example takes is the machine's business, not a test's. Where a test does not say how many it needs, few
 # are tried each time, and others the next time; --hypothesis-profile=thorough tries many.
-settings.register_profile("usual", deadline=None, max_examples=50)
+settings.register_profile("usual", deadline=None, max_examples=30)
 settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("usual")
 

@@ -19,6 +19,7 @@ def tried(tmp_path: Path, fault: Fault, rounds: int) -> Trial:
     return trial
 
 
+@pytest.mark.timeout(400)
 def test_kills_over_the_whole_system_lose_no_row_label_alarm_or_edit(tmp_path: Path) -> None:
     trial = tried(tmp_path, Fault("any", 10, processes.anyone_killed), 10)
     assert trial.requests > 200

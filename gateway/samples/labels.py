@@ -30,10 +30,10 @@ OPEN_LABELS = f"{FOLDER}/date=*/*{OPEN}"
 _DAY_NS = 24 * 3600 * 10**9
 # Lines of a day may be written a little after it, since they wait in a queue.
 _LATE_LINES_S = 900.0
-_MAX_ID_CHARS = 128
-_MAX_TEXT_CHARS = 1024
-_MAX_OUTPUTS = 64
-_MAX_ROW = 2**31
+MAX_ID_CHARS = 128
+MAX_TEXT_CHARS = 1024
+MAX_OUTPUTS = 64
+MAX_ROW = 2**31
 # A line is shorter than that: JSON writes a character in at most six bytes.
 _MAX_LINE_BYTES = 1 << 20
 _FIELDS = ("prediction_id", "label", "row", "event_ts_ns", "source", "weight")
@@ -122,11 +122,11 @@ def checked(item: Any, *, ts_ns: int, where: str = "") -> Label:
         if name not in item:
             raise InvalidInput(f"{where}{name}", "nothing", "a value")
     identity = item["prediction_id"]
-    if not (isinstance(identity, str) and 0 < len(identity) <= _MAX_ID_CHARS and identity.isascii()):
-        raise InvalidInput(f"{where}prediction_id", _kind(identity), f"ASCII text of 1 to {_MAX_ID_CHARS} characters")
+    if not (isinstance(identity, str) and 0 < len(identity) <= MAX_ID_CHARS and identity.isascii()):
+        raise InvalidInput(f"{where}prediction_id", _kind(identity), f"ASCII text of 1 to {MAX_ID_CHARS} characters")
     source = item.get("source", "")
-    if not (isinstance(source, str) and len(source) <= _MAX_ID_CHARS):
-        raise InvalidInput(f"{where}source", _kind(source), f"text of at most {_MAX_ID_CHARS} characters")
+    if not (isinstance(source, str) and len(source) <= MAX_ID_CHARS):
+        raise InvalidInput(f"{where}source", _kind(source), f"text of at most {MAX_ID_CHARS} characters")
     weight = item.get("weight")
     if weight is not None and not (_is_number(weight) and 0 < weight <= 1e9):
         raise InvalidInput(f"{where}weight", _kind(weight), "a number above 0, at most 1e9")
@@ -134,7 +134,7 @@ def checked(item: Any, *, ts_ns: int, where: str = "") -> Label:
         identity,
         _label(item["label"], f"{where}label"),
         ts_ns,
-        _whole(item, "row", _MAX_ROW, where),
+        _whole(item, "row", MAX_ROW, where),
         _whole(item, "event_ts_ns", 2**63 - 1, where),
         source,
         weight,
@@ -144,20 +144,20 @@ def checked(item: Any, *, ts_ns: int, where: str = "") -> Label:
 def _label(value: Any, where: str) -> Scalar | dict[str, Scalar]:
     if not isinstance(value, dict):
         return _scalar(value, where)
-    if not 0 < len(value) <= _MAX_OUTPUTS:
-        raise InvalidInput(where, f"{len(value)} outputs", f"1 to {_MAX_OUTPUTS} of them by name")
+    if not 0 < len(value) <= MAX_OUTPUTS:
+        raise InvalidInput(where, f"{len(value)} outputs", f"1 to {MAX_OUTPUTS} of them by name")
     for name in value:
-        if len(name) > _MAX_ID_CHARS:
-            raise InvalidInput(f"{where}.{name[:40]}...", f"{len(name)} characters", f"at most {_MAX_ID_CHARS}")
+        if len(name) > MAX_ID_CHARS:
+            raise InvalidInput(f"{where}.{name[:40]}...", f"{len(name)} characters", f"at most {MAX_ID_CHARS}")
     return {name: _scalar(each, f"{where}.{name[:40]}") for name, each in value.items()}
 
 
 def _scalar(value: Any, where: str) -> Scalar:
-    if isinstance(value, str) and len(value) <= _MAX_TEXT_CHARS:
+    if isinstance(value, str) and len(value) <= MAX_TEXT_CHARS:
         return value
     if isinstance(value, bool) or _is_number(value):
         return value  # type: ignore[no-any-return]  # it is one of these
-    expected = f"a number, true, false, or text of at most {_MAX_TEXT_CHARS} characters"
+    expected = f"a number, true, false, or text of at most {MAX_TEXT_CHARS} characters"
     raise InvalidInput(where, _kind(value), expected)
 
 
@@ -167,6 +167,8 @@ def _is_number(value: Any) -> bool:
 
 def _whole(item: dict[str, Any], name: str, largest: int, where: str) -> int | None:
     value = item.get(name)
+    if isinstance(value, float) and value.is_integer():  # 3.0 is 3 in JSON, and some write it so
+        value = int(value)
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest):
         return value
     raise InvalidInput(f"{where}{name}", _kind(value), f"a whole number from 0 to {largest}")

@@ -71,6 +71,12 @@ def test_whatever_comes_is_a_label_or_is_refused_by_name(came: Any) -> None:
     assert all(name.startswith(known) for name in refused)
 
 
+def test_a_whole_number_may_be_written_as_a_fraction() -> None:
+    label = checked({"prediction_id": "p", "label": 1, "row": 3.0, "event_ts_ns": 1e18}, ts_ns=1)
+    assert (label.row, label.event_ts_ns) == (3, 10**18)
+    assert b'"row":3,' in label.to_line()
+
+
 @pytest.mark.parametrize(
     ("item", "field"),
     [

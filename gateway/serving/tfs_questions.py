@@ -5,6 +5,7 @@ Source: tensorflow/serving, apis/get_model_status.proto and model_servers/http_r
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.codecs.tfs import tfs_error
-from gateway.errors import GatewayError, InvalidInput, UnknownModel, UnknownVersion, Unsupported
+from gateway.errors import GatewayError, InvalidInput, MethodNotAllowed, UnknownModel, UnknownVersion, Unsupported
 from gateway.serving import introspect
 from gateway.serving.keygate import key_of
 from gateway.serving.registry import LiveVersion, Registry
@@ -36,6 +37,7 @@ _DTYPES = {
     "FP64": "DT_DOUBLE",
     "BYTES": "DT_STRING",
 }
+_QUESTION = re.compile(r"/v1/models/[^/:]+(/(versions|labels)/[^/:]+)?(/metadata)?")
 _PLACES = ("", "/versions/{version}", "/labels/{label}")
 
 
@@ -112,6 +114,8 @@ class TfsQuestions:
 
     async def malformed(self, request: Request) -> Response:
         """What else is below these paths, in TensorFlow Serving's words."""
+        if request.method != "GET" and _QUESTION.fullmatch(request.url.path):
+            return _refusal(MethodNotAllowed(request.method, "GET"))
         text = f"Malformed request: {request.method} {request.url.path}"
         return _json({"error": text}, status_of(InvalidInput("path", "another one", "one that is known")))
 

@@ -24,8 +24,8 @@ from gateway.serving.replies import error_headers, status_of
 from gateway.serving.router import Router
 from gateway.serving.target import PredictionPath
 
-# Methods by which TorchServe's management port would change something.
-_ALL = ["GET", "POST", "PUT", "DELETE"]
+# With some, TorchServe's management port would change something; all are refused here, in its own words.
+_ALL = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 _PAGE_MODELS = 100
 
 

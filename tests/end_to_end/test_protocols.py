@@ -120,6 +120,9 @@ def test_what_is_malformed_is_told_in_tensorflow_servings_words(gateway: LiveGat
         reply = gateway.data.post(path, json={})
         assert (reply.status_code, reply.json()) == (400, {"error": f"Malformed request: POST {path}"})
     assert gateway.data.get("/v1/models/iris:predict").status_code == 405
+    for path in ("/v1/models/iris", "/v1/models/iris/versions/1/metadata"):
+        reply = gateway.data.put(path)
+        assert (reply.status_code, reply.headers["allow"]) == (405, "GET")
     for body, words in {
         b"": "JSON Parse error: The document is empty",
         b"{oops": "JSON Parse error: ",
@@ -235,9 +238,10 @@ def test_torchserves_management_paths_describe_and_change_nothing(gateway: LiveG
     assert [told["modelName"] for told in page["models"]] == ["half_plus_three", "half_plus_two"]
     rest = gateway.data.get("/models", params={"next_page_token": page["nextPageToken"]}).json()
     assert [told["modelName"] for told in rest["models"]] == ["house", "iris", "paint"]
-    for method, path in (("DELETE", "/models/iris"), ("POST", "/models"), ("PUT", "/models/iris/2")):
+    for method, path in (("DELETE", "/models/iris"), ("OPTIONS", "/models"), ("PUT", "/models/iris/2")):
         reply = gateway.data.request(method, path)
         assert (reply.status_code, reply.json()["type"]) == (405, "MethodNotAllowedException")
+        assert reply.headers["allow"] == "GET"
     missing = gateway.data.post("/predictions/nope", json=ROW)
     assert (missing.status_code, missing.json()["code"], missing.json()["type"]) == (404, 404, "ModelNotFoundException")
     bad = gateway.data.post("/predictions/iris", json=[1, 2, 3])

@@ -62,12 +62,12 @@ class Tab:
                 assert "error" not in reply, f"{method}: {reply['error']}"
                 return reply["result"]
 
-    def open(self, path: Path, *, width: int, height: int = 900, scheme: str = "light") -> None:
-        """Open a file and wait until all of it is there. width, height: of the window, in pixels."""
+    def open(self, page: Path | str, *, width: int, height: int = 900, scheme: str = "light") -> None:
+        """Open a file or an address and wait until all of it is there. width, height: of the window, in pixels."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._seen.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         while "Page.loadEventFired" not in self._seen:
             self._next()
         # Whatever was to be loaded or said meanwhile has been, once the page has been painted.

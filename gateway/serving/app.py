@@ -30,8 +30,9 @@ from gateway.serving.collector import calm
 from gateway.serving.connections import Doors
 from gateway.serving.counts import Counts
 from gateway.serving.debug import Debug
+from gateway.serving.docs import on_refusal
 from gateway.serving.doorway import Doorway
-from gateway.serving.endpoints import Questions, on_gateway_error, on_unknown_path
+from gateway.serving.endpoints import Questions, on_unknown_path
 from gateway.serving.extensions import Extensions
 from gateway.serving.feedback import FeedbackEndpoint
 from gateway.serving.guards import Guards
@@ -168,7 +169,7 @@ def build(
     app = Starlette(
         routes=routes,
         exception_handlers={
-            GatewayError: on_gateway_error,
+            GatewayError: on_refusal,
             HTTPException: on_unknown_path,
         },
     )

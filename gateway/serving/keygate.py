@@ -11,8 +11,9 @@ from gateway.errors import GatewayError
 from gateway.serving.counts import Counts
 from gateway.serving.keyring import HeldKey, KeyRing
 
-# Health and readiness of the server: asked by probes, which have no keys. They say nothing of models.
-OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+# Health and readiness of the server: asked by probes, which have no keys; and the files with which the docs page asks
+# for one. They say nothing of models.
+OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs/{asset}"})
 # Where the rest of the app finds the key of a request.
 SCOPE_KEY = "sluicegate.key"
 

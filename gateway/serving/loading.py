@@ -20,7 +20,7 @@ from gateway.redaction import Rules
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, RunCost
 from gateway.serving.outputs import misdeclared
 from gateway.serving.sampling_rules import Ranges, ranges_of
-from gateway.tensors import Array, Signature, Tensors
+from gateway.tensors import MAX_FEATURES, Array, Signature, Tensors
 
 # Batch sizes that every version is run with before it takes traffic: the first run at a size is the slowest.
 _WARM_ROWS = (1, 2, 8, 32, 128, 512)
@@ -35,7 +35,8 @@ class Loaded:
     """A version ready to be queued for. misdeclared: outputs that it gives in another shape than its signature says.
 
     trouble: why it could not be run for warming, empty if it could. Made-up rows may be outside of what a model can
-    read.
+    read. example: inputs of a golden request, to be shown to people: one row of a batchable model. None if there are
+    none, they are too large to be kept, or something of the model's predictions may not be told.
     """
 
     runtime: Runtime
@@ -47,6 +48,7 @@ class Loaded:
     ranges: Ranges = field(default_factory=dict)
     redact: Rules = field(default_factory=dict)
     trouble: str = ""
+    example: Tensors | None = None
 
 
 def load(
@@ -67,6 +69,7 @@ def load(
     Raises PackageInvalid if the package is not what it says, InferenceFailed if the model fails on its own rows.
     """
     package = source.open(model, version)
+    golden: Tensors | None = None
     on_package(package)
     runtime = OnnxRuntime(package.model_bytes, intra_op_threads=intra_op_threads)
     on_runtime(runtime)
@@ -78,7 +81,8 @@ def load(
     else:
         signature = package.manifest.signature
         check_same(signature, runtime.signature)
-        rows = _replay(package, runtime, signature) or _made_up(signature)
+        golden = _replay(package, runtime, signature)
+        rows = golden or _made_up(signature)
     cost, best = RunCost(), BestSize(inline_budget_s)
     # With several threads in a run, the time of the one that asked is not what it costs.
     clock = time.thread_time if intra_op_threads == 1 else time.monotonic
@@ -89,7 +93,8 @@ def load(
     if manifest is None:
         return Loaded(runtime, signature, package.digest, cost, best, wrong, trouble=trouble)
     ranges = ranges_of(manifest.reference, signature)
-    return Loaded(runtime, signature, package.digest, cost, best, wrong, ranges, manifest.redact, trouble)
+    shown = None if manifest.redact else _shown(golden, signature)
+    return Loaded(runtime, signature, package.digest, cost, best, wrong, ranges, manifest.redact, trouble, shown)
 
 
 def _replay(package: Package, runtime: Runtime, signature: Signature) -> Tensors | None:
@@ -111,6 +116,24 @@ def _replay(package: Package, runtime: Runtime, signature: Signature) -> Tensors
     except GatewayError as error:
         raise PackageInvalid(f"the golden predictions fail: {error}") from error
     return first
+
+
+def _shown(golden: Tensors | None, signature: Signature) -> Tensors | None:
+    """A copy of the first row in which nothing is missing, or of the first one; of a model without rows, of all."""
+    if golden is None:
+        return None
+    if signature.batchable:
+        rows = len(next(iter(golden.values())))
+        complete = (row for row in range(rows) if not any(_has_nan(array[row : row + 1]) for array in golden.values()))
+        row = next(complete, 0)
+        golden = {name: array[row : row + 1] for name, array in golden.items()}
+    if sum(array.size for array in golden.values()) > MAX_FEATURES:
+        return None
+    return {name: array.copy() for name, array in golden.items()}
+
+
+def _has_nan(values: Any) -> bool:
+    return bool(np.isnan(values).any()) if values.dtype.kind == "f" else False
 
 
 def _compare(found: Array, expected: Mapping[str, Any], tolerance: float, where: str) -> None:

@@ -50,6 +50,7 @@ class LiveVersion:
         "cache_policy",
         "cost",
         "digest",
+        "example",
         "holders",
         "mark_apart",
         "misdeclared",
@@ -77,6 +78,7 @@ class LiveVersion:
         self.signature = loaded.signature
         self.ranges = loaded.ranges
         self.redact = loaded.redact
+        self.example = loaded.example
         self.misdeclared = loaded.misdeclared
         self.runtime = loaded.runtime
         self.cost = loaded.cost

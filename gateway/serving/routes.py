@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
+from gateway.serving.docs import ApiDocs
 from gateway.serving.doorway import Doorway
 from gateway.serving.endpoints import PredictionEndpoint, Questions
 from gateway.serving.extensions import Extensions
@@ -29,6 +30,7 @@ def all_routes(
 ) -> list[Route]:
     """The routes, in the order in which a path is looked for. gate: asks for API keys, None if nobody does."""
     others = TorchServeQuestions(router, registry, questions.is_ready, doorway.paths, max_batch_rows=max_batch_rows)
+    docs = ApiDocs(router, registry, doorway.paths, doorway.default_model, asks_for_keys=gate is not None)
     routes = [
         *(Route(path.pattern, PredictionEndpoint(path, doorway)) for path in doorway.paths),
         Route(FEEDBACK_PATH, feedback),
@@ -36,6 +38,7 @@ def all_routes(
         *questions.routes(),
         *TfsQuestions(router, registry).routes(),
         *others.routes(),
+        *docs.routes(),
     ]
     if gate is not None:
         gate.guard(routes, themselves=frozenset({PredictionEndpoint, FeedbackEndpoint}))

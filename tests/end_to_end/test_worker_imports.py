@@ -17,6 +17,7 @@ ABSENT = frozenset(
         *("yaml", "websockets", "wsproto", "dotenv", "jinja2"),
         *("numpy.random", "numpy.ma", "numpy.fft", "numpy.polynomial", "numpy.testing", "numpy.f2py"),
         *("gateway.control", "gateway.offline", "converters"),
+        *("gateway.serving.openapi", "gateway.codecs.schemas", "flask", "flask_swagger_ui"),
     }
 )
 

@@ -12,7 +12,7 @@ from gateway.models.manifest import MODEL_FILE
 from gateway.models.source import DirectorySource
 from gateway.serving.loading import Loaded, load
 from gateway.serving.outputs import OutputCheck
-from tests.builders import IR_VERSION, OPSETS, classifier, write_bare
+from tests.builders import IR_VERSION, OPSETS, classifier, write_bare, write_package
 
 
 def loaded(root: Path, model: str) -> Loaded:
@@ -64,3 +64,16 @@ def test_a_model_that_gives_one_row_for_many_shares_no_run(models: Path) -> None
     signature = loaded(models, "first").signature
     assert signature.batchable
     assert not signature.batch_invariant
+
+
+def test_the_first_golden_row_is_kept_to_be_shown_unless_something_may_not_be_told(models: Path) -> None:
+    write_package(models, classifier("iris", "1"), golden=True)
+    shown = loaded(models, "iris").example
+    assert shown is not None
+    assert shown["input"].shape == (1, 4)
+    assert shown["input"].base is None, "a copy: the other rows need not be kept"
+    write_bare(models, classifier("bare", "1"))
+    assert loaded(models, "bare").example is None
+    secret = {"redact": {"sepal_length": "drop"}}
+    write_package(models, classifier("secret", "1"), golden=True, card=secret)
+    assert loaded(models, "secret").example is None

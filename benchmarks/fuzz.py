@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the gateways of tests/
 
+from fuzzing.by_document import Held, hold
 from fuzzing.siege import SERVER, Siege, facts_of, tidy
 from fuzzing.targets import Target, targets
 from growth import Bounds, Watch, processes, table
@@ -35,6 +36,8 @@ GATEWAYS: Mapping[str, Mapping[str, str]] = {
     "asgi": {"door": "asgi"},
     "fast, with keys": {"door": "fast", "api_keys": "required"},
 }
+# Rows that are drawn per operation from the OpenAPI document, right and wrong ones each.
+DRAWN = 3
 # A fifth of a minute is no hour: what is allocated and kept for the next time rises for a while.
 BOUNDS = Bounds(memory_bytes=16 * 1024 * 1024)
 _SHOWN = 4000
@@ -53,7 +56,8 @@ class Attacked:
 def write_models(root: Path) -> None:
     """iris, which the innocents ask; maple with two versions, to be played with; oak, whose changes need approval."""
     for model, version in (("iris", "1"), ("maple", "1"), ("maple", "2"), ("oak", "1"), ("oak", "2")):
-        write_package(root, classifier(model, version), card={"stakes": "high"} if model == "oak" else {})
+        card = {"stakes": "high"} if model == "oak" else {}
+        write_package(root, classifier(model, version), golden=True, card=card)
 
 
 @contextlib.contextmanager
@@ -124,6 +128,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=300.0, help="of attacks (default: 300)")
     parser.add_argument("--seed", type=int, default=1, help="what all attacks are drawn from (default: 1)")
+    parser.add_argument(
+        "--document-seconds",
+        type=int,
+        default=120,
+        metavar="S",
+        help="of requests drawn from the OpenAPI document, after that and per gateway (default: 120; 0: none)",
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="targets with this in their name")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))  # and the gateways are ended on the way out
@@ -145,10 +156,21 @@ def main() -> int:
             left = max(0.0, until_s - time.monotonic())
             print(f"round {turn}, {left:.0f} s left, {sum(len(each.siege.findings) for each in everyone)} findings",
                   file=sys.stderr, flush=True)  # fmt: skip
-        return _tell(everyone, options.seconds, options.seed, turn)
+        held = by_document(everyone, options.seed, options.document_seconds)
+        return _tell(everyone, held, options.seconds, options.seed, turn)
 
 
-def _tell(everyone: list[Attacked], seconds: float, seed: int, rounds: int) -> int:
+def by_document(everyone: list[Attacked], seed: int, seconds: int) -> dict[str, Held]:
+    """What came of the requests that schemathesis draws from the document of each gateway, by the gateway's name."""
+    held = {}
+    for each in everyone if seconds else ():
+        held[each.siege.name] = hold(
+            each.siege.live.data_url, seed=seed, examples=DRAWN, seconds=seconds, key=each.siege.key
+        )
+    return held
+
+
+def _tell(everyone: list[Attacked], held: Mapping[str, Held], seconds: float, seed: int, rounds: int) -> int:
     told = machine.describe()
     attacks = sum(sum(each.siege.attacked.values()) for each in everyone)
     innocent = sum(each.siege.innocent_answers for each in everyone)
@@ -163,7 +185,11 @@ def _tell(everyone: list[Attacked], seconds: float, seed: int, rounds: int) -> i
         print(f"\n{each.siege.name}:\n\n{table(verdicts)}")
         growing += [f"{each.siege.name}: {' '.join(verdict.row())}" for verdict in verdicts if not verdict.is_flat]
     findings = [str(finding)[:_SHOWN] for each in everyone for finding in each.siege.findings]
-    broken = [*growing, *findings]
+    unlike = [f"{name}, by the document: {' '.join(what)}: {text}" for name, one in held.items()
+              for what, text in one.broken.items()]  # fmt: skip
+    for name, one in held.items():
+        print(f"\n{name}, {one}.")
+    broken = [*growing, *findings, *unlike]
     print("\nNothing broke." if not broken else "\nBROKEN:\n" + "\n".join(f"- {line}" for line in broken))
     return 1 if broken else 0
 

@@ -154,7 +154,11 @@ _WITHOUT = (
     *((method, "/v1/models/{rest:path}") for method in ("PATCH", "POST", "PUT")),
     *(("POST", f"/v1/models/{{model}}{pin}:explain") for pin in ("", "/versions/{version}", "/labels/{label}")),
     *((method, f"/explanations/{{model}}{pin}") for method in ("POST", "PUT") for pin in ("", "/{version}")),
-    *((method, f"/models{pin}") for method in ("POST", "PUT") for pin in ("", "/{model}", "/{model}/{version}")),
+    *(
+        (method, f"/models{pin}")
+        for method in ("OPTIONS", "PATCH", "POST", "PUT")
+        for pin in ("", "/{model}", "/{model}/{version}")
+    ),
 )
 
 SEEDS: Mapping[tuple[str, str], tuple[Seed, ...]] = {

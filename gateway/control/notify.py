@@ -47,7 +47,8 @@ Pause = Callable[[asyncio.Event, float], Awaitable[None]]
 async def pause(event: asyncio.Event, longest_s: float) -> None:
     """Wait until *event* is set, or so long."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), longest_s)
+        async with asyncio.timeout(longest_s):  # wait_for of Python 3.11 may swallow a cancellation
+            await event.wait()
 
 
 @dataclass(slots=True)

@@ -103,7 +103,8 @@ class Follower:
             self._hint.clear()
             await self._look()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), POLL_S)
+                async with asyncio.timeout(POLL_S):  # wait_for of Python 3.11 may swallow a cancellation
+                    await self._hint.wait()
 
     async def _look(self) -> None:
         try:

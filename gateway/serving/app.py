@@ -319,7 +319,8 @@ async def _serve(
     ):
         # Connections wait in the kernel meanwhile: a worker that takes the place of a dead one refuses nobody.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(first_of(worker.watch.ready, stopped), READY_TIMEOUT_S)
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await first_of(worker.watch.ready, stopped)
         calm()
         if not stopped.is_set():
             await server.serve(sockets=[listener])

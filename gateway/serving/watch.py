@@ -356,7 +356,8 @@ async def write_status(
         # In a thread: a slow or full disk must not hold the event loop.
         await asyncio.to_thread(_replace, path, orjson.dumps(document))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(watch.changed.wait(), STATUS_INTERVAL_S)
+            async with asyncio.timeout(STATUS_INTERVAL_S):  # wait_for of Python 3.11 may swallow a cancellation
+                await watch.changed.wait()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -17,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import joblib
 import numpy as np
 from catboost import CatBoostClassifier, CatBoostRegressor
@@ -167,7 +167,7 @@ def _gateway(root: Path) -> Iterator[str]:
     try:
         end_s = time.monotonic() + _START_S
         while not ready.exists() and time.monotonic() < end_s and process.poll() is None:
-            time.sleep(0.05)
+            time.sleep(0.05)  # a ready file tells nobody that it is there
         if not ready.exists():
             raise SystemExit((root / "log").read_text())
         yield json.loads(ready.read_text())["data"]["url"]
@@ -182,11 +182,8 @@ def _over_http(url: str, package: Converted, original: Original, rows: Any) -> C
     records = rows.to_dict(orient="records")
     for start in range(0, len(records), _ROWS_PER_REQUEST):
         body = json.dumps({"rows": records[start : start + _ROWS_PER_REQUEST]}).encode()
-        request = urllib.request.Request(  # noqa: S310  # the address is our own
-            f"{url}/predict/{package.manifest.name}", body, {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request) as reply:  # noqa: S310
-            answers += json.loads(reply.read())["predictions"]
+        reply = httpx.post(f"{url}/predict/{package.manifest.name}", content=body, timeout=60).raise_for_status()
+        answers += reply.json()["predictions"]
     expected = original.answer(rows)
     found = _as_tensors(answers, expected)
     comparison = compare(expected, found, tolerance_for(expected))

@@ -147,7 +147,7 @@ def lines(rollouts: int) -> list[tuple[str, Found]]:
 
     def counted(what: str, threshold: float, margin: float, base: float, rate: float, **more: float) -> None:
         test = CountTest(margin=margin, lanes=(rollouts,), together=float(more.pop("together", 1)))
-        told = ramp(test, rollouts, base=base, rate=rate, threshold=threshold, **more)  # type: ignore[arg-type]
+        told = ramp(test, rollouts, base=base, rate=rate, threshold=threshold, **more)  # type: ignore[arg-type]  # all of it numbers, of what `ramp` takes
         found.append((what, told))
 
     counted("healthy, base 0.5 %, no margin, all of alpha", 100.0, 1.0, 0.005, 0.005)

@@ -86,7 +86,7 @@ class Sampled:
         """Rows written and samples dropped, once neither grows any more."""
         until_s, found, since_s = time.monotonic() + _WAIT_S, self._counted(), time.monotonic()
         while time.monotonic() - since_s < _QUIET_S and time.monotonic() < until_s:
-            time.sleep(0.1)
+            time.sleep(0.1)  # the counts are told ten times a second
             now = self._counted()
             if now != found:
                 found, since_s = now, time.monotonic()
@@ -117,7 +117,7 @@ def _until(check: Callable[[], bool], what: str) -> None:
     while not check():
         if time.monotonic() > until_s:
             raise TimeoutError(what)
-        time.sleep(0.02)
+        time.sleep(0.02)  # polled: the admin API tells of no change
 
 
 @contextlib.contextmanager

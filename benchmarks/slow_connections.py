@@ -109,7 +109,7 @@ class Bench:
         """Normal traffic beside so many slow connections."""
         with contextlib.ExitStack() as stack:
             process = stack.enter_context(slow_clients(self.url, slow)) if slow else None
-            time.sleep(SETTLE_S)
+            time.sleep(SETTLE_S)  # so that the begin is over and what is measured is the holding
             held = self.metric("sluicegate_open_connections")
             due_s = schedule(RATE_PER_S, self._seconds, seed)
             outcome = load(self.url, self._requests, due_s, self._seconds, CONNECTIONS)
@@ -124,7 +124,7 @@ class Bench:
         while self.metric("sluicegate_open_connections") > CONNECTIONS:
             if time.monotonic() > until_s:
                 raise RuntimeError("connections of clients that have left stay open")
-            time.sleep(0.1)
+            time.sleep(0.1)  # a count in a status file is looked at, nobody tells of it
 
     def newcomers(self, count: int) -> int:
         """How many of so many new connections get their answer."""
@@ -196,7 +196,7 @@ def _limit(root: Path, connections: int) -> None:
     """As many slow clients as there may be connections: who is new is told to come later."""
     with bench(root, 0.0, connections) as one, contextlib.ExitStack() as stack:
         stack.enter_context(slow_clients(one.url, connections))
-        time.sleep(SETTLE_S)
+        time.sleep(SETTLE_S)  # as above
         answered = one.newcomers(100)
         print(f"\nWith max_connections = {connections} and as many slow clients, {answered} of 100 new connections got "
               "an answer; the others got 503 with Retry-After.")  # fmt: skip

@@ -12,8 +12,11 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the gateways of tests/
 
@@ -63,7 +66,7 @@ def soak(
             pause_s = max(0.5, seconds / LOOKS)
             while (left_s := begun_s + seconds - time.monotonic()) > 0:
                 watch.look(processes(live))
-                time.sleep(min(pause_s, left_s))
+                time.sleep(min(pause_s, left_s))  # between two looks
             watch.look(processes(live))
         troubles = [f"{what} ({count} times)" for what, count in mixed.troubles.items()]
         troubles += [f"{name} was replaced" for name in sorted(watch.replaced)]
@@ -79,14 +82,11 @@ def declare(live: LiveGateway) -> None:
     assert live.control.put("/admin/v1/flags/iris.sampling", json=sampling, headers=new).is_success
     why = {"if-match": "*", "x-change-reason": "soak"}
     for patch in ({"variants": {"canary": "1"}}, {"targeting": {"fractional": [["canary", 10], ["stable", 90]]}}):
-        eventually(
-            lambda patch=patch: (
-                live.control.patch(  # type: ignore[misc]
-                    "/admin/v1/flags/iris.route", json=patch, headers=why
-                ).is_success
-            ),
-            "iris has a canary",
-        )
+        eventually(partial(_is_taken, live, patch, why), "iris has a canary")
+
+
+def _is_taken(live: LiveGateway, patch: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+    return live.control.patch("/admin/v1/flags/iris.route", json=patch, headers=dict(headers)).is_success
 
 
 def main() -> int:

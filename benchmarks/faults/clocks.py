@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 from faults.processes import ROLES, scene
@@ -48,7 +49,7 @@ def jumps(trial: Trial) -> None:
             ahead_s = trial.draw.choice([jump_s for jump_s in JUMPS_S if jump_s != ahead_s])
             _set(clock, ahead_s)
             began_s = time.monotonic()
-            eventually(lambda: _have_jumped(on.live, ahead_s), "the workers go by the new time, and count as live")  # noqa: B023
+            eventually(partial(_have_jumped, on.live, ahead_s), "the workers go by the new time, and count as live")
             on.editor.wait_acknowledged()
             trial.recovered_s.append(time.monotonic() - began_s)
             on.load.wait_answered(20)

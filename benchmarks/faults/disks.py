@@ -6,6 +6,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from faults import stage
@@ -95,13 +96,17 @@ def full(trial: Trial) -> None:
             trial.recovered_s.append(time.monotonic() - began_s)
 
 
+def _has_failed(on: Scene, more_than: int) -> bool:
+    return len(on.load.failures) > more_than
+
+
 def full_and_durable(trial: Trial) -> None:
     """The same while each answer must be in the log first: what cannot be logged is refused, and nothing is lost."""
     with _scene(trial, durable=True, harmless=_REFUSED) as on:
         for _turn in trial.turns():
             enough = len(on.load.failures) + 20
             with _filled(on.live.state):
-                eventually(lambda enough=enough: len(on.load.failures) > enough, "predictions are refused")  # type: ignore[misc]
+                eventually(partial(_has_failed, on, enough), "predictions are refused")
             began_s = time.monotonic()
             on.load.wait_answered(1)
             on.editor.wait_acknowledged()

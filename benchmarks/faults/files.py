@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def _states(live: LiveGateway, version: str) -> set[str]:
     return set(found)
 
 
+def _has_failed(live: LiveGateway, version: str) -> bool:
+    """Whether no worker could load it."""
+    return _states(live, version) == {"failed"}
+
+
 def package_corrupt(trial: Trial) -> None:
     """A candidate whose package is broken: it fails with a reason, gets no traffic, and may be put right."""
     with scene(trial, {}) as on:
@@ -54,7 +60,7 @@ def package_corrupt(trial: Trial) -> None:
             kind = _spoil(broken, trial.draw)
             broken.rename(place)
             stage.must_change(on.live, "iris.route", {"variants": {"next": version}})
-            eventually(lambda version=version: _states(on.live, version) == {"failed"}, f"{kind} is found")  # type: ignore[misc]
+            eventually(partial(_has_failed, on.live, version), f"{kind} is found")
             raised = stage.change(on.live, "iris.route", {"targeting": {"fractional": [["next", 1], ["stable", 9]]}})
             trial.must(raised.status_code == 409, f"traffic for {kind} was answered with {raised.status_code}")
             on.load.wait_answered(20)
@@ -74,7 +80,7 @@ def segment_torn(trial: Trial) -> None:
             watched.between(turn)
             time.sleep(trial.draw.uniform(0.2, 1.2))  # the moment of the crash, drawn by the seed
             samples = watched.live.state / "samples"
-            stage.crashed(trial, watched.live, watched.load, lambda: _tear(samples, trial.draw))  # noqa: B023
+            stage.crashed(trial, watched.live, watched.load, partial(_tear, samples, trial.draw))
             watched.load.wait_answered(20)
     others = [failure for failure in watched.load.failures if failure.how not in DOWN]
     trial.must(not others, f"requests failed: {watched.load.kinds()}")

@@ -69,7 +69,7 @@ def end(trial: Trial, pids: set[int]) -> None:
     """Processes that should be gone by now; one that is not is a broken promise, and ended."""
     until_s = time.monotonic() + _GONE_S
     while (left := [pid for pid in pids if not machine.is_gone(pid)]) and time.monotonic() < until_s:
-        time.sleep(0.02)
+        time.sleep(0.02)  # who is no child of ours tells us nothing when it ends
     trial.must(not left, f"{len(left)} processes were left behind")
     for pid in left:
         with contextlib.suppress(ProcessLookupError):

@@ -143,7 +143,7 @@ def wait_for(
             raise NotReady(f"it ended with exit code {process.returncode}")
         if time.monotonic() > until_s:
             raise NotReady(f"it did not answer rightly within {timeout_s:g} s")
-        time.sleep(every_s)
+        time.sleep(every_s)  # polled: a server that is not up yet tells nobody
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ import orjson
 
 from gateway.codecs.codec import Request
 from gateway.codecs.large import flat_numbers
-from gateway.codecs.numbers import to_flat
+from gateway.codecs.numbers import Packer, packer, to_flat
 from gateway.tensors import TensorSpec
 
 # Envelopes kept: one per way of writing a request. Whoever sends ever new ones makes the others be proved again.
@@ -40,6 +40,7 @@ class Envelopes:
         self._width = spec.shape[1]
         self._datatype = spec.datatype
         self._row_bytes = self._width * spec.dtype.itemsize
+        self._row = packer(spec.datatype, self._width)
         self._decode = decode
         self._known: set[bytes] = set()
         self._unfit: set[bytes] = set()
@@ -63,15 +64,20 @@ class Envelopes:
         return [self._read_alone(body) for body in bodies]
 
     def _read_alone(self, body: bytes) -> bytes | None:
-        start, stop = self._cut(body)
-        if body[:start] + body[stop:] not in self._known:
-            return None
-        self._last = (body[:start], body[stop:])
-        if stop - start >= _LARGE_BYTES:
-            flats = self._together([body[start:stop]])
+        opening, closing = self._last
+        if closing and body.startswith(opening) and body.endswith(closing):
+            # Should it be cut elsewhere, a bracket stands between the two, which no row of numbers has.
+            text = body[len(opening) : -len(closing)]
+        else:
+            start, stop = self._cut(body)
+            if body[:start] + body[stop:] not in self._known:
+                return None
+            self._last = (body[:start], body[stop:])
+            text = body[start:stop]
+        if len(text) >= _LARGE_BYTES:
+            flats = self._together([text])
             return flats[0] if flats is not None else None
-        flat = _few(b"[%b]" % body[start:stop], self._datatype)
-        return flat if flat is not None and len(flat) == self._row_bytes else None
+        return _few(text, self._row)
 
     def _cut(self, body: bytes) -> tuple[int, int]:
         """Where the numbers of *body* stand, if it is a plain row; else anywhere."""
@@ -114,7 +120,7 @@ class Envelopes:
         if joined.translate(None, _NUMERIC):
             return None
         if len(joined) < _LARGE_BYTES:
-            raw = _few(b"[%b]" % joined, self._datatype)
+            raw = _few(joined, self._row if len(texts) == 1 else packer(self._datatype, self._width * len(texts)))
         else:
             raw = flat_numbers(b"[%b]" % joined, self._datatype)
         row_bytes = self._row_bytes
@@ -126,10 +132,9 @@ class Envelopes:
 _commas = methodcaller("count", b",")
 
 
-def _few(text: bytes, datatype: str) -> bytes | None:
-    """The numbers of a short JSON array of numbers."""
+def _few(text: bytes, pack: Packer | None) -> bytes | None:
+    """The numbers of a short JSON array, of which *text* is the inside; None if *pack* takes another number of them."""
     try:
-        flat = to_flat(orjson.loads(text), datatype)
+        return pack(orjson.loads(b"[%b]" % text)) if pack is not None else None
     except orjson.JSONDecodeError:
         return None
-    return flat.tobytes() if flat is not None else None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import struct
 from array import array as flat_array
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -128,6 +131,31 @@ def to_flat(values: list[Any], datatype: str) -> flat_array[Any] | None:
         return flat if code not in "fd" or math.isfinite(sum(flat)) else None
     except OverflowError:
         return None
+
+
+# Gives values as they lie in memory; None if there are not as many as it was made for, or they do not fit.
+Packer = Callable[[list[Any]], bytes | None]
+
+
+@functools.lru_cache(maxsize=256)
+def packer(datatype: str, count: int) -> Packer | None:
+    """What packs *count* finite values as an array of *datatype* holds them; None for datatypes that it cannot pack.
+
+    For few values quicker than `to_flat`, and gives the same bytes. Infinities and NaN are not looked for: no JSON
+    parser here gives any.
+    """
+    code = _TYPE_CODES.get(datatype)
+    if code is None:
+        return None
+    pack, allowed = struct.Struct(f"={count}{code}").pack, _NUMBERS if code in "fd" else _INTEGERS
+
+    def packed(values: list[Any]) -> bytes | None:
+        try:
+            return pack(*values) if set(map(type, values)) <= allowed else None
+        except (struct.error, OverflowError):
+            return None
+
+    return packed
 
 
 def _floats(flat: list[Any], datatype: str, field: str) -> Array:

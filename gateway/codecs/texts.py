@@ -7,13 +7,15 @@ import orjson
 
 from gateway.tensors import Array
 
+_OBJECT = np.dtype(object)
+_NUMPY = orjson.OPT_SERIALIZE_NUMPY
 # So few texts are written one by one.
 _FEW = 8
 
 
 def value_texts(array: Array) -> list[bytes]:
     """The JSON of each value, in row-major order."""
-    if array.dtype == object:
+    if array.dtype is _OBJECT:
         values = array.ravel().tolist()
         if len(values) < _FEW:
             return [orjson.dumps(value.decode("utf-8", "replace")) for value in values]
@@ -21,30 +23,32 @@ def value_texts(array: Array) -> list[bytes]:
         known = {value: orjson.dumps(value.decode("utf-8", "replace")) for value in set(values)}
         return [known[value] for value in values]
     flat = np.ascontiguousarray(array).reshape(-1)
-    return _split(orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY), flat) if flat.size else []
+    return _split(orjson.dumps(flat, option=_NUMPY), flat) if flat.size else []
 
 
 def array_text(array: Array) -> bytes:
     """The JSON of all values as one flat array."""
-    if array.dtype == object:
+    if array.dtype is _OBJECT:
         return orjson.dumps([value.decode("utf-8", "replace") for value in array.ravel().tolist()])
     flat = np.ascontiguousarray(array).reshape(-1)
-    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = orjson.dumps(flat, option=_NUMPY)
     return text if b"n" not in text else b"[" + b",".join(_split(text, flat)) + b"]"
 
 
 def row_texts(array: Array) -> list[bytes] | None:
     """The JSON of each row of an array [rows] or [rows, n], without brackets; None for other shapes."""
-    if array.ndim not in (1, 2) or 0 in array.shape:
+    dimensions = array.ndim
+    if not 1 <= dimensions <= 2 or not array.size:
         return None
-    if array.dtype != object:
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array)
-        text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    if array.dtype is not _OBJECT:
+        try:
+            text = orjson.dumps(array, option=_NUMPY)
+        except orjson.JSONEncodeError:  # it is not contiguous, as few are
+            text = orjson.dumps(np.ascontiguousarray(array), option=_NUMPY)
         if b"n" not in text:
-            return text[1:-1].split(b",") if array.ndim == 1 else text[2:-2].split(b"],[")
+            return text[1:-1].split(b",") if dimensions == 1 else text[2:-2].split(b"],[")
     texts = value_texts(array)
-    if array.ndim == 1:
+    if dimensions == 1:
         return texts
     width = array.shape[1]
     return [b",".join(texts[start : start + width]) for start in range(0, len(texts), width)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import mmh3
@@ -26,10 +26,17 @@ LOW_CONFIDENCE, OUTLIER, SLOW = "low_confidence", "outlier", "slow"
 _HASH_SPAN = 2**32
 
 
-# The 32-bit hash of a prediction id by which sampling decides: a prediction is sampled if it is below `sampling_limit`.
-# That depends on nothing but the id, so a request, its shadow and its label agree; and what a lower rate includes, a
-# higher rate includes too. Its seed is its own: a route may hash the same id.
-sample_hash: Callable[[str], int] = partial(mmh3.hash, seed=0x5A3B1E, signed=False)
+# Its own: a route may hash the same id.
+_SEED = 0x5A3B1E
+
+
+def sample_hash(prediction_id: str) -> int:
+    """The 32-bit hash by which sampling decides: a prediction is sampled if it is below `sampling_limit`.
+
+    It depends on nothing but the id, so a request, its shadow and its label agree; and what a lower rate includes, a
+    higher rate includes too.
+    """
+    return mmh3.hash(prediction_id, _SEED, False)  # by place: named arguments cost three times as much
 
 
 def sampling_limit(rate: float) -> float:

@@ -29,7 +29,8 @@ class Execution:
         self.check: OutputCheck | None = None
         self._runtime = runtime
         self._batchable = signature.batchable
-        self._first = signature.inputs[0]
+        first = signature.inputs[0]
+        self._first, self._first_dtype, self._first_tail = first.name, first.dtype, first.shape[1:]
 
     def run(
         self,
@@ -67,7 +68,9 @@ class Execution:
     def _run_rows(self, inputs: Tensors, rows: int) -> Tensors:
         outputs = self._runtime.run(inputs)
         if self._batchable:
-            _check_rows(outputs, rows)
+            for name, array in outputs.items():
+                if array.ndim == 0 or len(array) != rows:
+                    raise InvalidOutput(f"output {name!r} has shape {list(array.shape)} for a batch of {rows} rows")
         return outputs
 
     def _stacked(self, batch: Batch) -> Tensors:
@@ -76,9 +79,8 @@ class Execution:
         if batch.is_whole:
             flats = [entry.flat for entry in entries]
             if None not in flats:
-                first = self._first
-                values = np.frombuffer(b"".join(flats), first.dtype)  # type: ignore[arg-type]  # none is None
-                return {first.name: values.reshape(batch.rows, *first.shape[1:])}
+                values = np.frombuffer(b"".join(flats), self._first_dtype)  # type: ignore[arg-type]  # none is None
+                return {self._first: values.reshape(batch.rows, *self._first_tail)}
         stacked = [entry.cut(start, stop) for entry, start, stop in batch.parts()]
         if len(stacked) == 1:
             return stacked[0]
@@ -126,9 +128,3 @@ class Execution:
 
 def _as_failure(error: Exception) -> InferenceFailed:
     return error if isinstance(error, InferenceFailed) else InferenceFailed(f"the run failed: {error!r}")
-
-
-def _check_rows(outputs: Tensors, rows: int) -> None:
-    for name, array in outputs.items():
-        if array.ndim == 0 or array.shape[0] != rows:
-            raise InvalidOutput(f"output {name!r} has shape {list(array.shape)} for a batch of {rows} rows")

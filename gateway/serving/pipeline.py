@@ -68,9 +68,9 @@ class Pipeline:
         self._admission = admission
         self._router = router
         self._cache = cache
-        self._answers = answers
-        self._guards = guards
+        self._answers, self._guards = answers, guards
         self._clock = clock
+        self._loop = asyncio.get_running_loop()  # asking for it each time would be a system call
         self._waiting: dict[object, Call] = {}  # calls on their way, by the key of their inputs
 
     # -- the way in ---------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Pipeline:
                 batcher.check_in_time(call.deadline_s, call.started_s)
             arrivals = live.arrivals
             if not arrivals:
-                asyncio.get_running_loop().call_soon(self._take_in, live)
+                self._loop.call_soon(self._take_in, live)
             arrivals.append(call)
         except Exception as error:  # whatever it is, this call gets its answer and its connection goes on
             self._end(call, error)
@@ -281,7 +281,7 @@ class Pipeline:
         if live is None:
             return False
         if not live.arrivals:
-            asyncio.get_running_loop().call_soon(self._take_in, live)
+            self._loop.call_soon(self._take_in, live)
         live.arrivals.append(call)
         return True
 

@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 # Tests wait for processes more than they compute: three files at a time keep two cores busy.
 JOBS ?= 3
 BENCH_STAMP := $(VENV)/.installed-bench
+# A gateway is several processes with the same modules: what they are compiled to is kept even where the environment says no.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install demo test coverage bench chaos fuzz soak check fmt clean
 
@@ -15,6 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]' --group test --group check
+	$(BIN)/python -m compileall -q gateway converters # as pip does for packages that are not editable
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -7,14 +7,16 @@ PROMETHEUS_MULTIPROC_DIR must be set before this module is imported); `metric_fi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway import metric_pages
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[np.float64]]
 
 # A tabular model answers in 0.1 ms to 10 ms; the upper end shows queueing.
 LATENCY_BUCKETS_S = (
@@ -31,20 +33,19 @@ class BulkHistogram(Histogram):
 
     def observe_many(self, child: Histogram, values: list[float]) -> None:
         """Observe *values* on *child*, which is this histogram with its labels bound."""
+        import numpy as np  # here and not above: the supervisor and the exporter need none
+
         # A file per process holds each bucket's own count; the page adds them up. To add to a bucket once per flush
         # instead of once per observation, the child's own parts are used: they are what its observe() uses.
         array = np.array(values)
-        counts = np.bincount(np.searchsorted(self._bounds(child), array)).tolist()
+        bounds: Array | None = getattr(self, "_bounds_array", None)
+        if bounds is None:
+            bounds = self._bounds_array = np.array(child._upper_bounds)
+        counts = np.bincount(np.searchsorted(bounds, array)).tolist()
         for index, count in enumerate(counts):
             if count:
                 child._buckets[index].inc(count)
         child._sum.inc(float(array.sum()))
-
-    def _bounds(self, child: Histogram) -> Array:
-        bounds: Array | None = getattr(self, "_bounds_array", None)
-        if bounds is None:
-            bounds = self._bounds_array = np.array(child._upper_bounds)
-        return bounds
 
 
 class ServingMetrics:

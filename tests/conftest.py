@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,10 @@ settings.load_profile("usual")
 
 # As the command line does for itself: tests tell nobody which models they load.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# Some hundred gateways are started, each of four processes or more: compiled once, not in each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture

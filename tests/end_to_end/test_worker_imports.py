@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.builders import classifier, write_package
@@ -43,3 +45,12 @@ def test_a_worker_imports_what_it_serves_with_and_nothing_else(models: Path, sta
     assert {"numpy", "onnxruntime", "uvloop", "gateway.serving.fastdoor"} <= found, "the record is one of a worker"
     unwanted = found & ABSENT
     assert not unwanted
+
+
+def test_the_supervisor_and_the_exporter_do_without_what_computes() -> None:
+    """They only count and tell, and nothing answers before the supervisor has begun."""
+    modules = "gateway.cli.serve, gateway.supervisor, gateway.metrics, gateway.metric_files, gateway.exporter"
+    code = f"import sys, {modules}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "prometheus_client" in done.stdout.split()
+    assert not {"numpy", "onnxruntime", "asyncio", "uvicorn", "starlette"} & set(done.stdout.split())

@@ -83,10 +83,14 @@ def child_name(role: ChildRole, slot: int) -> str:
 
 
 def main(spec_fd: int) -> int:
-    """Run the child whose orders stand in *spec_fd*. Returns the exit code: 0 told to stop, 1 failed."""
+    """Run the child whose orders stand in *spec_fd*. Returns the exit code."""
     gc.disable()  # imports make no garbage, and looking for it would take a tenth of a worker's start
     with open(spec_fd, "rb") as file:
-        spec = parse(file.read())
+        return run(parse(file.read()))
+
+
+def run(spec: ChildSpec) -> int:
+    """Be the child with these orders. Returns the exit code: 0 told to stop, 1 failed."""
     logs.set_up(spec.name, level=spec.settings.log.level)
     with contextlib.suppress(OSError):  # what ps, top and py-spy call it
         Path("/proc/self/comm").write_text(spec.name)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway import marks
@@ -17,6 +16,7 @@ from gateway.boot import Boot
 from gateway.children import ChildRole, ChildSpec, child_name
 from gateway.marks import InFlight
 from gateway.settings import Settings, SupervisorSettings
+from gateway.template import Forked, Template
 
 _ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -25,18 +25,15 @@ _LOOK_AGAIN_S = 0.5
 
 _log = logging.getLogger(__name__)
 
-# numpy comes with a thread per processor for products of large matrices, which no child makes.
-_OWN_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
-
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all processes of one boot get: settings, boot, the end of their lifeline, and their environment."""
+    """What all processes of one boot get: settings, boot, the end of their lifeline; and what they are made from."""
 
     settings: Settings
     boot: Boot
     lifeline_fd: int
-    environment: Mapping[str, str]
+    template: Template
 
 
 class Backoff:
@@ -120,7 +117,7 @@ class Slot:
         self._load_timeout_s = settings.batching.load_timeout_s
         self._heard_s = 0.0
         self._is_excused = False  # silent, and it was told why it is not killed
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._started_s = 0.0
         self._silent_at_s = math.inf
         self._report_fd = -1
@@ -187,14 +184,14 @@ class Slot:
             )
             os.write(spec_fd, spec.to_json())
             os.lseek(spec_fd, 0, os.SEEK_SET)
-            inherited = [spec_fd, report_write, around.lifeline_fd, around.boot.alive_fd]
-            inherited += [fd for fd in (socket_fd, self._marks_fd) if fd is not None]
-            self._process = subprocess.Popen(  # noqa: S603 - our own module, under our own interpreter
-                # -P: a file in the current directory must not pass for a module.
+            own = {"report_fd": report_write, "socket_fd": socket_fd, "marks_fd": self._marks_fd}
+            given = {name: fd for name, fd in own.items() if fd is not None}
+            self._process = around.template.fork(spec_fd, given, now_s) or subprocess.Popen(  # noqa: S603 - as below
+                # Our own module, under our own interpreter. -P: a file in the current directory must not pass for one.
                 [sys.executable, "-P", "-m", "gateway.children", str(spec_fd)],
-                pass_fds=inherited,
+                pass_fds=[spec_fd, around.lifeline_fd, around.boot.alive_fd, *given.values()],
                 stdin=subprocess.DEVNULL,
-                env={**_OWN_THREADS, **around.environment},
+                env=around.template.environment,
                 process_group=0,  # Ctrl-C in the terminal reaches the supervisor alone, which ends all in order
             )
         except OSError:
@@ -260,9 +257,9 @@ class Slot:
 
     def reap(self, now_s: float) -> Death | None:
         """Empty the slot if its process has ended, and set the time of the next start."""
-        if self._process is None or self._process.poll() is None:
+        if self._process is None or (returncode := self._process.poll()) is None:
             return None
-        returncode, pid = self._process.returncode, self._process.pid
+        pid = self._process.pid
         self._process = None
         self.is_ready = False
         self._silent_at_s = math.inf

@@ -14,7 +14,7 @@ from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gateway import boot, preflight, reload, sockets, threads, wakeup
+from gateway import boot, orphans, preflight, reload, sockets, threads, wakeup
 from gateway.children import FLUSH_GRACE_S
 from gateway.errors import CannotStart, GatewayError
 from gateway.inquest import Inquest
@@ -23,6 +23,7 @@ from gateway.orders import ANNOUNCE, HURRY
 from gateway.rolling import OUTCOMES, Rolling
 from gateway.settings import Settings
 from gateway.slots import Slot, Surroundings
+from gateway.template import Template
 
 if TYPE_CHECKING:
     from gateway.metrics import SupervisorMetrics
@@ -80,7 +81,9 @@ def run(
         stack.callback(os.close, lifeline_write)
         if ready_file is not None:
             stack.callback(ready_file.unlink, missing_ok=True)
-        around = Surroundings(settings, claimed, lifeline_fd, environment)
+        template = Template(environment, (lifeline_fd, claimed.alive_fd))
+        stack.callback(template.end)
+        around = Surroundings(settings, claimed, lifeline_fd, template)
         slots = _slots(around, parts, stack)
         supervisor = Supervisor(slots, around, ready_file=ready_file, reread=reread, clock=time.monotonic)
         supervisor.run()
@@ -122,6 +125,7 @@ class Supervisor:
     ) -> None:
         self._slots = slots
         self._around = around
+        self._template = around.template
         self._settings = around.settings
         self._reread = reread
         self._clock = clock
@@ -142,9 +146,10 @@ class Supervisor:
         """Fill the slots and keep them filled until a signal has ended it."""
         if any(slot.role == "worker" for slot in self._slots):
             threads.warn(self._settings, self._processors)
+            self._template.begin(self._selector)
         with wakeup.signal_numbers(_SIGNALS) as wakeup_fd, self._selector:
             self._selector.register(wakeup_fd, selectors.EVENT_READ, None)
-            self._step()  # the children first: what is imported next takes longer than to start them all
+            self._step()  # processes first: what is imported next takes longer than to start them all
             self._metrics = _restart_metrics(self._slots)
             self._metrics.processors.set(self._processors)
             self._tell_health()
@@ -152,8 +157,10 @@ class Supervisor:
                 for key, _events in self._selector.select(self._pause_s()):
                     if key.data is None:
                         self._on_signals(os.read(wakeup_fd, 256))
-                    else:
+                    elif isinstance(key.data, Slot):
                         self._on_report(key.data, key.fd)
+                    else:
+                        key.data()  # the template
         _log.info("stopped")
 
     # -- children ------------------------------------------------------------------------------------
@@ -161,6 +168,8 @@ class Supervisor:
     def _step(self) -> bool:
         """Do whatever is due by now. Returns False when all has ended."""
         now_s = self._clock()
+        self._template.step(now_s)
+        may_start = not self._stop_signals and not self._template.is_warming
         for slot in self._everybody():
             self._reap(slot, now_s)
             if slot.kill_at_s <= now_s and slot.pid is not None:
@@ -172,12 +181,12 @@ class Supervisor:
             elif slot.stable_at_s <= now_s:
                 slot.forget_deaths()
                 self._tell_health()
-            elif slot.pid is None and slot.start_at_s <= now_s and not self._stop_signals and slot in self._slots:
+            elif slot.pid is None and slot.start_at_s <= now_s and may_start and slot in self._slots:
                 self._start(slot, now_s)
-        self._bury_strangers()
+        orphans.bury({self._template.pid, *(slot.pid for slot in self._everybody())})
         if self._stop_signals:
             self._step_to_the_end(now_s)
-        else:
+        elif may_start:
             self._rolling.step(now_s)
         return not self._stop_signals or any(slot.pid for slot in self._everybody())
 
@@ -192,9 +201,10 @@ class Supervisor:
         everybody = self._everybody()
         due = [slot.silent_at_s for slot in everybody] + [slot.stable_at_s for slot in everybody]
         due += [slot.kill_at_s for slot in everybody if slot.pid is not None]
+        due.append(self._template.due_s)
         if self._stop_signals:
             due += [self._kill_at_s, self._close_at_s, self._hurry_until_s]
-        else:
+        elif not self._template.is_warming:
             due += [slot.start_at_s for slot in self._slots if slot.pid is None]
             due.append(self._rolling.due_s(self._clock()))
         return max(0.0, min(due) - self._clock()) if min(due) < math.inf else None
@@ -250,15 +260,6 @@ class Supervisor:
         self._park_idle(now_s)
         self._notices.tell_ready()
         self._tell_health()
-
-    def _bury_strangers(self) -> None:
-        """As process 1 of a container we inherit whoever lost its parent, and nobody else takes its remains away."""
-        ours = {slot.pid for slot in self._everybody()}
-        with contextlib.suppress(ChildProcessError):  # there are no children at all
-            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                if found.si_pid in ours:
-                    return  # it died just now: the next step is its own
-                os.waitpid(found.si_pid, 0)
 
     def _park_idle(self, now_s: float) -> None:
         """Leave the share of a worker that dies again and again to the others, if there are any: else it waits."""
@@ -318,6 +319,7 @@ class Supervisor:
             _log.warning("setting %s has changed: that needs a restart of the whole gateway", name)
         self._settings = effective
         self._around = dataclasses.replace(self._around, settings=effective)
+        self._template.renew(now_s)  # what was installed anew since is imported anew
         self._rolling.begin(self._around, now_s)
 
     def _on_restart(self, state: str | None) -> None:
@@ -339,6 +341,7 @@ class Supervisor:
         now_s = self._clock()
         if self._stop_signals == 1:
             _log.info("stopping on %s", number.name)
+            self._template.end()
             self._close_at_s = now_s + self._settings.server.drain_delay_s
             self._kill_at_s = math.inf
             for slot in self._workers():

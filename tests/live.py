@@ -54,6 +54,19 @@ def is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def child_processes(gateway: LiveGateway) -> list[int]:
+    """The pids of all children of the supervisor, ready or not, and of what they are made from."""
+    return [int(pid) for pid in Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()]
+
+
+def name_of(pid: int) -> str:
+    """What a process calls itself: ``worker-0``, ``template``; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def write_settings(path: Path, settings: SettingsTable) -> None:
     """Write a settings file."""
     lines: list[str] = []

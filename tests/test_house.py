@@ -21,6 +21,7 @@ READERS_OF_THE_PROCESS = (
     "gateway/cli/",
     "gateway/supervisor.py",
     "gateway/children.py",  # its one argument is the file with its orders
+    "gateway/template.py",  # its one argument is the socket on which orders come
     "benchmarks/locustfile.py",  # locust starts it and hands it nothing else
     "benchmarks/peers/",  # other servers start these and hand them nothing else
 )

@@ -55,7 +55,7 @@ def test_it_buries_whom_it_inherits_and_ends_as_it_is_told(models: Path, state: 
         os.kill(orphan, signal.SIGKILL)
         eventually(lambda: not Path(f"/proc/{orphan}").exists(), "nothing of it is left, not even a zombie")
         left = children(gateway)
-        assert len(left) == 3
+        assert len(left) == 4
         os.kill(gateway, signal.SIGTERM)
         if twice:
             eventually(lambda: "stopping on SIGTERM" in log_file.read_text(), "the first is heard")

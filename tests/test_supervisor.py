@@ -21,7 +21,7 @@ import pytest
 
 from tests.builders import classifier, write_package
 from tests.end_to_end.flags import must_change
-from tests.live import ChildRole, LiveGateway, eventually, is_running
+from tests.live import ChildRole, LiveGateway, child_processes, eventually, is_running, name_of
 
 ROLES: tuple[ChildRole, ...] = ("worker", "control", "monitor")
 
@@ -260,16 +260,13 @@ def test_a_child_that_becomes_ready_after_sigterm_does_not_disturb_the_end(model
     with gateway:
 
         def monitor() -> int | None:
-            children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
-            if len(children) != 3 or b"gateway.children" not in Path(f"/proc/{children[2]}/cmdline").read_bytes():
-                return None  # until it runs a program of its own it has borrowed the supervisor's memory, which waits
-            return int(children[2])
+            return next((pid for pid in child_processes(gateway) if name_of(pid) == "monitor"), None)
 
         pid = eventually(monitor, "the last child, the monitor, is started")
         os.kill(pid, signal.SIGSTOP)
         eventually(lambda: all(f"{name} is ready" in gateway.log for name in ("worker-0", "control")), "others ready")
         assert "monitor is ready" not in gateway.log
-        worker = int(Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()[0])
+        worker = next(pid for pid in child_processes(gateway) if name_of(pid) == "worker-0")
         os.kill(worker, signal.SIGSTOP)  # it takes its time to leave
         gateway.signal(signal.SIGTERM)
         eventually(lambda: "stopping on SIGTERM" in gateway.log, "the signal is heard")

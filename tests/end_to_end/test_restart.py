@@ -17,7 +17,7 @@ import pytest
 
 from tests.builders import classifier, write_package
 from tests.certificates import self_signed
-from tests.live import LiveGateway, eventually, write_settings
+from tests.live import LiveGateway, child_processes, eventually, name_of, write_settings
 from tests.traffic import Client
 
 IRIS = classifier()
@@ -138,8 +138,8 @@ def test_a_worker_that_does_not_become_ready_stops_the_restart_and_the_old_ones_
         package.write_bytes(kept)
         # No time to become ready in.
         write_settings(settings_file(gateway), {"supervisor": {"restart_timeout_s": 3}})
-        known = {child["pid"] for child in gateway.ready["children"]}
-        eventually(lambda: children(gateway) == known, "the new worker of before has left")
+        known = set(pids.values())
+        eventually(lambda: workers(gateway) == known, "the new worker of before has left")
         with subprocess.Popen([sys.executable, "-m", "gateway", "restart", "--state", gateway.state]) as process:
             stopped = stop_a_successor(gateway, known)
             assert process.wait(60) == 1
@@ -163,7 +163,7 @@ def test_a_refused_restart_ends_the_one_that_goes_on_and_sends_its_new_worker_aw
     with LiveGateway(tmp_path / "models", tmp_path / "state") as gateway:
         pids = gateway.child_pids("worker")
         gateway.signal(signal.SIGHUP)
-        successor = stop_a_successor(gateway, {child["pid"] for child in gateway.ready["children"]})
+        successor = stop_a_successor(gateway, set(pids.values()))
         write_settings(settings_file(gateway), {"limits": {"max_bodies": 10}})
         gateway.signal(signal.SIGHUP)
         eventually(lambda: health(gateway)["restart"]["state"] == "refused", "the second one is refused")
@@ -176,19 +176,16 @@ def test_a_refused_restart_ends_the_one_that_goes_on_and_sends_its_new_worker_aw
         assert restart(gateway)["state"] == "done"
 
 
-def children(gateway: LiveGateway) -> set[int]:
+def workers(gateway: LiveGateway) -> set[int]:
     """The pids of all of them, ready or not."""
-    return {int(pid) for pid in Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()}
+    return {pid for pid in child_processes(gateway) if name_of(pid).startswith("worker-")}
 
 
 def stop_a_successor(gateway: LiveGateway, known: set[int]) -> int:
-    """Stop the child that is started beside those in *known*; returns its pid."""
+    """Stop the worker that is started beside those in *known*; returns its pid."""
 
     def found() -> int | None:
-        for pid in children(gateway) - known:
-            if b"gateway.children" in Path(f"/proc/{pid}/cmdline").read_bytes():  # before, the supervisor waits for it
-                return pid
-        return None
+        return next(iter(workers(gateway) - known), None)
 
     pid = eventually(found, "a new worker is started")
     os.kill(pid, signal.SIGSTOP)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -28,8 +30,28 @@ def connect(
     The connection is in autocommit mode and may be used from any thread, one at a time. Raises sqlite3.Error, OSError,
     and StoreUnavailable if the file is of another schema *version*.
     """
-    if not read_only:
+    if not read_only and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path, schema, version)
+    return _connected(path, schema, version, upgrades or {}, read_only=read_only)
+
+
+def _make(path: Path, schema: Sequence[str], version: int) -> None:
+    """Put a file with empty tables in place, whole: one that is made there is locked against readers meanwhile."""
+    unnamed = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    unnamed.unlink(missing_ok=True)  # of a process that was killed here
+    _connected(unnamed, schema, version, {}, read_only=False).close()
+    try:
+        os.link(unnamed, path)
+    except OSError:
+        pass  # another one was quicker, or there are no links here: then it is made in place
+    finally:
+        unnamed.unlink()
+
+
+def _connected(
+    path: Path, schema: Sequence[str], version: int, upgrades: Upgrades, *, read_only: bool
+) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
         uri=True,
@@ -42,7 +64,7 @@ def connect(
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             with transaction(connection):
-                _set_up(connection, schema, version, upgrades or {})
+                _set_up(connection, schema, version, upgrades)
     except BaseException:
         connection.close()
         raise

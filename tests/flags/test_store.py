@@ -85,6 +85,31 @@ def test_a_store_that_was_never_written_is_empty_and_a_follower_does_not_make_it
     assert follower.load() is None
 
 
+def test_a_follower_that_is_there_first_finds_no_store_or_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "flags.sqlite"
+    for _ in range(20):
+        done = threading.Event()
+        found: list[FlagDocument | str | None] = []
+
+        def follow(done: threading.Event = done, found: list[FlagDocument | str | None] = found) -> None:
+            with contextlib.closing(SqliteStore(path, read_only=True)) as reader:
+                while not done.is_set():
+                    try:
+                        found.append(reader.load())
+                    except StoreUnavailable as error:
+                        found.append(str(error))
+
+        following = threading.Thread(target=follow)
+        following.start()
+        with contextlib.closing(SqliteStore(path)) as store:
+            written = put(store, flag(), None)
+            done.set()
+            following.join()
+        assert [one for one in found if one not in (None, written)] == []
+        path.unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
 @over_both
 def test_a_change_is_written_with_its_audit_row_and_seen_by_followers(store: FlagStore, follower: FlagStore) -> None:
     assert put(store, flag(), 0).revision == 1

@@ -176,7 +176,7 @@ def test_a_version_in_a_run_when_its_workers_are_killed_is_out_and_a_lift_lets_i
 ) -> None:
     write_package(models, classifier("iris", "1"))
     with LiveGateway(models, state, settings=QUICK_RESTARTS) as gateway:
-        write_package(models, classifier("iris", "2", iterations=100_000))
+        write_package(models, classifier("iris", "2", iterations=25_000))
         declare(gateway, "iris", "canary", "2")
         revision = must_change(gateway, "iris.route", {"targeting": split(100)})
         wait_adopted(gateway, "iris", revision)
@@ -263,7 +263,7 @@ def is_served(gateway: LiveGateway, model: str) -> bool:
 
 
 def test_a_default_version_is_never_out_however_many_workers_die_while_it_runs(models: Path, state: Path) -> None:
-    write_package(models, classifier("iris", "1", iterations=80_000))
+    write_package(models, classifier("iris", "1", iterations=25_000))
     with LiveGateway(models, state, settings=QUICK_RESTARTS) as gateway:
         for _ in range(2):
             kill_during_a_run(gateway, "/v2/models/iris/infer")
@@ -304,7 +304,7 @@ def test_a_hang_on_the_event_loop_counts_as_a_death_and_one_beside_it_does_not(m
     write_package(models, classifier("iris", "1"))
     settings = {"supervisor": {**QUICK_RESTARTS["supervisor"], "heartbeat_timeout_s": 2}}
     with LiveGateway(models, state, settings=settings) as gateway:
-        write_package(models, classifier("iris", "2", iterations=40_000))
+        write_package(models, classifier("iris", "2", iterations=25_000))
         declare(gateway, "iris", "slow", "2")
         write_runaway(models, classifier("iris", "3", iterations=1))
         declare(gateway, "iris", "runaway", "3")

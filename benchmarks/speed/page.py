@@ -236,11 +236,12 @@ def _start(results: Mapping[str, Any]) -> str:
     for name, samples in series.items():
         memory = [spread([value / _MB for value in values(samples, key)], 1) for key in ("rss_bytes", "pss_bytes")]
         begun = values(samples, "start_s") if name != start.LOADED else []
-        lines.append((name, spread(begun) if begun else "", *memory))
+        others = [spread(found) if (found := values(samples, key)) else "" for key in ("back_s", "cpu_s")]
+        lines.append((name, spread(begun) if begun else "", *others, *memory))
     text = ("Everything on, two versions of iris loaded, one worker. `sluicegate serve` is the supervisor with worker, "
-            "control and monitor, all starting on one core; the worker's start is that of the one which replaces a "
-            "killed one.\n\n")  # fmt: skip
-    heads = ("", "start to first right answer, s", "RSS MB", "PSS MB")
+            "control, monitor and template, all starting on one core; the worker's start is that of the one which "
+            "replaces a killed one, from its fork. Processor time is that of all until all are ready.\n\n")  # fmt: skip
+    heads = ("", "start to first right answer, s", "kill to first right answer, s", "processor s", "RSS MB", "PSS MB")
     return "## Start and memory\n\n" + text + _table(heads, lines) if series else ""
 
 

@@ -51,9 +51,14 @@ def _once(
         serve_s = machine.now_s() - began_s
         _wait_for(server.ready.exists, process)
         old = server.worker
-        fresh, whole = machine.memory([old]), machine.memory(server.processes())
+        fresh, whole, cpu_s = (
+            machine.memory([old]),
+            machine.memory(server.processes()),
+            machine.cpu_s(server.processes()),
+        )
         seen = load(bench.root, server, one_row(servers.infer_path(model.name), model.rows[0]), 32, 1)
         loaded = machine.memory([old])
+        killed_s = machine.now_s()
         os.kill(old, signal.SIGKILL)
         _wait_for(lambda: machine.is_gone(old), process)
         _wait_for(lambda: servers.is_answering(client, model), process)
@@ -61,8 +66,13 @@ def _once(
     _wait_for(lambda: _is_replaced(server, old), process)
     worker_s = answered_s - machine.started_at_s(server.worker)
     return {
-        SERVE: {"start_s": serve_s, "rss_bytes": whole.rss_bytes, "pss_bytes": whole.pss_bytes},
-        WORKER: {"start_s": worker_s, "rss_bytes": fresh.rss_bytes, "pss_bytes": fresh.pss_bytes},
+        SERVE: {"start_s": serve_s, "cpu_s": cpu_s, "rss_bytes": whole.rss_bytes, "pss_bytes": whole.pss_bytes},
+        WORKER: {
+            "start_s": worker_s,
+            "back_s": answered_s - killed_s,
+            "rss_bytes": fresh.rss_bytes,
+            "pss_bytes": fresh.pss_bytes,
+        },
         LOADED: {"rss_bytes": loaded.rss_bytes, "pss_bytes": loaded.pss_bytes, "requests": seen["requests"]},
     }
 

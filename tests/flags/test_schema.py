@@ -99,7 +99,7 @@ def document_of(targeting: Any, evaluators: Any) -> dict[str, Any]:
     return {"flags": {"iris.route": flag}, "$evaluators": evaluators}
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(RULES, st.fixed_dictionaries({"a": RULES, "b": RULES}))
 def test_whatever_rule_we_accept_flagd_accepts(targeting: Any, evaluators: Any) -> None:
     hold_against_schema(document_of(targeting, {}))
@@ -108,7 +108,7 @@ def test_whatever_rule_we_accept_flagd_accepts(targeting: Any, evaluators: Any) 
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_the_arguments_that_an_operator_takes_of_us_it_takes_of_flagd(name: str, data: st.DataObject) -> None:
     simple: st.SearchStrategy[Any] = st.one_of(
@@ -170,7 +170,7 @@ DOCUMENTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(DOCUMENTS)
 def test_whatever_document_we_accept_flagd_accepts(plain: Any) -> None:
     hold_against_schema(plain)

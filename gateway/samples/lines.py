@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import orjson
 
 from gateway.redaction import NOTHING, Rule, Rules, rules_for
-from gateway.samples.record import SCHEMA, Sample, SampleGroup
+from gateway.samples.record import SCHEMA, Form, Sample, SampleGroup, table_of
 from gateway.tensors import DATATYPES, Array, Signature, Tensors
 
 _Cells = list[bytes]  # JSON texts of one column, one per line
@@ -50,7 +51,12 @@ class LineBuilder:
         # layout, so that its identity cannot be taken over by another one.
         self._layouts: dict[tuple[int, int, str], _Layout] = {}
         self._contexts: dict[tuple[Any, ...], bytes] = {}
-        self._last_tail: tuple[tuple[Any, ...], bytes] = ((), b"")
+        self._last_context: tuple[tuple[Any, ...], bytes] = ((), b"")
+        self._last_end: tuple[tuple[Any, ...], bytes] = ((), b"")
+
+    def lines_of(self, sample: Sample | SampleGroup) -> int:
+        """How many lines are made of it."""
+        return sample.predictions * min(sample.like.rows, self._max_rows)
 
     def lines(self, sample: Sample) -> list[bytes]:
         """One JSON object with a newline per written row, at most max_rows of them.
@@ -78,31 +84,31 @@ class LineBuilder:
         layout = self._layout(like)
         picks = picked_rows(like.rows, self._max_rows)
         some = picks if len(picks) < like.rows else None
-        rows = like.rows * sum(sample.predictions for sample in samples)
-        inputs = layout.columns(layout.inputs, [sample.inputs for sample in samples], rows, some)
-        outputs = layout.columns(layout.outputs, [sample.outputs for sample in samples], rows, some)
-        redacted = orjson.dumps(sorted({*layout.redact(inputs), *layout.redact(outputs)}) if layout.rules else [])
-        identities: _Cells = []
-        request_ids: _Cells = []
+        pairs = list(chain.from_iterable([sample.identities for sample in samples]))
+        rows = like.rows * len(pairs)
+        inputs = layout.columns(layout.inputs, _inputs_of(samples), rows, some)
+        outputs = layout.columns(layout.outputs, _outputs_of(samples), rows, some)
+        redacted = sorted({*layout.redact(inputs), *layout.redact(outputs)}) if layout.rules else ()
+        prediction_ids, request_ids = map(_texts, zip(*pairs, strict=True))
         middles: _Cells = []
         tails: _Cells = []
         for sample in samples:
-            identities += [orjson.dumps(own) for own, _ in sample.identities]
-            request_ids += [orjson.dumps(client) for _, client in sample.identities]
             count = sample.predictions * len(picks)
             middles += [b"%d%b" % (sample.like.ts_ns, self._context(sample.like))] * count
             tails += [self._tail(sample.like, redacted)] * count
         if len(picks) > 1:  # one sample
-            identities, request_ids = identities * len(picks), request_ids * len(picks)
+            prediction_ids, request_ids = prediction_ids * len(picks), request_ids * len(picks)
         numbers = [b"%d" % row for row in picks] * (rows // like.rows)
         before = layout.names(like.rows, inputs, outputs)
-        cells = [identities, numbers, request_ids, middles, *inputs.values(), *outputs.values(), tails]
+        cells = [prediction_ids, numbers, request_ids, middles, *inputs.values(), *outputs.values(), tails]
         return _weave(before, cells)
 
     def _context(self, sample: Sample) -> bytes:
         """The middle of a line, from ``,"model"`` to the brace of the inputs: few different ones, made once each."""
         key = (sample.model, sample.version, sample.digest, sample.variant, sample.flag_revision, sample.variant_weight,
                sample.reason, sample.sample_rate, sample.sample_reason, sample.protocol)  # fmt: skip
+        if key == self._last_context[0]:  # a comparison is less than a hash, and nearly all are the same
+            return self._last_context[1]
         found = self._contexts.get(key)
         if found is None:
             if len(self._contexts) >= self._MAX_KEPT:
@@ -111,19 +117,21 @@ class LineBuilder:
                      "sample_rate", "sample_reason", "protocol")  # fmt: skip
             text = orjson.dumps(dict(zip(names, key, strict=True)))
             found = self._contexts[key] = b"," + text[1:-1] + b',"inputs":{'
+        self._last_context = (key, found)
         return found
 
-    def _tail(self, sample: Sample, redacted: bytes) -> bytes:
-        """The end of a line, from the brace of the outputs on. Neighbours are often of one run, whose is the same."""
-        key = (sample.queue_s, sample.run_s, sample.batch_rows, sample.cache, sample.error, redacted, sample.trace_id)
-        if key != self._last_tail[0]:
-            traced = b',"trace_id":' + orjson.dumps(sample.trace_id) if sample.trace_id else b""
-            text = b'},"latency_us":{"queue":%d,"run":%d},"batch_rows":%d,"cache":%b,"error":%b,"redacted":%b%b}\n' % (
-                *(round(sample.queue_s * 1e6), round(sample.run_s * 1e6), sample.batch_rows),
-                *(orjson.dumps(sample.cache), orjson.dumps(sample.error), redacted, traced),
-            )
-            self._last_tail = (key, text)
-        return self._last_tail[1]
+    def _tail(self, sample: Sample, redacted: Sequence[str]) -> bytes:
+        """The end of a line, from the brace of the outputs on."""
+        key = (sample.cache, sample.error, redacted, sample.trace_id)
+        if key != self._last_end[0]:
+            told = {"cache": sample.cache, "error": sample.error, "redacted": redacted}
+            if sample.trace_id:
+                told["trace_id"] = sample.trace_id
+            self._last_end = (key, orjson.dumps(told)[1:] + b"\n")
+        return b'},"latency_us":{"queue":%d,"run":%d},"batch_rows":%d,%b' % (
+            *(round(sample.queue_s * 1e6), round(sample.run_s * 1e6)),
+            *(sample.batch_rows, self._last_end[1]),
+        )
 
     def _layout(self, sample: Sample) -> _Layout:
         key = (id(sample.signature), id(sample.redact), sample.model)
@@ -141,36 +149,57 @@ class LineBuilder:
 def _alike(samples: Sequence[Sample | SampleGroup]) -> Iterator[list[Sample | SampleGroup]]:
     """Neighbours whose tensors can be put under one another: one row each, same layout, names, dtypes and shapes."""
     group: list[Sample | SampleGroup] = []
+    first: tuple[Sample, Form] | None = None  # of the group; None if nothing can be put under it
     for sample in samples:
-        if group and not _fits(group[0], sample):
+        like = sample.like
+        form = sample.form if like.rows == 1 and like.signature.batchable else None
+        if group and not (first is not None and form is not None and _fits(*first, like, form)):
             yield group
             group = []
+        if not group:
+            first = (like, form) if form is not None else None
         group.append(sample)
     if group:
         yield group
 
 
-def _fits(one: Sample | SampleGroup, other: Sample | SampleGroup) -> bool:
-    mine, its = one.like, other.like
+def _fits(mine: Sample, my_form: Form, its: Sample, its_form: Form) -> bool:
     return (
-        mine.rows == its.rows == 1
+        my_form == its_form
         and mine.signature is its.signature
         and mine.redact is its.redact
         and mine.model == its.model
-        and mine.signature.batchable
-        and _have_same_form(one, one.inputs, other, other.inputs)
-        and _have_same_form(one, one.outputs, other, other.outputs)
     )
 
 
-def _have_same_form(one: Sample | SampleGroup, its: Tensors, other: Sample | SampleGroup, others: Tensors) -> bool:
-    """Also whether the rows are as many as they should be: else one's values would come into another one's line."""
-    return list(its) == list(others) and all(
-        array.dtype == others[name].dtype
-        and array.shape == (one.predictions, *array.shape[1:])
-        and others[name].shape == (other.predictions, *array.shape[1:])
-        for name, array in its.items()
-    )
+def _inputs_of(samples: Sequence[Sample | SampleGroup]) -> Tensors:
+    """The inputs of samples that are alike, under one another."""
+    if len(samples) > 1 and isinstance(samples[0], SampleGroup):
+        values: list[bytes] = []
+        for sample in samples:
+            if not isinstance(sample, SampleGroup):
+                break
+            values += sample.values
+        else:
+            spec = samples[0].spec
+            return {spec.name: table_of(values, spec)}
+    return _under_one_another([sample.inputs for sample in samples])
+
+
+def _outputs_of(samples: Sequence[Sample | SampleGroup]) -> Tensors:
+    return _under_one_another([sample.outputs for sample in samples])
+
+
+def _under_one_another(tensors: Sequence[Tensors]) -> Tensors:
+    if len(tensors) == 1:
+        return tensors[0]
+    return {name: np.concatenate([each[name] for each in tensors]) for name in tensors[0]}
+
+
+def _texts(values: Sequence[str]) -> _Cells:
+    """Each as JSON."""
+    cells = orjson.dumps(values)[1:-1].split(b",")
+    return cells if len(cells) == len(values) else [orjson.dumps(value) for value in values]  # there are commas in them
 
 
 def _weave(before: Sequence[bytes], columns: Sequence[_Cells]) -> list[bytes]:
@@ -235,12 +264,11 @@ class _Layout:
         }
 
     def columns(
-        self, side: dict[str, _Columns], tensors: Sequence[Tensors], rows: int, picks: Sequence[int] | None
+        self, side: dict[str, _Columns], tensors: Tensors, rows: int, picks: Sequence[int] | None
     ) -> dict[str, _Cells]:
-        """The cells by name, over all tensors of samples that are alike."""
+        """The cells by name, over all rows of samples that are alike."""
         found: dict[str, _Cells] = {}
-        for tensor, first in tensors[0].items():
-            array = first if len(tensors) == 1 else np.concatenate([each[tensor] for each in tensors])
+        for tensor, array in tensors.items():
             whole = array.reshape(rows, -1) if array.size else array.reshape(rows, 0)
             if picks is not None:
                 whole = whole[picks]
@@ -252,7 +280,7 @@ class _Layout:
                 # Its first dimension is not the rows: the names do not fit the whole tensor.
                 or (not self.signature.batchable and len(columns.names) != width)
             ):
-                shape = first.shape[1:] if self.signature.batchable else first.shape
+                shape = array.shape[1:] if self.signature.batchable else array.shape
                 found[tensor] = _Summaries(_summary(row, shape) for row in whole)
                 continue
             cells = _cells(whole)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import mmh3
@@ -12,7 +11,7 @@ import numpy as np
 import orjson
 
 from gateway.redaction import NOTHING, Rules
-from gateway.tensors import Signature, Tensors, TensorSpec
+from gateway.tensors import Array, Signature, Tensors, TensorSpec
 
 SCHEMA = 1
 SCHEMA_FILE = "sample.schema.json"
@@ -24,6 +23,10 @@ ERROR, KEY, HEADER = "error", "key", "header"
 LOW_CONFIDENCE, OUTLIER, SLOW = "low_confidence", "outlier", "slow"
 
 _HASH_SPAN = 2**32
+
+# Name, dtype and shape of one tensor of a prediction; and of all its inputs, and its outputs.
+TensorForm = tuple[str, np.dtype[Any], tuple[int, ...]]
+Form = tuple[tuple[TensorForm, ...], tuple[TensorForm, ...]]
 
 
 # Its own: a route may hash the same id.
@@ -95,8 +98,16 @@ class Sample:
         """Prediction id and request id."""
         return ((self.prediction_id, self.request_id),)
 
+    @property
+    def form(self) -> Form:
+        return _form(self.inputs), _form(self.outputs)
 
-@dataclass(eq=False)  # without slots: tensors are kept in its dictionary once they are made
+
+def _form(tensors: Tensors) -> tuple[TensorForm, ...]:
+    return tuple([(name, array.dtype, array.shape) for name, array in tensors.items()])
+
+
+@dataclass(slots=True, eq=False)
 class SampleGroup:
     """Predictions of one row each that one run answered, with all but their ids and values in common.
 
@@ -121,16 +132,38 @@ class SampleGroup:
         for of_each in (self.identities, self.values, self.places):
             del of_each[count:]
 
-    @cached_property
+    @property
+    def form(self) -> Form:
+        spec, outputs = self.spec, self.all_outputs
+        one_row = (1, *spec.shape[1:])
+        return ((spec.name, spec.dtype, one_row),), tuple(
+            [(name, array.dtype, (1, *array.shape[1:])) for name, array in outputs.items()]
+        )
+
+    @property
     def inputs(self) -> Tensors:
         """Its one input [predictions, ...], made when it is asked for."""
-        shape = (len(self.values), *self.spec.shape[1:])
-        return {self.spec.name: np.frombuffer(b"".join(self.values), self.spec.dtype).reshape(shape)}
+        return {self.spec.name: table_of(self.values, self.spec)}
 
-    @cached_property
+    @property
     def outputs(self) -> Tensors:
         """Its outputs [predictions, ...], likewise."""
-        return {name: array[self.places] for name, array in self.all_outputs.items()}
+        return {name: self.output(name) for name in self.all_outputs}
+
+    def output(self, name: str) -> Array:
+        """One of its outputs [predictions, ...]. Raises IndexError if the run has not all its rows."""
+        array, places = self.all_outputs[name], self.places
+        # Usually all rows of the run are drawn, or few: an index of their places costs more than all the rest.
+        if len(places) == len(array) and places == list(range(len(places))):
+            return array
+        return array[places]
+
+
+def table_of(values: Sequence[bytes], spec: TensorSpec) -> Array:
+    """Rows of *spec* as they lie in memory, put under one another. Raises ValueError if they are not alike."""
+    if len(set(map(len, values))) != 1:
+        raise ValueError(f"rows of {spec.name} differ in length")
+    return np.frombuffer(b"".join(values), spec.dtype).reshape(len(values), *spec.shape[1:])
 
 
 _REASONS = (

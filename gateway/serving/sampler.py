@@ -28,7 +28,7 @@ _TICK_S = 0.05
 _BATCH_PREDICTIONS = 256
 # While it builds lines the writer holds the interpreter, for which the event loop would wait up to 5 ms; so it builds
 # about this many at a time (0.2 to 0.5 ms of work), and sleeps so long between.
-_LINES_PER_BREATH = 64
+_LINES_PER_BREATH = 128
 _BREATH_S = 100e-6
 
 # What is raised where the arrays of a sample are not what its signature says.
@@ -249,10 +249,9 @@ class Sampler:
                 self._root.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away
                 if self._free_bytes(self._root) < self._settings.min_free_bytes:
                     raise OSError(errno.ENOSPC, f"less than sampling.min_free_bytes free in {self._root}")
-                blocks, broken = self._build(group)
-                lines = b"".join(blocks)
+                blocks, lines, broken = self._build(group)
                 if lines:
-                    self._segments.write(model, version, group[0].like.ts_ns, lines)
+                    self._segments.write(model, version, group[0].like.ts_ns, b"".join(blocks))
             except OSError as error:
                 reason = reason_of(error)
                 self._metrics.samples_dropped.labels(reason).inc(predictions)
@@ -260,33 +259,36 @@ class Sampler:
                 self._report(reason, error)
                 lost.update(dict.fromkeys(map(id, group), error))
                 continue
-            self._metrics.samples_written.inc(lines.count(b"\n"))
+            self._metrics.samples_written.inc(lines)
             lost.update(broken)
             if not broken:
                 self._report("", None)
         return lost
 
-    def _build(self, samples: list[Sample | SampleGroup]) -> tuple[list[bytes], dict[int, OSError]]:
-        """The lines of *samples*, and, by id(), why some have none."""
+    def _build(self, samples: list[Sample | SampleGroup]) -> tuple[list[bytes], int, dict[int, OSError]]:
+        """The lines of *samples* in blocks, how many these are, and, by id(), why some samples have none."""
         blocks: list[bytes] = []
+        lines = 0
         broken: dict[int, OSError] = {}
         for together in _portions(samples):
             if blocks and not self._closed:
                 time.sleep(_BREATH_S)
             try:
                 blocks.append(self._builder.block(together))
+                lines += sum(map(self._builder.lines_of, together))
                 continue
             except _NOT_AS_THE_SIGNATURE_SAYS:
                 pass  # some sample is lost, its neighbours are not
             for sample in together:
                 try:
                     blocks.append(self._builder.block([sample]))
+                    lines += self._builder.lines_of(sample)
                 except _NOT_AS_THE_SIGNATURE_SAYS as error:
                     self._metrics.samples_dropped.labels(WRITE_ERROR).inc(sample.predictions)
                     self.losses.add(WRITE_ERROR, sample.predictions)
                     self._report(WRITE_ERROR, error)
                     broken[id(sample)] = OSError(errno.EINVAL, f"no lines can be made of it: {error}")
-        return blocks, broken
+        return blocks, lines, broken
 
     def _report(self, reason: str, error: Exception | None) -> None:
         """Log the begin and the end of trouble once, not each lost sample."""

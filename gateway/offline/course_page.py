@@ -100,9 +100,9 @@ def _numbers(column: Course, looks: Looks, spans: Sequence[Span], unit_s: int) -
         if middle is not None:
             at = y(middle)
             parts.append(f'<line class="median" x1="{left:.1f}" y1="{at:.1f}" x2="{right:.1f}" y2="{at:.1f}"/>')
-    parts.append(f'<text x="{_LEFT - 4}" y="{max(10.0, y(high) + 4):.1f}" text-anchor="end">{high:.3g}</text>')
+    parts.append(f'<text x="{_LEFT - 4}" y="{max(10.0, y(high) + 4):.1f}" text-anchor="end">{number(high)}</text>')
     if y(low) - y(high) > _LINE_OF_TEXT:
-        parts.append(f'<text x="{_LEFT - 4}" y="{y(low):.1f}" text-anchor="end">{low:.3g}</text>')
+        parts.append(f'<text x="{_LEFT - 4}" y="{y(low):.1f}" text-anchor="end">{number(low)}</text>')
     return svg(_WIDTH, _HEIGHT, f"{column.name} by {_unit(unit_s)}", [*parts, *_foot(spans, unit_s)])
 
 

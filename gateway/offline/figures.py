@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.offline.history import TimelinePoint
-from gateway.offline.markup import short, text
+from gateway.offline.markup import number, short, text
 from gateway.offline.measures import Histogram
 from gateway.offline.together import Together
 
@@ -61,17 +61,17 @@ def timeline(points: Sequence[TimelinePoint], floor: float, when: Callable[[int]
     ]
     if base - y(floor) > _LINE_OF_TEXT:
         parts.append(f'<text x="{left - 4}" y="{base}" text-anchor="end">0</text>')
-    for number, name in enumerate(names):
+    for place, name in enumerate(names):
         at = [(index, point.effects[name]) for index, point in enumerate(points) if name in point.effects]
         line = " ".join(f"{x(index):.1f},{y(effect):.1f}" for index, effect in at)
-        parts.append(f'<polyline class="line c{number}" points="{line}"/>')
+        parts.append(f'<polyline class="line c{place}" points="{line}"/>')
         parts += [
-            f'<circle class="dot c{number}{"" if name in points[index].drifted else " calm"}"'
+            f'<circle class="dot c{place}{"" if name in points[index].drifted else " calm"}"'
             f' cx="{x(index):.1f}" cy="{y(effect):.1f}" r="3.5"/>'
             for index, effect in at
         ]
-        row = _TIMELINE_HEIGHT + 6 + number * _LEGEND_ROW
-        parts.append(f'<rect class="key c{number}" x="{left}" y="{row}" width="10" height="10"/>')
+        row = _TIMELINE_HEIGHT + 6 + place * _LEGEND_ROW
+        parts.append(f'<rect class="key c{place}" x="{left}" y="{row}" width="10" height="10"/>')
         parts.append(f'<text x="{left + 16}" y="{row + 9}">{short(name, 60)}</text>')
     height = _TIMELINE_HEIGHT + 8 + len(names) * _LEGEND_ROW
     return svg(_TIMELINE_WIDTH, height, "effect of each column, window by window", parts)
@@ -94,8 +94,8 @@ def band(found: Together) -> str:
             f'<line class="axis" x1="10" y1="14" x2="{_WIDTH - 10}" y2="14"/>',
             f'<rect class="ref" x="{x(found.low):.1f}" y="6" width="{x(found.high) - x(found.low):.1f}" height="16"/>',
             f'<circle class="now{outside}" cx="{x(found.error):.1f}" cy="14" r="5"/>',
-            f'<text x="{x(found.low):.1f}" y="34" text-anchor="end">{found.low:.3g}</text>',
-            f'<text x="{x(found.high):.1f}" y="34" text-anchor="start">{found.high:.3g}</text>',
+            f'<text x="{x(found.low):.1f}" y="34" text-anchor="end">{number(found.low)}</text>',
+            f'<text x="{x(found.high):.1f}" y="34" text-anchor="start">{number(found.high)}</text>',
         ],
     )
 
@@ -140,7 +140,8 @@ def decay(
     if bound is not None and abs(y(bound) - y(mean)) < _LINE_OF_TEXT:
         levels_of = levels_of[1:]  # two numbers in one place could not be read
     parts += [
-        f'<text x="{left - 4}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>' for _, value in levels_of
+        f'<text x="{left - 4}" y="{y(value) + 4:.1f}" text-anchor="end">{number(value)}</text>'
+        for _, value in levels_of
     ]
     line = " ".join(f"{x(index):.1f},{y(window[name]):.1f}" for index, (window, _) in enumerate(points))
     parts.append(f'<polyline class="line c1" points="{line}"/>')
@@ -194,8 +195,8 @@ def _numbers(shown: Histogram, title: str) -> str:
         f'<polygon class="ref" points="{outline(shown.reference)}"/>',
         f'<polyline class="now" points="{outline(shown.current)}"/>',
         f'<line class="axis" x1="0" y1="{base}" x2="{_WIDTH}" y2="{base}"/>',
-        f'<text x="0" y="{_HEIGHT - 3}">{shown.edges[0]:.4g}</text>',
-        f'<text x="{_WIDTH}" y="{_HEIGHT - 3}" text-anchor="end">{shown.edges[-1]:.4g}</text>',
+        f'<text x="0" y="{_HEIGHT - 3}">{number(shown.edges[0], 4)}</text>',
+        f'<text x="{_WIDTH}" y="{_HEIGHT - 3}" text-anchor="end">{number(shown.edges[-1], 4)}</text>',
     ]
     return svg(_WIDTH, _HEIGHT, title, parts)
 

@@ -26,13 +26,35 @@ def badge(verdict: str) -> str:
     return f'<span class="badge {known}">{text(verdict)}</span>'
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def number(value: float | None, digits: int = 3) -> str:
+    """So many digits of a value, and no exponent where people would write none.
+
+    >>> [number(value) for value in (None, 0.02718, 7.0, 74_699.0, 1_234_567.0, 1e-05)]
+    ['-', '0.0272', '7', '74,700', '1.23e6', '1e-5']
+    """
+    if value is None:
+        return "-"
+    short_form = f"{value:.{digits}g}"
+    if "e" not in short_form:
+        return short_form
+    if 1 <= abs(value) < 1e6:
+        return f"{float(short_form):,.0f}"
+    mantissa, exponent = short_form.split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
-def figure(name: str, value: float, digits: int = 2) -> str:
+def chance(value: float | None) -> str:
+    """A p or q; one that is too small for a number is not 0.
+
+    >>> [chance(value) for value in (None, 0.0123, 0.0)]
+    ['-', '0.012', 'under 1e-300']
+    """
+    return "under 1e-300" if value is not None and value < 1e-300 else number(value, 2)
+
+
+def figure(name: str, value: str) -> str:
     """A named number that stays on one line: 1e-25 must not break at its sign."""
-    return f'<span class="figure">{text(name)} {value:.{digits}g}</span>'
+    return f'<span class="figure">{text(name)} {text(value)}</span>'
 
 
 def share(value: float | None) -> str:

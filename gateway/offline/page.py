@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from gateway.offline import course_page, figures, labels_page
 from gateway.offline.drift import FISHER, KS, MISSING, RANKS, ColumnDrift
 from gateway.offline.history import Alarm, TimelinePoint
-from gateway.offline.markup import badge, clock, figure, number, share, short, table, text, time
+from gateway.offline.markup import badge, chance, clock, figure, number, share, short, table, text, time
 from gateway.offline.outside import Outside
 from gateway.offline.report import BesideReport, DriftDocument, VersionReport
 from gateway.offline.together import Together
@@ -206,8 +206,8 @@ def _alarm(alarm: Alarm, against: str = "the reference") -> str:
         f"last {alarm.judged_windows} windows.</p>"
         f"<p>In the newest of them, {time(alarm.window_from_ns / 1e9)} to {time(alarm.window_to_ns / 1e9)}, "
         f"{alarm.n_cur} rows against {alarm.n_ref}: effect {alarm.effect:.2f} of 1, "
-        f"{figure('q', alarm.q)} ({figure(_TESTS.get(alarm.test, alarm.test), alarm.statistic, 3)}, "
-        f"{figure('p', alarm.p)}).</p>"
+        f"{figure('q', chance(alarm.q))} ({figure(_TESTS.get(alarm.test, alarm.test), number(alarm.statistic))}, "
+        f"{figure('p', chance(alarm.p))}).</p>"
         f"{moved}<p>Predictions to look at: {ids or 'none'}.</p></li>"
     )
 
@@ -218,8 +218,8 @@ def _together(found: Together) -> Iterator[str]:
         words = "outside of the band; features do not go together as they did"
     yield (
         f'<h3>All features together</h3><p class="soft">How far rows lie from their reconstruction by '
-        f"{found.components} principal components of {found.columns} features: {found.error:.3g}, {words}. The band is "
-        f"that of the reference. Shown only; it never alarms.</p>{figures.band(found)}"
+        f"{found.components} principal components of {found.columns} features: {number(found.error)}, {words}. "
+        f"The band is that of the reference. Shown only; it never alarms.</p>{figures.band(found)}"
     )
 
 
@@ -227,7 +227,7 @@ def _card(column: ColumnDrift) -> str:
     facts: list[tuple[str, str]] = []
     if column.test:
         facts.append((_TESTS.get(column.test, column.test), number(column.statistic)))
-        facts += [("effect", number(column.effect)), ("p", number(column.p)), ("q", number(column.q))]
+        facts += [("effect", number(column.effect)), ("p", chance(column.p)), ("q", chance(column.q))]
     plot = ""
     if (shown := column.measures) is not None:
         plot = figures.histogram(shown.histogram, f"{column.name}: reference and window")

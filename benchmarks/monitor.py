@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from made_log import MODEL, START_NS, VERSION, write_package, write_parts, write_segments
 
 from gateway.metrics import MonitorMetrics, process_registry
+from gateway.offline import memory
 from gateway.offline.batches import batches
 from gateway.offline.compactor import Compactor
 from gateway.offline.hours import Bounds
@@ -109,7 +110,8 @@ def ask(state: Path) -> int:
 
 
 def follow(state: Path) -> int:
-    """Follow all there is with a new monitor, which reports and saves as often as the monitor's process does."""
+    """Follow all there is with a new monitor, as the monitor's process does: it reports and saves as often."""
+    memory.keep_small()
     settings = Settings(
         paths=PathSettings(state.parent / "models", state),
         monitor=MonitorSettings(compact_after_s=0),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Set
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
@@ -67,13 +65,6 @@ def batches(path: Path, *, first_row: int = 0) -> Iterator[Batch]:
                 first_row = max(0, first_row - batch.num_rows)
                 if rest.num_rows:
                     yield Batch(of_batch(rest, kinds, model, version), rest.num_rows, rest.nbytes, rows == 0)
-
-
-def release_memory() -> None:
-    """Give back to the system what was needed for batches: kept for later ones, it comes to a hundred MB in the end."""
-    pyarrow.default_memory_pool().release_unused()
-    with suppress(AttributeError, OSError):  # the C library's, of which numpy's arrays are; only glibc keeps so much
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def of_usual_lines(block: bytes, model: str, version: str, shape: Shape) -> Taken | None:

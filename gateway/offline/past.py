@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from gateway.offline import memory
 from gateway.offline.chunks import Taken
 from gateway.samples.segments import Watermark
 
@@ -61,14 +62,14 @@ class PastReader:
         while self._left and max_bytes > 0:
             relative = self._left[-1]
             try:
-                from gateway.offline.batches import batches, release_memory
+                from gateway.offline.batches import batches
 
                 for batch in batches(self._root / relative, first_row=self._watermark.offsets[relative]):
                     self._watermark.offsets[relative] += batch.rows  # with each that is given
                     max_bytes -= batch.size_bytes
                     yield relative, batch.taken
                     if batch.is_last:
-                        release_memory()
+                        memory.release()
                         if max_bytes <= 0:
                             return
             except FileNotFoundError:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.metrics import MonitorMetrics, process_registry
+from gateway.offline import memory
 from gateway.offline.monitor import Monitor
 from gateway.settings import Settings
 
@@ -71,6 +72,7 @@ def run_monitor(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    memory.keep_small()
     monitor = Monitor(settings, MonitorMetrics(process_registry()))
     log.info("following the sample log", extra={"boot": boot, "log": str(settings.sample_log_path)})
     report("ready")

@@ -79,7 +79,8 @@ def load_reference(package: Path, redact: Mapping[str, Rules] | None = None) -> 
     try:
         if sha256_of(path) != manifest.files[REFERENCE_FILE]:
             raise PackageInvalid(f"{REFERENCE_FILE} is not the file that the manifest names (its sha256 differs)")
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as parquet:  # read_table would load pandas, if it is there
+            table = parquet.read(use_threads=False)
         hidden = rules_for(manifest.name, manifest.redact, redact or {})
         columns = tuple(
             ReferenceColumn(name, role, kind, datatype, values_of(table[name].to_pylist(), kind, datatype))

@@ -1,0 +1,42 @@
+"""How the monitor's process holds its memory: what is given back goes back to the system, whoever had it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from contextlib import suppress
+from importlib.abc import MetaPathFinder
+from typing import Any
+
+_ARENA_MAX = -8  # malloc.h
+
+
+def keep_small() -> None:
+    """Let all that computes here use one heap, and load no pandas; to be said once, before there are threads.
+
+    Arrow's own allocator keeps what it had, and numpy cannot use it; each thread's arena does likewise.
+    """
+    sys.meta_path.insert(0, _NoPandas())
+    with suppress(AttributeError, OSError):  # only glibc has arenas
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
+    with suppress(ImportError):  # then there are no batches either
+        import pyarrow
+
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+
+
+class _NoPandas(MetaPathFinder):
+    """Arrow loads pandas, where it is installed, to make a numpy array of a column: 40 MB for nothing.
+
+    A None in sys.modules would say so, too, but scikit-learn takes what is there for pandas.
+    """
+
+    def find_spec(self, fullname: str, _path: Any = None, _target: Any = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("the monitor does without it", name=fullname)
+
+
+def release() -> None:
+    """Give back to the system what was needed for batches: kept for later ones, it comes to a hundred MB in the end."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

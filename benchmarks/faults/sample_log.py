@@ -278,7 +278,7 @@ def _until_compacting(samples: Path) -> bool:
 
 
 FAULTS = (
-    Fault("kill -9 of a worker that logs", 60, worker_killed),
-    Fault("kill -9 of the monitor", 50, monitor_killed),
-    Fault("kill -9 of the monitor while it compacts", 50, compactor_killed),
+    Fault("kill -9 of a worker that logs", 70, worker_killed),
+    Fault("kill -9 of the monitor", 65, monitor_killed),
+    Fault("kill -9 of the monitor while it compacts", 65, compactor_killed),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import itertools
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,23 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from converters import package
-from converters.allowed import try_values
+from converters import package, ways
 from converters.card import read_card
-from converters.original import Answer, Original, load
-from converters.probes import Probed, probe
+from converters.original import Answer, load
 from converters.quality import Truth
 from converters.quantize import Choice, Decision, Subject, decide
 from converters.ready import repack
 from converters.reference import histograms, rows_as_parquet
-from converters.rows import MISSING_TEXT, read_rows, rounded_to_float32, take, to_tensors
+from converters.rows import read_rows
 from converters.signature import choose_features, signature_of
 from converters.sources import SOURCES
-from converters.verify import TOLERANCE, OnnxModel, Parity, compare, invariance, tolerance_for
-from converters.write import to_onnx
-from gateway.errors import ConversionRefused, InvalidInput
+from converters.verify import TOLERANCE, OnnxModel, Parity
+from gateway.errors import InvalidInput
 from gateway.models.manifest import GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE, Manifest, sha256_of
-from gateway.tensors import Signature, Tensors
+from gateway.tensors import Tensors
 
 # What begins now, how many steps are done, how many there are.
 Progress = Callable[[str, int, int], None]
@@ -103,28 +99,17 @@ def convert(
     truth = None if order.target is None else Truth(original, table[order.target])
     signature_of(original, frame)  # names columns that cannot be packaged
     raw = original.answer(frame)  # it names what it cannot read better than skl2onnx does
-    begin("write ONNX")
-    original, signature, content, model = _as_onnx(original, frame)
-    begin("compare")
-    inputs = to_tensors(frame, signature)
-    rounded = rounded_to_float32(frame, signature)
-    rounded_inputs = to_tensors(rounded, signature) if original.takes_doubles else inputs
-    expected = original.answer(rounded)
-    parity = _compared(original, model, (expected, rounded_inputs), (raw, inputs), random)
-    if original.takes_doubles:  # the rows as they are, are what the served model answers
-        rounded, expected = frame, raw
-    begin("try missing and unseen values")
-    signature, trials = try_values(original, model, signature, rounded, original.text_categories())
-    begin("probe thresholds and edges")
-    probed = probe(original, model, signature, rounded, parity.raw_rows.tolerance, random)
-    report = {**parity.plain(), **probed.plain(), **trials, "notes": notes}
-    if not probed.agrees:
-        raise ConversionRefused(_told_probed(original, probed), report={**report, "agrees": False})
+    if truth is not None:
+        truth.measure(raw.outputs)  # refuses what has no one truth per row
+    way = ways.right_one(original, frame, raw, random, begin)
+    original, signature, content, parity = way.original, way.signature, way.content, way.parity
+    inputs, expected = way.inputs, way.expected
+    report = {**way.report, "notes": [*notes, *way.notes]}
     begin("quantize")
     subject = Subject(content, signature, inputs, expected, parity.float32_rows.tolerance, original.family, truth)
     decision, content = decide(subject, order.quantize, random)
     begin("write the package")
-    served = OnnxModel(content, signature)
+    outputs = OnnxModel(content, signature).run(inputs)
     signature = dataclasses.replace(signature, batch_invariant=_is_invariant(decision, parity))
     manifest = Manifest(
         name=order.name,
@@ -137,10 +122,10 @@ def convert(
         lineage=_lineage(order),
         parity=report,
         quantization=dataclasses.asdict(decision),
-        metrics=_metrics(order, truth, expected, served.run(inputs)),
+        metrics=_metrics(order, truth, expected, outputs),
         card=card,
     )
-    converted = _written(order.out, manifest, content, inputs, served.run(inputs), subject.tolerance, random)
+    converted = _written(order.out, manifest, content, inputs, outputs, subject.tolerance, random)
     begin("done")
     return converted
 
@@ -182,9 +167,15 @@ def _repacked(
 
 
 def _steps(progress: Progress) -> Callable[[str], None]:
-    """Tells *progress* each step as it begins."""
-    done = itertools.count()
-    return lambda step: progress(step, next(done), STEPS)
+    """Tells *progress* each step as it begins for the first time: another form of a model goes through some again."""
+    told: list[str] = []
+
+    def begin(step: str) -> None:
+        if step not in told:
+            progress(step, len(told), STEPS)
+            told.append(step)
+
+    return begin
 
 
 def _written(
@@ -207,91 +198,6 @@ def _written(
         manifest, files=package.checksums(files), reference=histograms(signature, inputs, outputs)
     )
     return Converted(package.write(out, whole, files), whole)
-
-
-def _as_onnx(original: Original, frame: Any) -> tuple[Original, Signature, bytes, OnnxModel]:
-    """The model as ONNX that the runtime takes, and its signature.
-
-    Trees behind a preparation are written by ourselves if skl2onnx can write the preparation in doubles, else all is
-    left to skl2onnx, in float32. Raises ConversionRefused if neither works.
-    """
-    refusal: ConversionRefused | None = None
-    for way in (original, original.without_trees()) if original.head is not None else (original,):
-        try:
-            signature = signature_of(way, frame)
-            content = to_onnx(way, signature)
-            return way, signature, content, OnnxModel(content, signature)
-        except ConversionRefused as error:
-            refusal = refusal or error
-    assert refusal is not None
-    raise refusal
-
-
-def _compared(
-    original: Original,
-    model: OnnxModel,
-    rounded: tuple[Answer, Tensors],
-    raw: tuple[Answer, Tensors],
-    random: np.random.Generator,
-) -> Parity:
-    """Compare on all rows. Raises ConversionRefused, with the report, unless the two agree.
-
-    rounded, raw: the original's answers to the rows rounded to float32 and to the rows as they are, and the tensors
-    that they become; the same tensors if the served model takes float32.
-    """
-    (expected, rounded_inputs), (expected_raw, inputs) = rounded, raw
-    tolerance = tolerance_for(expected_raw)
-    found = model.run(inputs)
-    parity = Parity(
-        compare(expected, found if rounded_inputs is inputs else model.run(rounded_inputs), tolerance),
-        compare(expected_raw, found, tolerance),
-        invariance(model, inputs, tolerance, random),
-    )
-    if not parity.agrees:
-        wrong = [row["row"] for row in (*parity.float32_rows.first, *parity.raw_rows.first)]
-        lacking = all(_is_lacking(take(inputs, row)) for row in wrong)
-        raise ConversionRefused(_told(original, parity, lacking=lacking), report=parity.plain())
-    return parity
-
-
-def _is_lacking(row: Tensors) -> bool:
-    """Whether a value is missing in this row."""
-    return any(bool((v == MISSING_TEXT).any() if v.dtype == object else np.isnan(v).any()) for v in row.values())
-
-
-def _told(original: Original, parity: Parity, *, lacking: bool) -> str:
-    """Why the package is refused, and what to do. lacking: the rows that were found wrong all miss a value."""
-    rounded, raw = parity.float32_rows, parity.raw_rows
-    parts = [
-        (f"{c.mismatches} of {c.rows} labels differ, " if original.task == "classifier" else "")
-        + f"{c.over_tolerance} of {c.rows} answers are off by more than {c.tolerance:.2g} "
-        + f"(at most {c.max_difference:.2g}) on {which} rows"
-        for c, which in ((rounded, "float32"), (raw, "raw"))
-        if not c.agrees
-    ]
-    if lacking:
-        advice = "its ONNX form takes missing values otherwise: fill them before, in the training data too"
-    elif original.family == "trees" or rounded.agrees:
-        advice = (
-            "rounding to float32 moves values over decision thresholds: keep the data as float32 in a parquet file, "
-            "train on that, and do not scale before trees"
-        )
-    elif original.family in ("linear", "neural network"):
-        advice = "float32 cannot hold sums of such large numbers: put a StandardScaler before the estimator"
-    else:
-        advice = "its ONNX form computes something else: use another estimator"
-    told = f"ONNX does not answer as {original.description} does: {'; '.join(parts)}. Nothing was written"
-    return f"{told}. Likely cause: {advice}"
-
-
-def _told_probed(original: Original, probed: Probed) -> str:
-    """Why the package is refused after probes."""
-    parts = [
-        f"{found.mismatches} labels and {found.over_tolerance} answers of {found.rows} rows {where}"
-        for found, where in ((probed.boundary_rows, "on thresholds"), (probed.edge_rows, "at the edges of numbers"))
-        if found is not None and not found.agrees
-    ]
-    return f"ONNX does not answer as {original.description} does: {'; '.join(parts)} are off. Nothing was written"
 
 
 def _is_invariant(decision: Decision, parity: Parity) -> bool:

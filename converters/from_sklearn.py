@@ -5,23 +5,21 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
-from skl2onnx.operator_converters.imputer_op import convert_sklearn_imputer
-from skl2onnx.shape_calculators.imputer import calculate_sklearn_imputer_output_shapes
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.impute import SimpleImputer
 
-from converters.original import Original, steps
+from converters.original import Original
+from converters.repairs import SHAPES, WRITERS, convertible
 from converters.sources import told
+from converters.steps import steps
 from gateway.errors import ConversionRefused
-from gateway.tensors import Signature
+from gateway.tensors import Signature, TensorSpec
 
 # Runtimes of the last years load these; skl2onnx takes lower ones where the operators allow.
 OPSET = 18
@@ -33,12 +31,23 @@ _TYPES = {"FP32": FloatTensorType, "FP64": DoubleTensorType, "BYTES": StringTens
 
 def whole(original: Original, signature: Signature) -> onnx.ModelProto:
     """The model, with probabilities as one matrix instead of a dictionary per row. Raises ConversionRefused."""
-    options: dict[int, Any] = {}
+    return _tried(
+        _with_inputs(original.estimator, signature, _options(original, original.estimator)), original.description
+    )
+
+
+def last(original: Original, width: int) -> onnx.ModelProto:
+    """The step that decides, alone: it takes its *width* features in float32, as ``rows``. Raises ConversionRefused."""
+    *_, step = steps(original.estimator)
+    given = Signature((TensorSpec("rows", "FP32", (-1, width)),), ())
+    return _tried(_with_inputs(step, given, _options(original, step)), original.description)
+
+
+def _options(original: Original, estimator: Any) -> dict[int, Any]:
     # Any option for the whole keeps skl2onnx from setting zipmap, which it then refuses, for LinearSVC.
-    if original.task == "classifier":
-        option = "zipmap" if original.has_probabilities else "output_class_labels"
-        options = {id(original.estimator): {option: False}}
-    return _tried(_with_inputs(original.estimator, signature, options), original.description)
+    if original.task != "classifier":
+        return {}
+    return {id(estimator): {"zipmap" if original.has_probabilities else "output_class_labels": False}}
 
 
 def head(original: Original, signature: Signature) -> onnx.ModelProto:
@@ -56,15 +65,32 @@ def head(original: Original, signature: Signature) -> onnx.ModelProto:
 def _with_inputs(estimator: Any, signature: Signature, options: Mapping[int, Any]) -> Callable[[], Any]:
     types = [(spec.name, _TYPES[spec.datatype]([None, spec.shape[1]])) for spec in signature.inputs]
     texts = {id(step): {"locale": _LOCALE} for step in _branches(estimator) if isinstance(step, CountVectorizer)}
-    return functools.partial(
+    named = functools.partial(
         convert_sklearn,
         estimator,
         initial_types=types,
         target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},
         options={**texts, **options},
-        custom_conversion_functions={SimpleImputer: _imputer},
-        custom_shape_calculators={SimpleImputer: calculate_sklearn_imputer_output_shapes},
+        custom_conversion_functions=dict(WRITERS),
+        custom_shape_calculators=dict(SHAPES),
     )
+
+    def made() -> Any:
+        with convertible(estimator):
+            proto = named()
+        _name_inputs(proto.graph, [spec.name for spec in signature.inputs])
+        return proto
+
+    return made
+
+
+def _name_inputs(graph: Any, names: Sequence[str]) -> None:
+    """Inputs by the names of the columns; skl2onnx puts other characters for some of theirs."""
+    renamed = {given.name: name for given, name in zip(graph.input, names, strict=True) if given.name != name}
+    for given in graph.input:
+        given.name = renamed.get(given.name, given.name)
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
 
 
 def _branches(estimator: Any) -> Iterator[Any]:
@@ -74,27 +100,6 @@ def _branches(estimator: Any) -> Iterator[Any]:
         if isinstance(step, ColumnTransformer):
             for _, branch, _ in step.transformers_:
                 yield from _branches(branch)
-
-
-def _imputer(scope: Any, operator: Any, container: Any) -> None:
-    """The operator Imputer takes no doubles in ONNX Runtime: there, what is missing is put in by a choice."""
-    step, given = operator.raw_operator, operator.inputs[0]
-    if not isinstance(given.type, DoubleTensorType):
-        convert_sklearn_imputer(scope, operator, container)
-        return
-    filling = np.asarray(step.statistics_, dtype=np.float64).reshape(1, -1)
-    is_nan = step.missing_values is None or np.isnan(step.missing_values)
-    if step.add_indicator or np.isnan(filling).any() or not is_nan:
-        raise NotImplementedError("a SimpleImputer that adds indicators, drops columns, or takes a number for missing")
-    lacking, filled = (scope.get_unique_variable_name(name) for name in ("lacking", "filling"))
-    container.add_initializer(filled, onnx.TensorProto.DOUBLE, list(filling.shape), filling.ravel())
-    container.add_node("IsNaN", [given.full_name], [lacking], name=scope.get_unique_operator_name("IsNaN"))
-    container.add_node(
-        "Where",
-        [lacking, filled, given.full_name],
-        [operator.outputs[0].full_name],
-        name=scope.get_unique_operator_name("Where"),
-    )
 
 
 def _tried(convert: Callable[[], Any], description: str) -> Any:

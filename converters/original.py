@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from sklearn.base import BaseEstimator, is_classifier, is_regressor
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from converters import sources
 from converters.rows import bytes_array, is_text
+from converters.steps import Task, classes_of, opened, steps, task_of, within
 from gateway.errors import ConversionRefused, InvalidInput
 from gateway.tensors import Array, Tensors
 
 if TYPE_CHECKING:
     from converters.trees import Ensemble
 
-Task = Literal["classifier", "regressor"]
 Family = Literal["neural network", "trees", "linear", "other"]
 
 
@@ -32,8 +34,11 @@ Family = Literal["neural network", "trees", "linear", "other"]
 class Answer:
     """What the original gives for some rows, named as the ONNX outputs are.
 
-    outputs: ``label`` (int64 or bytes) and, if it has them, ``probabilities`` [rows, classes]; or ``value`` [rows, 1].
-    margin: how far the best class is ahead of the second, per row; None for a regressor.
+    outputs, by task. Classifier: ``label`` (int64 or bytes) and, if it has them, ``probabilities`` [rows, classes].
+    Regressor and ranker: ``value`` [rows, values]. Outlier detector: ``label``, -1 for an outlier and 1 for others, and
+    ``score`` [rows, 1], below 0 for outliers. Clusterer: ``label``, and if it has them ``probabilities``, or ``value``,
+    the distances to all centres. Transformer: ``value`` [rows, columns], floats or bytes.
+    margin: how far the best class is ahead of the second, per row; None if there is no label.
     """
 
     outputs: Tensors
@@ -47,36 +52,37 @@ def load(path: Path, *, trust: bool) -> tuple[Original, list[str]]:
 
 
 class Original:
-    """A fitted classifier, regressor or ranker; the score of a ranker is a value.
+    """A fitted estimator that answers rows: whatever its task is. The score of a ranker is a value.
 
     ensemble: its trees, if it decides by trees that can be read; head: what prepares their features, None if nothing
-    does. Raises InvalidInput if it is no such model, or one that cannot be packaged.
+    does. wide: its ONNX form takes doubles, although the original needs none. Raises InvalidInput if it is no such
+    model, or one that cannot be packaged.
     """
 
     def __init__(self, estimator: Any) -> None:
         # A search answers by the best of what it tried.
-        estimator = sources.adapt(getattr(estimator, "best_estimator_", estimator))
+        estimator = opened(sources.adapt(getattr(estimator, "best_estimator_", estimator)))
         if not isinstance(estimator, BaseEstimator):
             raise InvalidInput(
                 "model", f"a {type(estimator).__name__}", "a scikit-learn estimator or Pipeline, or a booster"
             )
         last = list(steps(estimator))[-1]
-        is_ranker = type(last).__name__.endswith("Ranker")
-        if not is_classifier(estimator) and not is_regressor(estimator) and not is_ranker:
-            raise InvalidInput("model", f"a {type(estimator).__name__}", "a classifier, a regressor or a ranker")
+        self.task: Task = task_of(estimator, last)
         try:
             if hasattr(estimator, "fit"):  # what was adapted is fitted, and is never fitted again
                 check_is_fitted(estimator)
         except NotFittedError as error:
             raise InvalidInput("model", f"an unfitted {type(estimator).__name__}", "one that was fitted") from error
         self.estimator = estimator
-        self.task: Task = "classifier" if is_classifier(estimator) else "regressor"
-        self.has_probabilities = hasattr(estimator, "predict_proba")
+        self.has_probabilities = self.task in ("classifier", "clusterer") and hasattr(estimator, "predict_proba")
         self.feature_names = _names(estimator)
         width = getattr(estimator, "n_features_in_", None)
         self.width: int | None = None if width is None else int(width)
-        self.classes = _classes(estimator) if self.task == "classifier" else None
+        if self.takes_one_text:
+            self.width = 1
+        self.classes = classes_of(estimator, last, self.task)
         self.head, self.ensemble = _trees(estimator)
+        self.wide = False
         self.source = (sources.source_of(last) or sources.SOURCES["sklearn"]).name
 
     def without_trees(self) -> Original:
@@ -85,10 +91,30 @@ class Original:
         other.head = other.ensemble = None
         return other
 
+    def in_doubles(self) -> Original:
+        """The same model, its trees left to whoever converts the rest, and all of it computed in doubles."""
+        other = self.without_trees()
+        other.wide = True
+        return other
+
+    def in_two(self) -> Original | None:
+        """The same model, its features prepared in doubles and all else in float32; None if nothing prepares them.
+
+        That is how trees are asked that another estimator holds: they round what they are given to float32.
+        """
+        *before, _ = steps(self.estimator)
+        if not before:
+            return None
+        other = self.in_doubles()
+        other.head = Pipeline([(str(index), step) for index, step in enumerate(before)])
+        return other
+
     @property
     def takes_doubles(self) -> bool:
-        """Whether float32 would round a feature before the original compares it."""
-        return self.ensemble is not None and (self.head is not None or self.ensemble.compares == "float64")
+        """Whether the ONNX form takes doubles; for trees, because float32 would round what the original compares."""
+        if self.ensemble is None:
+            return self.wide
+        return self.head is not None or self.ensemble.compares == "float64"
 
     @property
     def description(self) -> str:
@@ -113,6 +139,16 @@ class Original:
             return "trees"
         is_linear = module.startswith("sklearn.linear_model") or type(last).__name__ in ("LinearSVC", "LinearSVR")
         return "linear" if is_linear else "other"
+
+    @property
+    def takes_one_text(self) -> bool:
+        """Whether a row is one text, and no row of columns."""
+        return isinstance(next(steps(self.estimator)), CountVectorizer)
+
+    @property
+    def holds_trees(self) -> bool:
+        """Whether it, or an estimator that it holds, decides by trees of scikit-learn."""
+        return any(hasattr(each, "tree_") or hasattr(each, "_predictors") for each in within(self.estimator))
 
     @property
     def selects_by_name(self) -> bool:
@@ -147,31 +183,63 @@ class Original:
 
         Raises ConversionRefused if the model itself fails on them.
         """
-        rows = frame if self.feature_names is not None else _matrix(frame)
+        if self.takes_one_text:
+            rows = frame.iloc[:, 0].fillna("").to_numpy(dtype=object)
+        else:
+            rows = frame if self.feature_names is not None else _matrix(frame)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unseen categories and the like: asked for on purpose
             try:
-                predicted = np.asarray(self.estimator.predict(rows))
-                scores = self._scores(rows) if self.task == "classifier" else None
+                return self._answered(rows)
+            except InvalidInput:
+                raise
             except Exception as error:  # an estimator may raise anything on rows that it cannot read
                 raise ConversionRefused(f"the original model fails on these rows: {sources.told(error)}") from error
-        if predicted.ndim > 1 and predicted.shape[1] != 1:
-            raise InvalidInput("model", f"{predicted.shape[1]} outputs per row", "one label or value per row")
+
+    def _answered(self, rows: Any) -> Answer:
+        if self.task == "transformer":
+            return Answer({"value": _matrix_of(self.estimator.transform(rows))}, None)
+        predicted = np.asarray(self.estimator.predict(rows))
         if self.task == "regressor":
-            return Answer({"value": predicted.astype(np.float64).reshape(-1, 1)}, None)
-        assert scores is not None
+            return Answer({"value": predicted.astype(np.float64).reshape(len(predicted), -1)}, None)
+        if predicted.ndim > 1 and predicted.shape[1] != 1:
+            raise InvalidInput("model", f"{predicted.shape[1]} outputs per row", "one label per row")
         assert self.classes is not None
         outputs: Tensors = {"label": as_labels(predicted.ravel(), self.classes)}
+        if self.task == "outlier detector":
+            score = np.asarray(self.estimator.decision_function(rows), dtype=np.float64).reshape(-1, 1)
+            return Answer({**outputs, "score": score}, np.abs(score[:, 0]))
+        scores = self._scores(rows)
         if self.has_probabilities:
             outputs["probabilities"] = scores
+        elif self.task == "clusterer" and hasattr(self.estimator, "transform"):
+            outputs["value"] = -scores
+        threshold = getattr(list(steps(self.estimator))[-1], "best_threshold_", None)
+        if threshold is not None and self.has_probabilities:
+            return Answer(outputs, np.abs(scores[:, -1] - threshold))
         return Answer(outputs, _margin(scores))
 
     def _scores(self, rows: Any) -> Array:
-        if self.has_probabilities:
-            return np.asarray(self.estimator.predict_proba(rows), dtype=np.float64)
-        if hasattr(self.estimator, "decision_function"):
-            return np.asarray(self.estimator.decision_function(rows), dtype=np.float64)
+        """The higher, the more likely is the label."""
+        for ask, sign in (("predict_proba", 1.0), ("decision_function", 1.0), ("transform", -1.0)):
+            if ask == "transform" and self.task != "clusterer":
+                continue
+            if hasattr(self.estimator, ask):
+                return sign * np.asarray(getattr(self.estimator, ask)(rows), dtype=np.float64)
         return np.full((len(rows), 2), [1.0, 0.0])  # no scores: no row is a tie
+
+
+def _matrix_of(transformed: Any) -> Array:
+    """What a transformer gives, as [rows, columns] of float64 or of bytes."""
+    found = np.asarray(transformed.toarray() if issparse(transformed) else transformed)
+    if found.ndim != 2:
+        raise InvalidInput("model", f"an array of {found.ndim} dimensions per answer", "rows of columns")
+    if found.dtype.kind in "OUS":
+        try:
+            return found.astype(np.float64)
+        except (TypeError, ValueError):
+            return bytes_array(found.ravel()).reshape(found.shape)
+    return found.astype(np.float64)
 
 
 def _names(estimator: Any) -> tuple[str, ...] | None:
@@ -219,28 +287,6 @@ def _margin(scores: Array) -> Array:
     best = np.sort(scores, axis=1)
     margin: Array = best[:, -1] - best[:, -2]
     return margin
-
-
-def _classes(estimator: Any) -> tuple[int | str, ...]:
-    found = estimator.classes_
-    if isinstance(found, list):
-        raise InvalidInput("model", f"{len(found)} outputs per row", "one label per row")
-    kind = np.asarray(found).dtype.kind
-    if kind in "iub" or (kind == "f" and all(float(label).is_integer() for label in found)):
-        return tuple(int(label) for label in found)
-    if all(isinstance(label, str) for label in found):
-        return tuple(str(label) for label in found)
-    raise InvalidInput("model", f"classes {list(found)[:5]}", "whole numbers or texts")
-
-
-def steps(estimator: Any) -> Iterator[Any]:
-    """The steps of a Pipeline and of the pipelines inside it, in order; an estimator by itself is one step."""
-    if isinstance(estimator, Pipeline):
-        for _, step in estimator.steps:
-            if step is not None and not isinstance(step, str):  # 'passthrough'
-                yield from steps(step)
-    else:
-        yield estimator
 
 
 def _listed(columns: Any) -> list[Any]:

@@ -23,6 +23,8 @@ GOLDEN_SINGLE_ROWS = 6
 GOLDEN_BATCH_ROWS = 4
 # Golden labels must be the same everywhere, so rows near a tie are no golden rows.
 GOLDEN_MARGIN = 1e-3
+# The same for scores and distances, whose size is anything.
+GOLDEN_MARGIN_IN_TOLERANCES = 100
 
 
 def check_free(root: Path, name: str, version: str) -> Path:
@@ -44,7 +46,7 @@ def golden(signature: Signature, inputs: Tensors, outputs: Tensors, tolerance: f
     """
     if not signature.batchable:
         return _golden_document(signature, inputs, outputs, [slice(None)], tolerance)
-    rows = _golden_rows(inputs, outputs)
+    rows = _golden_rows(inputs, outputs, tolerance)
     picked: list[Any] = [rows[i : i + 1] for i in spread(len(rows), GOLDEN_SINGLE_ROWS)] if len(rows) else []
     if len(rows) > 1:
         picked.append(rows[spread(len(rows), GOLDEN_BATCH_ROWS)])
@@ -101,7 +103,7 @@ def write(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
     return target
 
 
-def _golden_rows(inputs: Tensors, outputs: Tensors) -> Array:
+def _golden_rows(inputs: Tensors, outputs: Tensors, tolerance: float) -> Array:
     """Indices of the rows that may be golden."""
     total = len(next(iter(inputs.values())))
     fit = np.ones(total, dtype=bool)
@@ -112,6 +114,11 @@ def _golden_rows(inputs: Tensors, outputs: Tensors) -> Array:
     if "probabilities" in outputs and outputs["probabilities"].shape[1] > 1:
         best = np.sort(outputs["probabilities"], axis=1)
         fit &= best[:, -1] - best[:, -2] > GOLDEN_MARGIN
+    elif "score" in outputs:
+        fit &= np.abs(outputs["score"][:, 0]) > GOLDEN_MARGIN_IN_TOLERANCES * tolerance
+    elif "label" in outputs and "value" in outputs and outputs["value"].shape[1] > 1:  # distances
+        nearest = np.sort(outputs["value"], axis=1)
+        fit &= nearest[:, 1] - nearest[:, 0] > GOLDEN_MARGIN_IN_TOLERANCES * tolerance
     return np.flatnonzero(fit)
 
 

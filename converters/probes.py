@@ -12,7 +12,8 @@ from sklearn.pipeline import Pipeline
 
 from converters.original import Original
 from converters.rows import to_tensors
-from converters.verify import Comparison, OnnxModel, compare
+from converters.steps import steps, within
+from converters.verify import Comparison, OnnxModel, Tolerance, compare
 from gateway.errors import ConversionRefused
 from gateway.tensors import Array, Signature
 
@@ -70,7 +71,7 @@ def probe(
     model: OnnxModel,
     signature: Signature,
     frame: Any,
-    tolerance: float,
+    tolerance: Tolerance,
     random: np.random.Generator,
 ) -> Probed:
     """Compare on rows of *frame* with one number put in place of another; the frame holds what the signature can."""
@@ -95,14 +96,12 @@ def boundary_rows(original: Original, signature: Signature, frame: Any, random: 
 
     Thresholds behind a preparation are put back through it as far as it goes back column by column.
     """
-    if original.ensemble is None:
-        return None
-    thresholds = original.ensemble.thresholds()
+    head, thresholds, width = _thresholds(original)
     columns = list(frame.columns)
-    if original.head is None:
-        critical = {columns[index]: values for index, values in thresholds.items()}
+    if head is None:
+        critical = {columns[index]: values for index, values in thresholds.items() if index < len(columns)}
     else:
-        critical = dict(_undone_columns(original.head, thresholds, original.ensemble.width, columns))
+        critical = dict(_undone_columns(head, thresholds, width, columns))
     doubles = any(spec.datatype == "FP64" for spec in signature.inputs)
     planted = [
         (name, value) for name, values in critical.items() for value in _beside(values, doubles=doubles).tolist()
@@ -112,6 +111,33 @@ def boundary_rows(original: Original, signature: Signature, frame: Any, random: 
     if len(planted) > MAX_BOUNDARY_ROWS:
         planted = [planted[i] for i in np.sort(random.choice(len(planted), MAX_BOUNDARY_ROWS, replace=False))]
     return _planted(frame, random.integers(0, len(frame), len(planted)), planted)
+
+
+def _thresholds(original: Original) -> tuple[Any, Mapping[int, Array], int]:
+    """What prepares the features of trees, None if nothing does; by feature, where trees decide; how many there are.
+
+    Trees that are left to skl2onnx count as well: those of a bagging, a boosting, a vote, an isolation forest.
+    """
+    if original.ensemble is not None:
+        return original.head, original.ensemble.thresholds(), original.ensemble.width
+    *before, last = steps(original.estimator)
+    found: dict[int, list[Array]] = {}
+    for each in within(last):
+        if hasattr(each, "tree_"):
+            inner = each.tree_.children_left != -1
+            feature, threshold = each.tree_.feature[inner], each.tree_.threshold[inner]
+        elif hasattr(each, "_predictors"):
+            nodes = np.concatenate([tree.nodes for stage in each._predictors for tree in stage])
+            inner = nodes["is_leaf"] == 0
+            feature, threshold = nodes["feature_idx"][inner], nodes["num_threshold"][inner]
+        else:
+            continue
+        for index in np.unique(feature).tolist():
+            found.setdefault(int(index), []).append(threshold[feature == index])
+    thresholds = {index: np.unique(np.concatenate(parts)) for index, parts in found.items()}
+    width = int(getattr(last, "n_features_in_", max(thresholds, default=-1) + 1))
+    head = Pipeline([(str(index), step) for index, step in enumerate(before)]) if before else None
+    return head, {index: values[np.isfinite(values)] for index, values in thresholds.items()}, width
 
 
 def edge_rows(original: Original, signature: Signature, frame: Any) -> Iterator[tuple[str, Any]]:

@@ -21,6 +21,10 @@ class Truth:
 
     def __init__(self, original: Original, column: Any) -> None:
         self.name = str(column.name)
+        if original.task in ("clusterer", "transformer"):
+            raise InvalidInput(
+                "target", repr(self.name), f"none, since no answer of a {original.task} is true or false"
+            )
         self._classes = original.classes
         present = column.dropna()
         self._rows = present.index.to_numpy()
@@ -45,20 +49,24 @@ class Truth:
         return "r2" if self._classes is None else "accuracy"
 
     def measure(self, outputs: Tensors) -> Mapping[str, float]:
-        """The figures of a model's answers to all rows of the data."""
+        """The figures of a model's answers to all rows of the data. Raises InvalidInput if it gives several values."""
+        rows, truth = self._rows, self._values
         if self._classes is None:
-            values = outputs["value"][self._rows].ravel()
+            if outputs["value"].shape[1] != 1:
+                several = f"{outputs['value'].shape[1]} values per row"
+                raise InvalidInput("target", repr(self.name), f"none, since one column holds no truth for {several}")
+            values = outputs["value"][rows].ravel()
             return {
-                "r2": float(r2_score(self._values, values)) if self.rows > 1 else 0.0,
-                "mean_absolute_error": float(mean_absolute_error(self._values, values)),
-                "root_mean_squared_error": float(root_mean_squared_error(self._values, values)),
+                "r2": float(r2_score(truth, values)) if len(rows) > 1 else 0.0,
+                "mean_absolute_error": float(mean_absolute_error(truth, values)),
+                "root_mean_squared_error": float(root_mean_squared_error(truth, values)),
             }
-        labels = outputs["label"][self._rows]
-        figures = {"accuracy": float(accuracy_score(self._values.astype(str), labels.astype(str)))}
+        labels = outputs["label"][rows]
+        figures = {"accuracy": float(accuracy_score(truth.astype(str), labels.astype(str)))}
         if "probabilities" in outputs:
             known = [label.encode() if isinstance(label, str) else label for label in self._classes]
-            columns = np.array([known.index(label) for label in self._values.tolist()])
-            given = outputs["probabilities"][self._rows, columns].astype(np.float64)
+            columns = np.array([known.index(label) for label in truth.tolist()])
+            given = outputs["probabilities"][rows, columns].astype(np.float64)
             figures["log_loss"] = float(np.abs(np.log(np.clip(given, np.finfo(np.float64).eps, 1.0))).mean())
         return figures
 

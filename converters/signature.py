@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from converters.original import Original
 from converters.rows import is_text
 from gateway.errors import InvalidInput
-from gateway.tensors import MAX_FEATURES, Feature, Signature, TensorSpec
+from gateway.tensors import MAX_FEATURES, Feature, Role, Signature, TensorSpec
 
 MATRIX_INPUT = "input"
+# Asked to see what the original gives; some answer no single row.
+_TRIED_ROWS = 2
 
 
 def choose_features(original: Original, frame: Any, *, target: str | None) -> tuple[Any, list[str]]:
@@ -54,7 +57,7 @@ def signature_of(original: Original, frame: Any) -> Signature:
     else:
         inputs = (TensorSpec(MATRIX_INPUT, numbers, (-1, len(names))),)
         features = tuple(Feature(name, MATRIX_INPUT, column) for column, name in enumerate(names))
-    signature = Signature(inputs, _outputs_of(original), features, original.classes)
+    signature = Signature(inputs, tuple(_outputs_of(original, frame.head(_TRIED_ROWS))), features, original.classes)
     taken = {column.name for column in signature.output_columns()} | {spec.name for spec in signature.outputs}
     for name in names:
         if name in taken:
@@ -62,13 +65,17 @@ def signature_of(original: Original, frame: Any) -> Signature:
     return signature
 
 
-def _outputs_of(original: Original) -> tuple[TensorSpec, ...]:
-    if original.classes is None:
-        return (TensorSpec("value", "FP32", (-1, 1), "value"),)
-    label = TensorSpec("label", "BYTES" if isinstance(original.classes[0], str) else "INT64", (-1,), "label")
-    if not original.has_probabilities:
-        return (label,)
-    return label, TensorSpec("probabilities", "FP32", (-1, len(original.classes)), "probabilities")
+def _outputs_of(original: Original, frame: Any) -> Iterator[TensorSpec]:
+    """One per output of `Answer`, in its order; what it gives for a few rows says how wide they are."""
+    for name, array in original.answer(frame).outputs.items():
+        if name == "label":
+            datatype = "BYTES" if array.dtype == object else "INT64"
+            yield TensorSpec(name, datatype, (-1,), "label")
+        elif not 0 < array.shape[1] <= MAX_FEATURES:
+            raise InvalidInput("model", f"{array.shape[1]} values per row", f"1 to {MAX_FEATURES}")
+        else:
+            role: Role = "probabilities" if name == "probabilities" else "value"
+            yield TensorSpec(name, "BYTES" if array.dtype == object else "FP32", (-1, array.shape[1]), role)
 
 
 def _some(names: list[str]) -> str:

@@ -25,13 +25,18 @@ _COMPANIES = 24
 _MAX_COMPANY_ROWS = 64
 
 
+# One number for all columns of an answer, or one for each.
+Tolerance = float | Array
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """What was found when two models answered the same rows.
 
-    ties: rows whose labels differ while the original's two best classes are less than the tolerance apart. mismatches:
-    rows whose labels differ and are no ties. over_tolerance: rows with a probability off by more than the tolerance, or
-    a value off by more than the tolerance + relative x value. first: the first few wrong rows, for people.
+    tolerance: the largest one of all columns. ties: rows whose labels differ while the original's two best classes are
+    less than the tolerance apart. mismatches: rows whose labels differ and are no ties. over_tolerance: rows with a
+    probability off by more than the tolerance, a value or score off by more than the tolerance + relative x value, or
+    with another text. first: the first few wrong rows, for people.
     """
 
     rows: int
@@ -110,14 +115,21 @@ class OnnxModel:
             raise ConversionRefused(str(error)) from error
 
 
-def tolerance_for(answer: Answer) -> float:
-    """How far apart two answers may be: TOLERANCE for probabilities; for values, that part of their median size."""
-    if "value" not in answer.outputs or not answer.outputs["value"].size:
+def tolerance_for(answer: Answer) -> Tolerance:
+    """How far apart two answers may be: TOLERANCE for probabilities; for values, that part of their column's median
+    size, zeros left out.
+    """
+    values = answer.outputs.get("value", answer.outputs.get("score"))
+    if values is None or not values.size or values.dtype == object:
         return TOLERANCE
-    return TOLERANCE * float(np.median(np.abs(answer.outputs["value"]))) or TOLERANCE
+    sizes = np.abs(np.where(np.isfinite(values) & (values != 0), values, np.nan))
+    found = np.full(sizes.shape[1], TOLERANCE)
+    for column in np.flatnonzero(~np.isnan(sizes).all(axis=0)):
+        found[column] *= np.nanmedian(sizes[:, column])
+    return float(found[0]) if len(found) == 1 else found
 
 
-def compare(expected: Answer, found: Tensors, tolerance: float) -> Comparison:
+def compare(expected: Answer, found: Tensors, tolerance: Tolerance) -> Comparison:
     """Compare two models' answers to the same rows, output by output. Raises ConversionRefused if shapes differ."""
     for name, array in expected.outputs.items():
         if name not in found or found[name].shape != array.shape:
@@ -130,13 +142,13 @@ def compare(expected: Answer, found: Tensors, tolerance: float) -> Comparison:
     if "label" in expected.outputs:
         unequal = expected.outputs["label"] != found["label"]
         assert expected.margin is not None
-        tied = unequal & (expected.margin < tolerance)
+        tied = unequal & (expected.margin < np.max(tolerance))
     wrong = (unequal & ~tied) | over
     finite = difference[np.isfinite(difference)]
     return Comparison(
         rows=rows,
-        tolerance=tolerance,
-        relative=RELATIVE if "value" in expected.outputs else 0.0,
+        tolerance=float(np.max(tolerance)),
+        relative=RELATIVE if expected.outputs.keys() & {"value", "score"} else 0.0,
         mismatches=int((unequal & ~tied).sum()),
         ties=int(tied.sum()),
         over_tolerance=int(over.sum()),
@@ -146,7 +158,7 @@ def compare(expected: Answer, found: Tensors, tolerance: float) -> Comparison:
     )
 
 
-def invariance(model: OnnxModel, tensors: Tensors, tolerance: float, random: np.random.Generator) -> Invariance:
+def invariance(model: OnnxModel, tensors: Tensors, tolerance: Tolerance, random: np.random.Generator) -> Invariance:
     """Answer rows one by one, then in batches of random rows in random order, and compare.
 
     A label may change only where the row's own best two classes are less than the tolerance apart.
@@ -166,36 +178,50 @@ def invariance(model: OnnxModel, tensors: Tensors, tolerance: float, random: np.
         over += int(is_over[0])
         if "label" in beside and beside["label"][0] != alone[row]["label"][0]:
             changes += not _is_tie(alone[row], tolerance)
-    return Invariance(len(chosen), _COMPANIES, tolerance, changes, over, _plain(worst))
+    return Invariance(len(chosen), _COMPANIES, float(np.max(tolerance)), changes, over, _plain(worst))
 
 
-def _is_tie(outputs: Tensors, tolerance: float) -> bool:
-    if "probabilities" not in outputs or outputs["probabilities"].shape[1] < 2:
+def _is_tie(outputs: Tensors, tolerance: Tolerance) -> bool:
+    if "score" in outputs:
+        return bool(abs(outputs["score"][0, 0]) < np.max(tolerance))
+    if "probabilities" in outputs:
+        best = np.sort(outputs["probabilities"][0])[::-1]
+    elif "value" in outputs:  # distances
+        best = np.sort(outputs["value"][0])
+    else:
         return False
-    best = np.sort(outputs["probabilities"][0])
-    return bool(best[-1] - best[-2] < tolerance)
+    return len(best) > 1 and bool(abs(best[0] - best[1]) < np.max(tolerance))
 
 
-def _difference(expected: Tensors, found: Tensors, rows: int, tolerance: float) -> tuple[Array, Array]:
-    """Per row, the largest absolute difference over the outputs that are numbers, and whether one is too large.
+def _difference(expected: Tensors, found: Tensors, rows: int, tolerance: Tolerance) -> tuple[Array, Array]:
+    """Per row, the largest absolute difference over all outputs but the label, and whether one is too large.
 
-    It is infinite where only one of the two is NaN.
+    It is infinite where only one of the two is NaN, and where a text is another one.
     """
     largest = np.zeros(rows)
     over = np.zeros(rows, dtype=bool)
     for name, array in expected.items():
-        if array.dtype.kind == "f":
-            a, b = array.astype(np.float64).reshape(rows, -1), found[name].astype(np.float64).reshape(rows, -1)
-            with np.errstate(invalid="ignore"):
-                apart = np.abs(a - b)
-            apart[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
-            apart[np.isnan(apart)] = np.inf
-            # What is no number is either the same or too far: it widens no tolerance.
-            size = np.abs(np.where(np.isfinite(a), a, 0.0)) if name == "value" else 0.0
-            allowed = tolerance + RELATIVE * size
-            largest = np.maximum(largest, apart.max(axis=1, initial=0.0))
-            over |= (apart > allowed).any(axis=1)
+        if name == "label":
+            continue
+        apart, allowed = _apart(name, array.reshape(rows, -1), found[name].reshape(rows, -1), tolerance)
+        largest = np.maximum(largest, apart.max(axis=1, initial=0.0))
+        over |= (apart > allowed).any(axis=1)
     return largest, over
+
+
+def _apart(name: str, expected: Array, found: Array, tolerance: Tolerance) -> tuple[Array, Array | float]:
+    """How far numbers are apart, and how far they may be."""
+    if expected.dtype == object:
+        return np.where(expected == found, 0.0, np.inf), 0.0
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(a - b)
+    apart[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
+    apart[np.isnan(apart)] = np.inf
+    if name == "probabilities":
+        return apart, TOLERANCE if isinstance(tolerance, np.ndarray) else tolerance
+    # What is no number is either the same or too far: it widens no tolerance.
+    return apart, tolerance + RELATIVE * np.abs(np.where(np.isfinite(a), a, 0.0))
 
 
 def _plain(number: Any) -> float:
@@ -204,10 +230,14 @@ def _plain(number: Any) -> float:
 
 
 def _told(expected: Tensors, found: Tensors, difference: Array, row: int) -> Mapping[str, Any]:
+    """One wrong row: its label, or the number that is off by the most."""
     told: dict[str, Any] = {"row": int(row), "difference": _plain(difference[row])}
-    name = "label" if "label" in expected else "value"
+    name, column = next(iter(expected)), 0
+    if name != "label" and expected[name].ndim > 1:
+        apart, _ = _apart(name, expected[name][row : row + 1], found[name][row : row + 1], 0.0)
+        column = int(apart[0].argmax())
     for whose, outputs in (("original", expected), ("onnx", found)):
-        value = outputs[name][row].ravel()[0] if outputs[name].ndim > 1 else outputs[name][row]
+        value = outputs[name][row].ravel()[column] if outputs[name].ndim > 1 else outputs[name][row]
         plain = value.decode() if isinstance(value, bytes) else value.item()
         told[whose] = plain if not isinstance(plain, float) or math.isfinite(plain) else str(plain)
     return told

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+import onnx.compose
+from onnx import TensorProto, helper, numpy_helper
 
 from converters import from_sklearn
 from converters.original import Original
+from converters.steps import steps
 from converters.trees import Graph, Precision, write_labels, write_scores
+from converters.verify import OnnxModel
 from gateway.errors import ConversionRefused
-from gateway.tensors import Signature
+from gateway.tensors import Signature, TensorSpec
 
 MAX_IR_VERSION = 10
 _ELEMENT_TYPES = {
@@ -26,7 +30,7 @@ _PRECISIONS: dict[int, Precision] = {TensorProto.FLOAT: "float32", TensorProto.D
 def to_onnx(original: Original, signature: Signature) -> bytes:
     """The model as ONNX bytes with the inputs and outputs of *signature*. Raises ConversionRefused if it cannot be."""
     if original.ensemble is None:
-        proto = from_sklearn.whole(original, signature)
+        proto = from_sklearn.whole(original, signature) if original.head is None else _in_two(original, signature)
         _name_outputs(proto, signature, original.description)
     else:
         proto = _of_trees(original, signature)
@@ -81,6 +85,27 @@ def _of_trees(original: Original, signature: Signature) -> Any:
     return helper.make_model(made, opset_imports=[helper.make_opsetid(*opset) for opset in opsets.items()])
 
 
+def _in_two(original: Original, signature: Signature) -> Any:
+    """What prepares the features, in doubles; then the rest in float32, with the outputs that it has by itself."""
+    graph = Graph()
+    before = from_sklearn.head(original, signature)
+    rows, _ = _prepared(graph, before)
+    *_, step = steps(original.estimator)
+    body = onnx.compose.add_prefix(from_sklearn.last(original, int(step.n_features_in_)), "b_")
+    graph.add("Cast", rows, out=body.graph.input[0].name, to=TensorProto.FLOAT)
+    opsets: dict[str, int] = {}
+    for opset in (*before.opset_import, *body.opset_import):
+        opsets[opset.domain] = max(opset.version, opsets.get(opset.domain, 0))
+    made = helper.make_graph(
+        [*graph.nodes, *body.graph.node],
+        "sluicegate",
+        before.graph.input,
+        body.graph.output,
+        [*graph.constants, *body.graph.initializer],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid(*opset) for opset in opsets.items()])
+
+
 def _prepared(graph: Graph, proto: Any) -> tuple[str, Precision]:
     """Take over what prepares the features; returns the name of its result and its type. Its inputs keep their names.
 
@@ -128,10 +153,13 @@ def _name_outputs(proto: Any, signature: Signature, name: str) -> None:
     found = [output.name for output in graph.output]
     if len(found) < len(signature.outputs):
         raise ConversionRefused(f"skl2onnx gave {name} the outputs {found}, expected {len(signature.outputs)} of them")
+    del graph.output[len(signature.outputs) :]
+    one_import_per_domain(proto)
+    # What it says of its outputs is not always so; the runtime knows.
+    real = {spec.name: spec for spec in OnnxModel(proto.SerializeToString()).signature.outputs}
     del graph.output[:]
     for old, spec in zip(found, signature.outputs, strict=False):
-        if old != spec.name:
-            _rename(graph, old, spec.name)
+        _give(graph, old, real[old], spec)
         dims = ["rows" if size == -1 else size for size in spec.shape]
         graph.output.append(helper.make_tensor_value_info(spec.name, _ELEMENT_TYPES[spec.datatype], dims))
     for argument in graph.input:
@@ -139,8 +167,33 @@ def _name_outputs(proto: Any, signature: Signature, name: str) -> None:
         argument.type.tensor_type.shape.dim[0].dim_param = "rows"
 
 
+def _give(graph: Any, old: str, real: TensorSpec, spec: TensorSpec) -> None:
+    """Let the output *old*, which is *real*, be as *spec* says: its name, its type and its dimensions."""
+    steps: list[tuple[str, dict[str, Any]]] = []
+    if real.datatype != spec.datatype:
+        steps.append(("Cast", {"to": _ELEMENT_TYPES[spec.datatype]}))
+    if len(real.shape) != len(spec.shape):
+        shape = numpy_helper.from_array(np.array(spec.shape, dtype=np.int64), f"{spec.name}__shape")
+        graph.initializer.append(shape)
+        steps.append(("Reshape", {}))
+    if not steps:
+        if old != spec.name:
+            _rename(graph, old, spec.name)
+        return
+    _rename(graph, spec.name, f"{spec.name}__inner")
+    at = f"{spec.name}__inner" if old == spec.name else old
+    for index, (operator, attributes) in enumerate(steps):
+        out = spec.name if index == len(steps) - 1 else f"{spec.name}__{index}"
+        inputs = [at, f"{spec.name}__shape"] if operator == "Reshape" else [at]
+        graph.node.append(helper.make_node(operator, inputs, [out], **attributes))
+        at = out
+
+
 def _rename(graph: Any, old: str, new: str) -> None:
     """Rename a value in all nodes; a value that has the new name already makes way."""
+    for constant in graph.initializer:
+        if constant.name == new:
+            constant.name = f"{new}__inner"
     for node in graph.node:
         for names in (node.input, node.output):
             for index, name in enumerate(names):

@@ -18,8 +18,9 @@ import pytest
 import skops.io
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import LabelEncoder, StandardScaler
 
 from converters.convert import convert
 from gateway.errors import ConversionRefused, InvalidInput
@@ -211,12 +212,15 @@ class _Trap:
 @pytest.mark.parametrize(
     ("thing", "message"),
     [
-        (StandardScaler().fit(diabetes().features), "a classifier, a regressor or a ranker"),
+        (NearestNeighbors().fit(diabetes().features), "neither predicts nor transforms new rows"),
+        (LocalOutlierFactor().fit(diabetes().features), "one with novelty=True"),
+        (LabelEncoder().fit([1, 2]), "no labels, no dictionaries"),
+        (StandardScaler().fit(diabetes().features), "no answer of a transformer is true or false"),
         (LinearRegression(), "one that was fitted"),
         ({"weights": [1, 2]}, "a scikit-learn estimator"),
-        (LinearRegression().fit(diabetes().features, diabetes().features), "one label or value per row"),
+        (LinearRegression().fit(diabetes().features, diabetes().features), "no truth for 10 values per row"),
     ],
-    ids=["transformer", "unfitted", "no estimator", "several outputs"],
+    ids=["no answer", "its own rows", "labels", "a truth of none", "unfitted", "no estimator", "a truth of several"],
 )
 def test_what_is_no_fitted_model_is_refused_by_name(thing: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=message):

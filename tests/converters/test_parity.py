@@ -7,19 +7,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    BaggingClassifier,
+    HistGradientBoostingClassifier,
+    IsolationForest,
+    RandomForestClassifier,
+)
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
-from converters.convert import Converted
+from converters.convert import Converted, convert
 from gateway.errors import ConversionRefused
-from tests.converters.bench import Rows, as_text, cancer, converted, diabetes, flowers, matrix, served, voting
+from tests.converters.bench import (
+    TARGET,
+    Rows,
+    as_text,
+    cancer,
+    converted,
+    diabetes,
+    doubles,
+    flowers,
+    matrix,
+    mixed,
+    order,
+    served,
+    voting,
+)
 
 CLASSIFIERS: dict[str, Callable[[], Any]] = {
     "logistic regression": lambda: make_pipeline(StandardScaler(), LogisticRegression()),
@@ -109,6 +131,37 @@ def test_a_model_that_disagrees_is_refused_with_a_report_and_nothing_is_written(
     assert report["float32_rows"]["over_tolerance"] > 0
     assert report["float32_rows"]["first"][0].keys() == {"row", "difference", "original", "onnx"}
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("inner", [IsolationForest(n_estimators=10, random_state=0), BaggingClassifier(random_state=0)])
+def test_trees_that_another_estimator_holds_are_probed_and_what_scales_before_them_is_in_doubles(
+    inner: Any, tmp_path: Path
+) -> None:
+    rows, pipeline = cancer(), make_pipeline(StandardScaler(), inner)
+    is_classifier = isinstance(inner, BaggingClassifier)
+    package = converted(tmp_path, pipeline, rows, target=TARGET if is_classifier else None)
+    manifest = package.manifest
+    assert manifest.signature.inputs[0].datatype == "FP64"
+    assert manifest.parity["boundary_rows"]["rows"] > 500
+    assert "the package takes FP64" in manifest.parity["notes"][-1]
+    outputs = served(package, doubles(rows.features, "FP64"))
+    assert as_text(outputs["label"]) == as_text(pipeline.predict(rows.features))
+    if not is_classifier:
+        assert manifest.signature.classes == (-1, 1)
+        np.testing.assert_allclose(outputs["score"].ravel(), pipeline.decision_function(rows.features), atol=1e-6)
+
+
+def test_a_row_of_one_text_is_one_input_and_texts_that_are_missing_are_filled(tmp_path: Path) -> None:
+    rows = mixed()
+    notes = pd.DataFrame({"note": rows.features["size"] + " and " + rows.features["code"]})
+    words = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    package = convert(order(tmp_path, words.fit(notes["note"], rows.truth), Rows(notes, rows.truth), name="words"))
+    texts = {"note": np.array([text.encode() for text in notes["note"]], object).reshape(-1, 1)}
+    np.testing.assert_allclose(served(package, texts)["probabilities"], words.predict_proba(notes["note"]), atol=1e-6)
+    holes = rows.features[["size", "code"]].replace("small", None)
+    filled = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(), LogisticRegression())
+    package = converted(tmp_path, filled, Rows(holes, rows.truth), name="holes")
+    assert all(feature.missing_allowed for feature in package.manifest.signature.features)
 
 
 def test_missing_values_that_onnx_takes_otherwise_are_refused(tmp_path: Path) -> None:

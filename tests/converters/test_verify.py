@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from converters.original import Answer
-from converters.verify import OnnxModel, compare, invariance
+from converters.verify import OnnxModel, compare, invariance, tolerance_for
 from gateway.errors import ConversionRefused
 from gateway.tensors import Array, Signature, Tensors, TensorSpec
 
@@ -61,6 +61,23 @@ def test_one_wrong_value_among_right_ones_is_found(values: list[float], data: st
     comparison = compare(Answer({"value": expected}, None), {"value": found}, TOLERANCE)
     assert comparison.over_tolerance == 1
     assert comparison.first[0]["row"] == row
+
+
+def test_a_small_column_is_not_judged_by_the_size_of_a_large_one() -> None:
+    expected = Answer({"value": np.array([[1e6, 1e-3], [2e6, 2e-3], [0.0, 3e-3]])}, None)
+    found = expected.outputs["value"].copy()
+    found[1, 1] += 1e-6
+    assert compare(expected, {"value": found}, tolerance_for(expected)).over_tolerance == 1
+    assert compare(expected, {"value": expected.outputs["value"] * (1 + 1e-6)}, tolerance_for(expected)).agrees
+
+
+def test_a_text_that_is_another_one_is_wrong() -> None:
+    texts = np.array([[b"a", b"b"], [b"c", b"d"]], dtype=object)
+    other = texts.copy()
+    other[1, 0] = b"x"
+    assert compare(Answer({"value": texts}, None), {"value": texts.copy()}, TOLERANCE).agrees
+    comparison = compare(Answer({"value": texts}, None), {"value": other}, TOLERANCE)
+    assert (comparison.over_tolerance, comparison.first[0]["onnx"]) == (1, "x")
 
 
 def test_outputs_of_another_shape_are_refused() -> None:

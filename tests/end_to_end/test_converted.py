@@ -12,18 +12,19 @@ import pandas as pd
 import pytest
 from lightgbm import LGBMClassifier
 from onnx import TensorProto, helper
+from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingClassifier
+from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingClassifier, IsolationForest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, PowerTransformer, StandardScaler
 
 from converters.convert import Order, convert
 from converters.original import Original
 from converters.probes import boundary_rows
 from converters.signature import signature_of
-from tests.converters.bench import Rows, cancer, converted, mixed
+from tests.converters.bench import Rows, cancer, converted, mixed, narrow
 from tests.live import LiveGateway
 
 NOTES = ("round", "smooth edge", "large dark spot", "a small pale round thing")
@@ -66,6 +67,8 @@ NUMBERS: dict[str, Any] = {
     "lightgbm": LGBMClassifier(n_estimators=20, n_jobs=1, verbosity=-1),
 }
 DESCRIBED = pipeline()
+OUTLIERS = make_pipeline(StandardScaler(), IsolationForest(n_estimators=20, random_state=0))
+GROUPS, SCALED = KMeans(3, n_init=1, random_state=0), PowerTransformer()
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
     for name, estimator in NUMBERS.items():
         converted(directory, estimator, cancer(), name=name)
     converted(directory, DESCRIBED, described(), name="described")
+    for name, estimator in (("outliers", OUTLIERS), ("groups", GROUPS), ("scaled", SCALED)):
+        converted(directory, estimator, narrow(), name=name, target=None)
     convert(Order(recurrent(directory / "model.onnx"), "recurrent", "1", None, directory / "models"))
     with LiveGateway(directory / "models", directory / "state") as started:
         yield started
@@ -106,6 +111,30 @@ def test_decimals_and_doubles_on_thresholds_get_the_originals_probabilities(name
     rows = pd.concat([features, on_thresholds.sample(1000, random_state=0)], ignore_index=True)
     found = asked(gateway, name, rows)
     np.testing.assert_allclose(found, NUMBERS[name].predict_proba(rows), rtol=0, atol=1e-6)
+
+
+def infer(gateway: LiveGateway, model: str, features: Any) -> dict[str, Any]:
+    """The outputs by name, for rows sent as one tensor of decimals."""
+    (given,) = gateway.data.get(f"/v2/models/{model}").json()["inputs"]
+    tensor = {**given, "shape": list(features.shape), "data": features.to_numpy().ravel().tolist()}
+    reply = gateway.data.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]})
+    assert reply.status_code == 200, reply.text
+    return {each["name"]: np.reshape(each["data"], each["shape"]) for each in reply.json()["outputs"]}
+
+
+def test_outlier_detectors_clusterers_and_transformers_are_served(gateway: LiveGateway) -> None:
+    rows = narrow().features
+    found = infer(gateway, "outliers", rows)
+    assert set(found["label"].tolist()) == {-1, 1}
+    np.testing.assert_array_equal(found["label"], OUTLIERS.predict(rows))
+    np.testing.assert_allclose(found["score"].ravel(), OUTLIERS.decision_function(rows), rtol=0, atol=1e-6)
+    found = infer(gateway, "groups", rows)
+    np.testing.assert_array_equal(found["label"], GROUPS.predict(rows))
+    np.testing.assert_allclose(found["value"], GROUPS.transform(rows), rtol=2e-5)
+    np.testing.assert_allclose(infer(gateway, "scaled", rows)["value"], SCALED.transform(rows), rtol=2e-5, atol=2e-5)
+    row = rows.head(1).to_dict("records")
+    (answer,) = gateway.data.post("/predict/outliers", json={"rows": row}).json()["predictions"]
+    assert answer["label"] == OUTLIERS.predict(rows.head(1))[0]
 
 
 def test_a_model_that_carries_state_is_asked_each_time(gateway: LiveGateway) -> None:

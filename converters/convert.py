@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from converters import package, ways
+from converters import model_card, package, ways
 from converters.card import read_card
 from converters.original import Answer, load
 from converters.quality import Truth
@@ -22,11 +22,12 @@ from converters.ready import repack
 from converters.reference import histograms, rows_as_parquet
 from converters.rows import read_rows
 from converters.signature import choose_features, signature_of
+from converters.slices import by_slice, usual_columns
 from converters.sources import SOURCES
 from converters.verify import TOLERANCE, OnnxModel, Parity
 from gateway.errors import InvalidInput
-from gateway.models.manifest import GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE, Manifest, sha256_of
-from gateway.tensors import Tensors
+from gateway.models.manifest import CARD_FILE, GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE, Manifest, sha256_of
+from gateway.tensors import Signature, Tensors
 
 # What begins now, how many steps are done, how many there are.
 Progress = Callable[[str, int, int], None]
@@ -45,7 +46,7 @@ class Order:
 
     target: the column with the true labels or values, no feature. held_out: the user says that the model was not
     trained on these rows. trust: the user says that the model's file may run code. git_commit: for the lineage.
-    card: a file for `read_card`.
+    card: a file for `read_card`. slices: columns by which quality is told; none for those that are usual.
     """
 
     model: Path
@@ -59,6 +60,7 @@ class Order:
     trust: bool = False
     git_commit: str | None = None
     card: Path | None = None
+    slices: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def convert(
         lineage=_lineage(order),
         parity=report,
         quantization=dataclasses.asdict(decision),
-        metrics=_metrics(order, truth, expected, outputs),
+        metrics=_metrics(order, truth, expected, outputs, table, signature),
         card=card,
     )
     converted = _written(order.out, manifest, content, inputs, outputs, subject.tolerance, random)
@@ -151,7 +153,7 @@ def _repacked(
     manifest = Manifest(
         name=order.name,
         version=order.version,
-        files=package.checksums(files),
+        files={},  # filled in when they are written
         signature=made.signature,
         created=now().isoformat(timespec="seconds"),
         framework={"name": "ONNX", "estimator": order.model.name, "task": "unknown"},
@@ -161,6 +163,8 @@ def _repacked(
         reference=reference,
         card=card,
     )
+    files[CARD_FILE] = model_card.card(manifest)
+    manifest = dataclasses.replace(manifest, files=package.checksums(files))
     converted = Converted(package.write(order.out, manifest, files), manifest)
     begin("done")
     return converted
@@ -194,9 +198,9 @@ def _written(
         REFERENCE_FILE: rows_as_parquet(signature, inputs, outputs, random),
         GOLDEN_FILE: package.golden(signature, inputs, outputs, tolerance),
     }
-    whole = dataclasses.replace(
-        manifest, files=package.checksums(files), reference=histograms(signature, inputs, outputs)
-    )
+    whole = dataclasses.replace(manifest, reference=histograms(signature, inputs, outputs))
+    files[CARD_FILE] = model_card.card(whole)
+    whole = dataclasses.replace(whole, files=package.checksums(files))
     return Converted(package.write(out, whole, files), whole)
 
 
@@ -227,9 +231,14 @@ def _lineage(order: Order) -> Mapping[str, Any]:
     }
 
 
-def _metrics(order: Order, truth: Truth | None, expected: Answer, outputs: Tensors) -> Mapping[str, Any]:
+def _metrics(
+    order: Order, truth: Truth | None, expected: Answer, outputs: Tensors, table: Any, signature: Signature
+) -> Mapping[str, Any]:
     if truth is None:
+        if order.slices:
+            raise InvalidInput("slice", ", ".join(order.slices), "--target too: slices are judged by true answers")
         return {}
+    columns = order.slices or usual_columns(signature, table, truth.name)
     return {
         "target": truth.name,
         "rows": truth.rows,
@@ -238,4 +247,5 @@ def _metrics(order: Order, truth: Truth | None, expected: Answer, outputs: Tenso
         "primary": truth.primary,
         "original": truth.measure(expected.outputs),
         "served": truth.measure(outputs),
+        "slices": by_slice(truth, table, columns, outputs),
     }

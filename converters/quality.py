@@ -48,9 +48,17 @@ class Truth:
         """The figure by which variants of one model are judged: the higher the better."""
         return "r2" if self._classes is None else "accuracy"
 
-    def measure(self, outputs: Tensors) -> Mapping[str, float]:
-        """The figures of a model's answers to all rows of the data. Raises InvalidInput if it gives several values."""
-        rows, truth = self._rows, self._values
+    def known(self, chosen: Array) -> int:
+        """How many of the rows that a mask over the data chooses have a truth."""
+        return int(chosen[self._rows].sum())
+
+    def measure(self, outputs: Tensors, chosen: Array | None = None) -> Mapping[str, float]:
+        """The figures of a model's answers to all rows of the data, or to those that a mask chooses.
+
+        Raises InvalidInput if it gives several values per row.
+        """
+        within = slice(None) if chosen is None else chosen[self._rows]
+        rows, truth = self._rows[within], self._values[within]
         if self._classes is None:
             if outputs["value"].shape[1] != 1:
                 several = f"{outputs['value'].shape[1]} values per row"

@@ -48,6 +48,14 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add("--target", metavar="COL", help="the column with the true labels or values; it is no feature")
     add("--held-out", action="store_true", help="the model was not trained on these rows; the manifest will say so")
+    add(
+        "--slice",
+        action="append",
+        default=[],
+        dest="slices",
+        metavar="COL",
+        help="tell the quality by what stands in this column too; may be given again (default: true classes, texts)",
+    )
     add("--quantize", choices=("auto", "off"), default="auto", help="int8 where it is good and faster (default: auto)")
     add(
         "--card", metavar="FILE", type=Path, help="TOML or JSON: stakes (low or high), intended_use, limitations, owner"
@@ -76,6 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         quantize=options.quantize,
         trust=options.trust,
         card=options.card,
+        slices=options.slices,
         git_commit=_git_commit(options.model.absolute().parent),
     )
     try:

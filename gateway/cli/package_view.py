@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -116,6 +116,16 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def slices_table(slices: Sequence[Mapping[str, Any]]) -> Table:
+    """How good the served model is on parts of the rows."""
+    figures = list(slices[0]["served"])
+    table = _table("Quality by slice", "column", "is", "rows", *figures)
+    for each in slices:
+        rows = f"{each['rows']}{' (few)' if each.get('few_rows') else ''}"
+        table.add_row(each["column"], each["value"], rows, *(f"{each['served'][figure]:.4f}" for figure in figures))
+    return table
+
+
 def print_manifest(out: Console, manifest: Manifest) -> None:
     """All that a person may want to know of a package."""
     signature = manifest.signature
@@ -159,6 +169,8 @@ def print_report(out: Console, manifest: Manifest) -> None:
     if manifest.metrics:
         out.print(metrics_table(manifest.metrics))
         say(out, manifest.metrics["note"])
+        if manifest.metrics.get("slices"):
+            out.print(slices_table(manifest.metrics["slices"]))
 
 
 def _points(drop: float | None) -> str:

@@ -20,6 +20,7 @@ MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 REFERENCE_FILE = "reference.parquet"
 GOLDEN_FILE = "golden.json"
+CARD_FILE = "card.md"
 
 # Names become directory names, URL segments and metric labels.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -62,7 +62,7 @@ def test_a_written_package_is_what_its_manifest_says_and_a_worker_takes_it(tmp_p
     package = converted(tmp_path, scaled(), flowers())
     assert package.path == tmp_path / "models" / "model" / "1"
     assert sorted(path.name for path in package.path.iterdir()) == [
-        *("golden.json", "manifest.json", "model.onnx", "reference.parquet"),
+        *("card.md", "golden.json", "manifest.json", "model.onnx", "reference.parquet"),
     ]
     manifest = parse((package.path / "manifest.json").read_bytes(), where="here")
     assert manifest.files == package.manifest.files

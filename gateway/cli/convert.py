@@ -8,11 +8,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gateway.cli.apart import Written, convert_apart
 from gateway.errors import ConversionRefused
 
 if TYPE_CHECKING:
@@ -62,38 +63,45 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add("--out", required=True, metavar="DIR", type=Path, help="the models directory; DIR/<name>/<version> is written")
     add(
-        "--trust", action="store_true", help="loading a joblib file runs whatever code is stored in it: needed to go on"
+        "--trust",
+        action="store_true",
+        help="loading a joblib file runs whatever code is stored in it, in a process of its own: needed to go on",
     )
     add("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:
-        from converters.convert import Order, convert
-    except ImportError as error:
-        raise ConversionRefused(f"{error.name} is missing: pip install 'sluicegate[convert]' first") from error
-    order = Order(
-        model=options.model,
-        name=options.name,
-        version=options.version,
-        data=options.data,
-        out=options.out,
-        target=options.target,
-        held_out=options.held_out,
-        quantize=options.quantize,
-        trust=options.trust,
-        card=options.card,
-        slices=options.slices,
-        git_commit=_git_commit(options.model.absolute().parent),
-    )
+    order = {
+        "model": options.model,
+        "name": options.name,
+        "version": options.version,
+        "data": options.data,
+        "out": options.out,
+        "target": options.target,
+        "held_out": options.held_out,
+        "quantize": options.quantize,
+        "trust": options.trust,
+        "card": options.card,
+        "slices": options.slices,
+        "git_commit": _git_commit(options.model.absolute().parent),
+    }
     try:
         with progress_bar() as progress:
-            converted = convert(order, progress=progress)
+            converted = (convert_apart if options.trust else _convert_here)(order, progress)
     except ConversionRefused as error:
         return _tell_refusal(error, as_json=options.json)
     _tell(converted, options.out, as_json=options.json)
     return 0
+
+
+def _convert_here(order: Mapping[str, Any], progress: Progress) -> Converted:
+    """Without --trust no code of others runs, so that it may be this process."""
+    try:
+        from converters.convert import Order, convert
+    except ImportError as error:
+        raise ConversionRefused(f"{error.name} is missing: pip install 'sluicegate[convert]' first") from error
+    return convert(Order(**order), progress=progress)
 
 
 @contextmanager
@@ -112,7 +120,7 @@ def progress_bar() -> Iterator[Progress]:
         yield show
 
 
-def _tell(converted: Converted, out: Path, *, as_json: bool) -> None:
+def _tell(converted: Converted | Written, out: Path, *, as_json: bool) -> None:
     manifest = converted.manifest
     if as_json:
         plain = dataclasses.asdict(manifest)

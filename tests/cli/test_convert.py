@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import joblib
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -54,6 +56,37 @@ def test_without_trust_nothing_is_loaded_and_the_way_on_is_named(ordered: Order,
     done = as_process(ordered, tmp_path / "models")
     assert done.returncode == 1
     assert "--trust" in done.stderr
+    assert not (tmp_path / "models").exists()
+
+
+class _Telltale:
+    """Tells, when it is loaded, in which process that was and what it knows; then it ends that process, if it is to."""
+
+    def __init__(self, path: Path, *, deadly: bool) -> None:
+        self.path, self.deadly = path, deadly
+
+    def __reduce__(self) -> tuple[object, ...]:
+        told = "str(__import__('os').getpid()) + ' ' + ' '.join(__import__('os').environ)"
+        end = "__import__('os').abort()" if self.deadly else "None"
+        return eval, (f"[__import__('pathlib').Path({str(self.path)!r}).write_text({told}), {end}]",)
+
+
+@pytest.mark.parametrize("deadly", [False, True], ids=["telling", "deadly"])
+def test_code_in_a_models_file_runs_in_another_process_without_our_secrets(
+    deadly: bool, ordered: Order, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLUICEGATE_TOKEN", "secret")
+    model, told = tmp_path / "model.joblib", tmp_path / "told"
+    joblib.dump(_Telltale(told, deadly=deadly), model)
+    made = dataclasses.replace(ordered, model=model)
+    assert main(arguments(made, tmp_path / "models", "--trust")) == 1
+    where, *known = told.read_text().split()
+    assert int(where) != os.getpid()
+    assert not Path("/proc", where).exists()
+    assert "PATH" in known
+    assert "SLUICEGATE_TOKEN" not in known
+    said = "the process that loaded model.joblib ended by SIGABRT" if deadly else "expected a scikit-learn estimator"
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
 
 

@@ -24,7 +24,11 @@ def add_parser(subparsers: Subparsers) -> None:
     for name, run, text in (
         ("list", _list, "list the packages: estimator, quantization, quality"),
         ("show", _show, "show signature, parity, quantization, quality and lineage"),
-        ("verify", _verify, "check every file's checksum and replay the golden predictions on this machine"),
+        (
+            "verify",
+            _verify,
+            "check all checksums, replay the golden predictions, and ask the reference rows again on this machine",
+        ),
     ):
         verb = verbs.add_parser(name, help=text, description=text.capitalize() + ".")
         verb.add_argument("directory", metavar="DIR", type=Path, help="a models directory, a model's or one package's")
@@ -87,9 +91,16 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1))
     else:
         for row in found:
-            told = f"ok: {row['files']} files, {row['golden_pairs']} golden pairs" if row["ok"] else row["problem"]
-            print(f"{row['model']} {row['version']}: {told}")
+            print(f"{row['model']} {row['version']}: {_told(row)}")
     return 0 if all(row["ok"] for row in found) else 1
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    if not row["ok"]:
+        return str(row["problem"])
+    rows = row["reference_rows"]
+    asked = "" if rows is None else f", {rows} reference rows answered as when it was converted"
+    return f"ok: {row['files']} files, {row['golden_pairs']} golden pairs{asked}"
 
 
 def _packages(directory: Path) -> list[Path]:
@@ -142,7 +153,9 @@ def _summary(package: Path) -> Mapping[str, Any]:
 
 
 def _verified(package: Path) -> Mapping[str, Any]:
-    """Bring the package up just as a worker does before it gives it traffic."""
+    """Bring the package up just as a worker does before it gives it traffic, then ask what it was converted with."""
+    from gateway.cli.replay import replay
+    from gateway.models.manifest import MANIFEST_FILE, MODEL_FILE
     from gateway.models.source import DirectorySource
     from gateway.serving.loading import load
 
@@ -154,13 +167,24 @@ def _verified(package: Path) -> Mapping[str, Any]:
         "ok": False,
         "files": 0,
         "golden_pairs": 0,
+        "reference_rows": None,
         "problem": "",
     }
     try:
         read = source.open(model, version)
         load(source, model, version, intra_op_threads=1, on_runtime=lambda _runtime: None)
+        asked = replay(package, read)
     except GatewayError as error:
         return {**row, "problem": str(error)}
+    except ImportError as error:
+        return {**row, "problem": f"{error.name} is missing: pip install 'sluicegate[convert]' first"}
+    listed = {MODEL_FILE, MANIFEST_FILE, *(read.manifest.files if read.manifest else ())}
+    if strange := sorted(path.name for path in package.iterdir() if path.name not in listed):
+        return {**row, "problem": f"files that the manifest does not list: {', '.join(strange)}"}
+    if asked is not None and asked.wrong:
+        told = f"{asked.wrong} of {asked.rows} reference rows are answered otherwise than when it was converted"
+        return {**row, "problem": f"{told} (by at most {asked.most:.2g})"}
+    row["reference_rows"] = None if asked is None else asked.rows
     row["files"] = 1 if read.manifest is None else len(read.manifest.files)
     row["golden_pairs"] = len(read.golden["pairs"]) if read.golden else 0
     return {**row, "ok": True}

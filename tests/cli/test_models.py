@@ -6,9 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from gateway.cli import main
+from gateway.models.manifest import sha256_of
 from tests import builders
 
 
@@ -75,9 +77,29 @@ def test_verify_replays_golden_predictions_and_names_what_it_checked(
     assert main(["models", "verify", str(stocked)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "house 1: ok: 1 files, 0 golden pairs",
-        "iris 2: ok: 3 files, 1 golden pairs",
-        "iris 10: ok: 3 files, 1 golden pairs",
+        "iris 2: ok: 3 files, 1 golden pairs, 20 reference rows answered as when it was converted",
+        "iris 10: ok: 3 files, 1 golden pairs, 20 reference rows answered as when it was converted",
     ]
+
+
+def test_verify_finds_reference_rows_that_are_answered_otherwise(
+    stocked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stocked / "iris" / "2" / "reference.parquet"
+    table = pd.read_parquet(path)
+    table.loc[[3, 7], "probabilities.0"] += 1e-3
+    table.to_parquet(path, index=False)
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["files"][path.name] = sha256_of(path)
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["models", "verify", str(path.parent)]) == 1
+    assert "2 of 20 reference rows are answered otherwise" in capsys.readouterr().out
+
+
+def test_verify_finds_a_file_that_has_no_checksum(stocked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (stocked / "iris" / "2" / "extra.bin").write_bytes(b"x")
+    assert main(["models", "verify", str(stocked / "iris" / "2")]) == 1
+    assert "files that the manifest does not list: extra.bin" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "golden.json", "reference.parquet"])
@@ -102,8 +124,6 @@ def test_a_file_that_is_gone_is_found(stocked: Path, capsys: pytest.CaptureFixtu
 def test_golden_answers_that_this_machine_does_not_give_are_found(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gateway.models.manifest import sha256_of
-
     package = builders.write_package(models, builders.classifier(), golden=True)
     golden = json.loads((package / "golden.json").read_text())
     golden["pairs"][0]["response"]["outputs"][1]["data"][0] += 0.01

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from converters import schema
 from converters.rows import MISSING_TEXT, spread, take
 from gateway.errors import ConversionRefused, InvalidInput
 from gateway.models.manifest import MANIFEST_FILE, NAME_PATTERN, VERSION_PATTERN, Manifest
@@ -75,18 +76,21 @@ def checksums(files: Mapping[str, bytes]) -> Mapping[str, str]:
 def write(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
     """Write the package and return its directory.
 
-    files: contents by name, whose checksums the manifest lists. All is written and synced beside the target and
-    then renamed, so that a reader, or a crash at any moment, never sees half a package. Raises ConversionRefused if
-    the version exists by now, InvalidInput if *root* cannot be a directory.
+    files: contents by name, whose checksums the manifest lists; it is held against its JSON Schema first. All is
+    written and synced beside the target and then renamed, so that a reader, or a crash at any moment, never sees half
+    a package. Raises ConversionRefused if the version exists by now, InvalidInput if *root* cannot be a directory.
     """
     target = check_free(root, manifest.name, manifest.version)
+    document = manifest.to_json()
+    if wrong := schema.faults(document):
+        raise ConversionRefused(f"the manifest is not what its schema says, which is a fault of ours: {wrong[0]}")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(
             "out", f"{root}: {error.strerror}", "a directory that packages can be written into"
         ) from error
-    whole = {**files, MANIFEST_FILE: manifest.to_json()}
+    whole = {**files, MANIFEST_FILE: document}
     # A leading dot is no model's name: whoever lists the directory passes over what a crash left behind.
     with _building_directory(root, f".building-{manifest.name}-{manifest.version}-") as building:
         for name, content in whole.items():

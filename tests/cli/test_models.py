@@ -96,6 +96,17 @@ def test_verify_finds_reference_rows_that_are_answered_otherwise(
     assert "2 of 20 reference rows are answered otherwise" in capsys.readouterr().out
 
 
+def test_verify_finds_a_manifest_that_does_not_follow_its_schema(
+    stocked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stocked / "iris" / "2" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["metrics"] = {"rows": -3}
+    path.write_text(json.dumps(manifest))
+    assert main(["models", "verify", str(path.parent)]) == 1
+    assert "manifest.json: metrics.rows: -3 is less than the minimum of 0" in capsys.readouterr().out
+
+
 def test_verify_finds_a_file_that_has_no_checksum(stocked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (stocked / "iris" / "2" / "extra.bin").write_bytes(b"x")
     assert main(["models", "verify", str(stocked / "iris" / "2")]) == 1

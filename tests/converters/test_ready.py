@@ -58,7 +58,7 @@ def test_a_file_becomes_a_package_with_golden_pairs_and_its_features_named_by_th
     package = repacked(path, data=tmp_path / "rows.csv")
     assert [feature.name for feature in package.manifest.signature.features] == ["a", "b", "c"]
     assert sorted(file.name for file in package.path.iterdir()) == [
-        *("golden.json", "manifest.json", "model.onnx", "reference.parquet"),
+        *("card.md", "golden.json", "manifest.json", "model.onnx", "reference.parquet"),
     ]
     assert loaded(package).signature == package.manifest.signature
     assert package.manifest.signature.batchable

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Order:
     may do without. out: the models directory.
 
     target: the column with the true labels or values, no feature. held_out: the user says that the model was not
-    trained on these rows. trust: the user says that the model's file may run code. git_commit: for the lineage.
+    trained on these rows. trust: the user says that the model's file may run code. origin: what
+    else is known, for the lineage.
     card: a file for `read_card`. slices: columns by which quality is told; none for those that are usual.
     """
 
@@ -58,7 +59,7 @@ class Order:
     held_out: bool = False
     quantize: Choice = "auto"
     trust: bool = False
-    git_commit: str | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
     card: Path | None = None
     slices: Sequence[str] = ()
 
@@ -227,7 +228,7 @@ def _lineage(order: Order) -> Mapping[str, Any]:
         "source_sha256": sha256_of(order.model),
         "data": None if order.data is None else order.data.name,
         "data_sha256": None if order.data is None else sha256_of(order.data),
-        "git_commit": order.git_commit,
+        **order.origin,
     }
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.cli.apart import Written, convert_apart
+from gateway.cli.origin import origin_of
 from gateway.errors import ConversionRefused
 
 if TYPE_CHECKING:
     from converters.convert import Converted, Progress
     from gateway.cli import Subparsers
-
-_GIT_TIMEOUT_S = 5
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -84,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
         "trust": options.trust,
         "card": options.card,
         "slices": options.slices,
-        "git_commit": _git_commit(options.model.absolute().parent),
+        "origin": origin_of(options.model, options.data),
     }
     try:
         with progress_bar() as progress:
@@ -147,21 +144,3 @@ def _tell_refusal(error: ConversionRefused, *, as_json: bool) -> int:
             say(screen, note)
     print(f"sluicegate: {error}", file=sys.stderr)
     return 1
-
-
-def _git_commit(directory: Path) -> str | None:
-    """The commit that is checked out where the model lies, if that is a git repository."""
-    git = shutil.which("git")
-    if git is None or not directory.is_dir():
-        return None
-    try:
-        found = subprocess.run(
-            [git, "-C", str(directory), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=_GIT_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None

@@ -142,20 +142,30 @@ def test_wrong_arguments_exit_with_2_and_wrong_rows_with_1(
     assert "target: expected a column of the data" in capsys.readouterr().err
 
 
-def test_the_commit_of_the_models_repository_is_kept(
-    ordered: Order, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_git_dvc_and_trackers_wrote_beside_the_model_is_kept_and_shown(
+    ordered: Order, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = tmp_path / "repository"
     repository.mkdir()
     model = repository / "model.joblib"
     model.write_bytes(ordered.model.read_bytes())
+    hashed = "d41d8cd98f00b204e9800998ecf8427e"
+    (repository / "model.joblib.dvc").write_text(f"outs:\n- md5: {hashed}\n  size: 9\n  path: model.joblib\n")
+    (repository / "MLmodel").write_text("artifact_path: model\nflavors: {}\nrun_id: 0a1b2c\n")
+    monkeypatch.setenv("WANDB_RUN_ID", "3xyz")
     git = ("git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@example.org")
     for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "model")):
         subprocess.run([*git, *words], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    (repository / "MLmodel").write_text("run_id: 4d5e6f\n")
     made = dataclasses.replace(ordered, model=model)
     assert main(arguments(made, tmp_path / "models", "--target", TARGET, "--trust", "--json")) == 0
-    assert json.loads(capsys.readouterr().out)["lineage"]["git_commit"] == commit
+    lineage = json.loads(capsys.readouterr().out)["lineage"]
+    assert (lineage["git_commit"], lineage["git_dirty"]) == (commit, True)
+    assert (lineage["model_dvc"], lineage["mlflow_run_id"], lineage["wandb_run_id"]) == (hashed, "4d5e6f", "3xyz")
+    assert "data_dvc" not in lineage
+    assert main(["models", "show", str(tmp_path / "models")]) == 0
+    assert hashed in capsys.readouterr().out
 
 
 def test_a_mixed_pipeline_is_converted_from_a_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,7 +158,11 @@ def _loaded(proto: Any, notes: list[str]) -> tuple[bytes, OnnxModel]:
 
 
 def _tried(proto: Any) -> tuple[bytes, OnnxModel]:
-    content = bytes(proto.SerializeToString())
+    try:
+        onnx.checker.check_model(proto)
+        content = bytes(proto.SerializeToString())
+    except (onnx.checker.ValidationError, ValueError) as error:  # not valid, or more than 2 GB
+        raise ConversionRefused(f"the file is not valid ONNX, or too large: {first_line(error)}") from error
     return content, OnnxModel(content)
 
 

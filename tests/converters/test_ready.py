@@ -27,15 +27,28 @@ Value = tuple[str, int, Sequence[Any]]
 
 
 def written(
-    path: Path, nodes: list[Any], inputs: list[Value], outputs: list[Value], *, opset: int = 18, ir_version: int = 10
+    path: Path,
+    nodes: list[Any],
+    inputs: list[Value],
+    outputs: list[Value],
+    *,
+    opset: int = 18,
+    ir_version: int = 10,
+    constants: Sequence[Any] = (),
 ) -> Path:
     """An ONNX file; values are names, element types and shapes."""
     made = [[helper.make_tensor_value_info(*value) for value in values] for values in (inputs, outputs)]
     model = helper.make_model(
-        helper.make_graph(nodes, "g", *made), opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version
+        helper.make_graph(nodes, "g", *made, constants),
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.example", 1)][: 1 + _is_foreign(nodes)],
+        ir_version=ir_version,
     )
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def _is_foreign(nodes: list[Any]) -> bool:
+    return any(node.domain == "com.example" for node in nodes)
 
 
 def repacked(path: Path, **changes: Any) -> Converted:
@@ -47,7 +60,7 @@ def loaded(package: Converted) -> Loaded:
     return load(source, "model", "1", intra_op_threads=1, on_runtime=lambda _: None)
 
 
-def doubling(path: Path, rows: Any = "rows", **versions: int) -> Path:
+def doubling(path: Path, rows: Any = "rows", **versions: Any) -> Path:
     node = helper.make_node("Add", ["x", "x"], ["y"])
     return written(path, [node], [("x", FLOAT, [rows, 3])], [("y", FLOAT, [rows, 3])], **versions)
 
@@ -199,3 +212,35 @@ def test_weights_beside_the_file_come_into_the_package(tmp_path: Path) -> None:
     )
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     loaded(repacked(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("place", ["../secret", "absolute", "link"])
+def test_weights_outside_of_the_files_directory_are_not_read(place: str, tmp_path: Path) -> None:
+    inside, secret = tmp_path / "inside", tmp_path / "secret"
+    inside.mkdir()
+    secret.write_bytes(np.ones(3, np.float32).tobytes())
+    (inside / "link").symlink_to(secret)
+    weight = onnx.TensorProto(name="w", data_type=FLOAT, dims=[3], data_location=onnx.TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value=str(secret) if place == "absolute" else place)
+    path = written(
+        inside / "model.onnx",
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        [("x", FLOAT, ["rows", 3])],
+        [("y", FLOAT, ["rows", 3])],
+        constants=[weight],
+    )
+    with pytest.raises(InvalidInput, match="tensor name: w"):
+        repacked(path)
+
+
+def test_operators_of_ones_own_and_graphs_that_are_none_are_refused(tmp_path: Path) -> None:
+    foreign = helper.make_node("Launder", ["x"], ["y"], domain="com.example")
+    with pytest.raises(ConversionRefused, match=r"com\.example:Launder"):
+        repacked(
+            written(tmp_path / "foreign.onnx", [foreign], [("x", FLOAT, ["rows", 3])], [("y", FLOAT, ["rows", 3])])
+        )
+    dangling = helper.make_node("Add", ["x", "nowhere"], ["y"])
+    with pytest.raises(ConversionRefused, match="not valid ONNX"):
+        repacked(
+            written(tmp_path / "dangling.onnx", [dangling], [("x", FLOAT, ["rows", 3])], [("y", FLOAT, ["rows", 3])])
+        )

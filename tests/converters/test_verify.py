@@ -64,9 +64,9 @@ def test_one_wrong_value_among_right_ones_is_found(values: list[float], data: st
 
 
 def test_a_small_column_is_not_judged_by_the_size_of_a_large_one() -> None:
-    expected = Answer({"value": np.array([[1e6, 1e-3], [2e6, 2e-3], [0.0, 3e-3]])}, None)
+    expected = Answer({"value": np.array([[1e6, 1e6, 1e-3], [2e6, 1e6, 2e-3], [0.0, 1e6, 3e-3]])}, None)
     found = expected.outputs["value"].copy()
-    found[1, 1] += 1e-6
+    found[1, 2] += 1e-6
     assert compare(expected, {"value": found}, tolerance_for(expected)).over_tolerance == 1
     assert compare(expected, {"value": expected.outputs["value"] * (1 + 1e-6)}, tolerance_for(expected)).agrees
 

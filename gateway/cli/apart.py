@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import ConversionRefused, InvalidInput
-from gateway.models.source import DirectorySource
 
 if TYPE_CHECKING:
     from converters.convert import Progress
@@ -42,6 +41,8 @@ def convert_apart(order: Mapping[str, Any], progress: Progress) -> Written:
     what it has started in its group, is gone when this returns. Raises what the conversion raises, and
     ConversionRefused if the process dies.
     """
+    from gateway.models.source import DirectorySource  # numpy: not for the sake of a list of verbs
+
     heard, told = os.pipe()
     paths = {key: str(value.absolute()) for key, value in order.items() if isinstance(value, Path)}
     process = subprocess.Popen(

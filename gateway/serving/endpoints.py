@@ -23,6 +23,7 @@ from gateway.serving.registry import Registry
 from gateway.serving.replies import Block, Reply, error_headers, header_pairs, status_of
 from gateway.serving.router import Router
 from gateway.serving.target import PredictionPath
+from gateway.serving.trace import METHOD_HEADER
 
 
 class PredictionEndpoint:
@@ -37,6 +38,8 @@ class PredictionEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["method"] != "POST":
+            headers[METHOD_HEADER] = scope["method"]
         target = self._doorway.target_of(self._row, scope["path_params"])
         try:
             if scope["method"] not in self._row.methods:

@@ -36,7 +36,7 @@ _STATUSES = {
     403: "a key for other models",
     404: "no such model here",
     413: "the body is too large",
-    415: "the body is compressed",
+    415: "the body is compressed in a way that is not read",
     429: "over the key's quota",
     500: "not ready",
     503: "not ready",

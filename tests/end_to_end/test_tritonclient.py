@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,6 +124,7 @@ def counted(client: Any, *of: str) -> tuple[int, ...]:
 
 
 def test_statistics_count_what_all_workers_did_also_one_that_has_died(client: Any, gateway: LiveGateway) -> None:
+    since_ms = time.time() * 1e3
     bodies = [{"inputs": [{"name": "input", "shape": [2, 4], "datatype": "FP32", "data": [[1, 2, 3, n]] * 2}]}
               for n in range(12)]  # fmt: skip
     for body in bodies:
@@ -137,7 +139,10 @@ def test_statistics_count_what_all_workers_did_also_one_that_has_died(client: An
     eventually(lambda: counted(client, "counted", "1") == expected, "the dead worker's counts are there")
     first, second = client.get_inference_statistics()["model_stats"]
     assert [(each["name"], each["version"]) for each in (first, second)] == [("counted", "1"), ("iris", "1")]
-    assert first["inference_stats"]["compute_infer"]["ns"] > 0
+    told = first["inference_stats"]
+    assert min(told[name]["ns"] for name in ("success", "fail", "compute_input", "compute_infer", "cache_hit")) > 0
+    assert told["compute_infer"]["ns"] + told["cache_hit"]["ns"] < told["success"]["ns"]
+    assert since_ms - 1000 <= first["last_inference"] <= time.time() * 1e3
     with pytest.raises(InferenceServerException, match="version '9' of model 'iris' is not loaded"):
         client.get_inference_statistics("iris", "9")
 

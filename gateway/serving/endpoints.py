@@ -13,8 +13,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.codecs.codec import Headers
-from gateway.errors import BodyTooLarge, BodyTooSlow, Draining, GatewayError, MethodNotAllowed, Refused
+from gateway.errors import BodyTooSlow, Draining, GatewayError, MethodNotAllowed, Refused
 from gateway.serving import introspect
+from gateway.serving.bodies import read_body
 from gateway.serving.call import Call, OnReply
 from gateway.serving.connections import Doors
 from gateway.serving.doorway import Doorway
@@ -97,28 +98,6 @@ def _resolve(future: asyncio.Future[Reply]) -> OnReply:
             future.set_result(Reply(error, call.request_id, call.prediction_id, route, content, body))
 
     return on_reply
-
-
-async def read_body(
-    receive: Receive, max_bytes: int, on_size: Callable[[int], None] = lambda _size: None
-) -> bytes | None:
-    """The whole body; None if the client leaves before its end. Raises BodyTooLarge, and what *on_size* raises.
-
-    on_size: is told how many bytes have come so far.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > max_bytes:
-            raise BodyTooLarge(size, max_bytes)
-        on_size(size)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def _until_disconnect(receive: Receive) -> None:

@@ -10,8 +10,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.codecs.codec import JSON_HEADERS
 from gateway.errors import GatewayError, InvalidInput, MethodNotAllowed
+from gateway.serving.bodies import read_body
 from gateway.serving.codings import coding_of
-from gateway.serving.endpoints import read_body
 from gateway.serving.inflating import Inflation
 from gateway.serving.keygate import KeyGate
 from gateway.serving.label_writer import LabelWriter, Taken
@@ -49,7 +49,6 @@ class FeedbackEndpoint:
         headers = [*JSON_HEADERS, *error_headers(error), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
         await send({"type": "http.response.body", "body": content})
-
 
     async def _inflated(self, body: bytes, coding: str) -> bytes:
         """What a compressed body holds, a portion a turn of the loop. Raises InvalidInput, BodyTooLarge."""

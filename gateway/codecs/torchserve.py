@@ -136,10 +136,7 @@ class BoundTorchServe:
         if spec is None:
             names = ", ".join(other.name for other in self._signature.inputs)
             raise InvalidInput("body", "raw bytes", f"JSON, since the model has several inputs: {names}")
-        shape = oip_binary.raw_shape(spec, len(body), batchable=self._batchable)
-        if spec.datatype == "BYTES":
-            body = len(body).to_bytes(4, "little") + body  # the one text, as the decoder wants it
-        return self._reader.request({spec.name: oip_binary.decode(memoryview(body), spec, shape)})
+        return self._reader.request({spec.name: oip_binary.raw(body, spec, batchable=self._batchable)})
 
     def _from_json(self, document: Any) -> Request:
         value, field = document, "body"

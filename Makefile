@@ -1,4 +1,4 @@
-# install: .venv with everything; demo: the whole walk on real data; test; coverage: test, counting lines (twice the time); bench: what it costs; chaos: faults under load; fuzz: hostile requests; soak: an hour of traffic; check; fmt.
+# install: .venv with everything; demo: the whole walk on real data; test; coverage: test, counting lines (twice the time); bench: what it costs; chaos: faults under load; fuzz: hostile requests; clients: the KServe SDK; soak: an hour of traffic; check; fmt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 # A gateway is several processes with the same modules: what they are compiled to is kept even where the environment says no.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test coverage bench chaos fuzz soak check fmt clean
+.PHONY: install demo test coverage bench chaos fuzz clients soak check fmt clean
 
 install: $(STAMP)
 
@@ -40,6 +40,10 @@ chaos: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python benchmarks/fuzz.py $(ARGS)
+
+clients: $(STAMP)
+	benchmarks/peers/setup kserve
+	$(BIN)/python benchmarks/clients.py $(ARGS)
 
 soak: $(STAMP)
 	$(BIN)/python benchmarks/soak.py $(ARGS)

@@ -46,16 +46,16 @@ class BodyTooLarge(GatewayError):
 
 
 class UnsupportedEncoding(GatewayError):
-    """The request's content encoding is one that is not read here. accepted: those that are, as a header says it."""
+    """The request's content encoding is one that is not read here."""
 
     code = "unsupported_encoding"
-    accepted = "gzip, deflate"
 
 
 class UnknownModel(GatewayError):
-    """No model of that name is released here."""
+    """No model of that name is released here. model: the name, where a client has asked for it."""
 
     code = "unknown_model"
+    model = ""
 
 
 class UnknownVersion(GatewayError):

@@ -6,10 +6,11 @@ import contextlib
 import fcntl
 import glob
 import json
+import operator
 import os
 import struct
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -18,6 +19,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway import metric_pages
 
+# Files whose values outlive their process, and how two of one name become one.
+_KEPT: dict[str, Callable[[float, float], float]] = {
+    "counter": operator.add,
+    "histogram": operator.add,
+    "gauge_max": max,
+}
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -30,14 +37,14 @@ def render(directory: Path) -> bytes:
 
 
 def counted(directory: Path, names: Collection[str]) -> Iterator[tuple[str, dict[str, str], float]]:
-    """What all processes, those that are dead too, have counted of some counters and histograms, each by itself.
+    """What all processes, dead ones too, have of some counters, histograms and highest values, each by itself.
 
     As (sample, labels, value), where one sample with the same labels comes once per process; a bucket of a histogram
     holds its own count alone. Costs a fraction of `render`, since nothing else is parsed.
     """
     beginnings = tuple(f'["{name}"' for name in names)
     with _files_lock(directory, fcntl.LOCK_SH):
-        for kind in ("counter", "histogram"):
+        for kind in _KEPT:
             for path in glob.glob(str(directory / f"{kind}_*.db")):
                 for key, value, _timestamp, _position in MmapedDict.read_all_values_from_file(path):  # type: ignore[no-untyped-call]  # untyped there
                     if key.startswith(beginnings):
@@ -49,19 +56,20 @@ def fold(directory: Path, pid: int) -> None:
     """Add what the dead process *pid* counted to the files of "pid 0", then remove the files of *pid*,
     which prometheus_client would keep for ever.
 
-    Called by the supervisor, which is the only one to touch files of the dead. Gauges of the dead are dropped. Files
-    that make no sense (a process may be killed in mid-write) are removed too, and then ValueError is raised. Raises
-    OSError, with all files as they were, if the disk has no room for the sums: they stay on the page all the same.
+    Called by the supervisor, which is the only one to touch files of the dead. Gauges of the dead are dropped, but for
+    highest values. Files that make no sense (a process may be killed in mid-write) are removed too, and then ValueError
+    is raised. Raises OSError, with all files as they were, if the disk has no room for the sums: they stay on the page
+    all the same.
     """
     unreadable: ValueError | None = None
     with _files_lock(directory, fcntl.LOCK_EX):
-        for kind in ("counter", "histogram"):
+        for kind in _KEPT:
             _make_room(str(directory / f"{kind}_{pid}.db"), str(directory / f"{kind}_0.db"))
         for path in glob.glob(str(directory / f"*_{pid}.db")):
-            kind = os.path.basename(path).split("_")[0]
-            if kind in ("counter", "histogram"):
+            kind = os.path.basename(path).rpartition("_")[0]
+            if kind in _KEPT:
                 try:
-                    _add_up(path, str(directory / f"{kind}_0.db"))
+                    _add_up(path, str(directory / f"{kind}_0.db"), _KEPT[kind])
                 except (ValueError, struct.error) as error:
                     unreadable = ValueError(f"the counts in {path} are lost: {error}")
             os.remove(path)
@@ -99,15 +107,15 @@ def _used_bytes(path: str) -> int:
         return 0
 
 
-def _add_up(source: str, target: str) -> None:
+def _add_up(source: str, target: str, both: Callable[[float, float], float]) -> None:
     sums: dict[str, float] = defaultdict(float)
     for key, value, _timestamp, _position in MmapedDict.read_all_values_from_file(source):  # type: ignore[no-untyped-call]  # untyped there
         json.loads(key)  # a torn key would spoil the page: raise before anything is added
-        sums[key] += value
+        sums[key] = both(sums[key], value)
     store = MmapedDict(target)  # type: ignore[no-untyped-call]  # untyped there
     try:
         for key, value in sums.items():
             before, _timestamp = store.read_value(key)  # type: ignore[no-untyped-call]  # untyped there
-            store.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]  # untyped there
+            store.write_value(key, both(before, value), 0.0)  # type: ignore[no-untyped-call]  # untyped there
     finally:
         store.close()  # type: ignore[no-untyped-call]  # untyped there

@@ -7,16 +7,11 @@ PROMETHEUS_MULTIPROC_DIR must be set before this module is imported); `metric_fi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from gateway import metric_pages
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[np.float64]]
+from gateway.metric_kinds import BulkHistogram
 
 # A tabular model answers in 0.1 ms to 10 ms; the upper end shows queueing.
 LATENCY_BUCKETS_S = (
@@ -26,26 +21,6 @@ ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 _VERSION = ("model", "version")
 _VARIANT = ("model", "version", "variant")
-
-
-class BulkHistogram(Histogram):
-    """A histogram that takes many observations at once, for the price of a few."""
-
-    def observe_many(self, child: Histogram, values: list[float]) -> None:
-        """Observe *values* on *child*, which is this histogram with its labels bound."""
-        import numpy as np  # here and not above: the supervisor and the exporter need none
-
-        # A file per process holds each bucket's own count; the page adds them up. To add to a bucket once per flush
-        # instead of once per observation, the child's own parts are used: they are what its observe() uses.
-        array = np.array(values)
-        bounds: Array | None = getattr(self, "_bounds_array", None)
-        if bounds is None:
-            bounds = self._bounds_array = np.array(child._upper_bounds)
-        counts = np.bincount(np.searchsorted(bounds, array)).tolist()
-        for index, count in enumerate(counts):
-            if count:
-                child._buckets[index].inc(count)
-        child._sum.inc(float(array.sum()))
 
 
 class ServingMetrics:
@@ -76,6 +51,25 @@ class ServingMetrics:
             buckets=LATENCY_BUCKETS_S,
             registry=r,
         )
+        self.failed_s = Counter(
+            "sluicegate_failed_request_seconds",
+            "Time from the request's head to its answer, summed over the predictions answered with an error.",
+            _VERSION,
+            registry=r,
+        )
+        self.hit_s = Counter(
+            "sluicegate_cache_hit_seconds",
+            "Time from the request's head to its answer, summed over the predictions answered from the cache.",
+            _VERSION,
+            registry=r,
+        )
+        self.last_inference_s = Gauge(
+            "sluicegate_last_prediction_timestamp_seconds",
+            "Unix time of the latest prediction answered with ok, to a tenth of a second.",
+            _VERSION,
+            multiprocess_mode="max",
+            registry=r,
+        )
         self.queue_s = BulkHistogram(
             "sluicegate_queue_duration_seconds",
             "Time that the oldest entry of a batch waited for its run.",
@@ -88,6 +82,12 @@ class ServingMetrics:
             "Time of one run of the model.",
             _VERSION,
             buckets=LATENCY_BUCKETS_S,
+            registry=r,
+        )
+        self.run_input_s = Counter(
+            "sluicegate_run_input_seconds",
+            "Of the time of the runs, what it took to put the inputs of their requests together.",
+            _VERSION,
             registry=r,
         )
         self.batch_rows = BulkHistogram(

@@ -256,6 +256,21 @@ def write_mixed_package(root: Path, model: str = "paint", version: str = "1") ->
     return target
 
 
+def write_half_plus(root: Path, model: str, constant: float, version: str = "123") -> None:
+    """TensorFlow Serving's toy models: y = x / 2 + constant, a number per row."""
+    nodes = [
+        helper.make_node("Constant", [], ["half"], value_float=0.5),
+        helper.make_node("Constant", [], ["more"], value_float=constant),
+        helper.make_node("Mul", ["x", "half"], ["product"]),
+        helper.make_node("Add", ["product", "more"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None])]
+    target = root / model / version
+    target.mkdir(parents=True)
+    onnx.save(_checked(helper.make_graph(nodes, model, inputs, outputs)), target / MODEL_FILE)
+
+
 def _write_reference(path: Path, linear: Linear, rows: int) -> dict[str, Any]:
     """reference.parquet, and the manifest's histograms of it."""
     import pyarrow

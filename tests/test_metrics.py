@@ -21,6 +21,7 @@ counted = ServingMetrics(process_registry())
 counted.requests.labels("iris", "1", "stable", "ok").inc(float(sys.argv[1]))
 counted.run_s.labels("iris", "1").observe(0.002)
 counted.in_flight.set(5)
+counted.last_inference_s.labels("iris", "1").set(float(sys.argv[1]))
 print(os.getpid(), flush=True)
 sys.stdin.read()
 """
@@ -126,11 +127,15 @@ def test_counts_of_the_dead_stay_and_their_gauges_and_files_go(tmp_path: Path) -
     for pid in pids:
         metric_files.fold(tmp_path, pid)
     after = metric_files.render(tmp_path)
-    for name in ("sluicegate_requests_total", "sluicegate_run_duration_seconds_count"):
-        assert value_of(after, name) == value_of(before, name)
+    for name in (
+        "sluicegate_requests_total", "sluicegate_run_duration_seconds_count",
+        "sluicegate_last_prediction_timestamp_seconds",
+    ):  # fmt: skip
+        assert value_of(after, name) == value_of(before, name) != 0
+    assert value_of(after, "sluicegate_last_prediction_timestamp_seconds") == 5
     assert value_of(before, "sluicegate_in_flight_requests") == 15
     assert value_of(after, "sluicegate_in_flight_requests") is None
-    assert sorted(path.name for path in tmp_path.glob("*.db")) == ["counter_0.db", "histogram_0.db"]
+    assert sorted(path.name for path in tmp_path.glob("*.db")) == ["counter_0.db", "gauge_max_0.db", "histogram_0.db"]
 
 
 def test_folding_a_process_that_counted_nothing_changes_nothing(tmp_path: Path) -> None:

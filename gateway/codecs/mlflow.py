@@ -44,6 +44,8 @@ _CODES: Mapping[type[GatewayError], str] = {
 }
 _SPLIT = b'"dataframe_split"'
 _CSV = "text/csv"
+# Its documentation says so, too.
+_CSV_TYPES = frozenset({_CSV, "application/csv"})
 # What pandas reads as missing, or at least what it writes and people type.
 _MISSING = frozenset({"", "nan", "NaN", "NA", "N/A", "null", "NULL", "None"})
 _TRUTHS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -104,6 +106,10 @@ class BoundMlflow:
 
     def _from_json(self, body: bytes) -> Request:
         document = parse_json(body)
+        if type(document) is list and document:  # records without a word around them
+            request = self._from_records(document, "body")
+            request.is_plain = request.rows == 1
+            return request
         if type(document) is not dict:
             raise InvalidInput("body", name_of(document), "a JSON object")
         forms = [form for form in _FORMS if form in document]
@@ -245,7 +251,7 @@ def _place(row: int | None, name: str) -> str:
 
 
 def _is_csv(headers: Mapping[str, str]) -> bool:
-    return headers.get("content-type", "").partition(";")[0].strip().lower() == _CSV
+    return headers.get("content-type", "").partition(";")[0].strip().lower() in _CSV_TYPES
 
 
 def _reader_of(datatype: str) -> Callable[[str], Any]:

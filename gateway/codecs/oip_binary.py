@@ -71,6 +71,14 @@ def raw_shape(spec: TensorSpec, size_bytes: int, *, batchable: bool) -> tuple[in
     return tuple(shape)
 
 
+def raw(body: bytes, spec: TensorSpec, *, batchable: bool) -> Array:
+    """A body that is one row of a tensor and no more; of a text without its length. Raises InvalidInput."""
+    shape = raw_shape(spec, len(body), batchable=batchable)
+    if spec.datatype == "BYTES":
+        body = struct.pack("<I", len(body)) + body
+    return decode(memoryview(body), spec, shape)
+
+
 def decode(blob: memoryview, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     """The bytes of one tensor as an array; numbers that are most of the body are a view of it. Raises InvalidInput."""
     field = f"inputs.{spec.name}"

@@ -193,8 +193,7 @@ class BoundOip:
         if len(self._inputs) != 1:
             raise InvalidInput("inputs", "a raw body", f"named tensors, since the model has {len(self._inputs)} inputs")
         spec = self._signature.inputs[0]
-        shape = oip_binary.raw_shape(spec, len(body), batchable=self._signature.batchable)
-        inputs = {spec.name: oip_binary.decode(memoryview(body), spec, shape)}
+        inputs = {spec.name: oip_binary.raw(body, spec, batchable=self._signature.batchable)}
         self._check(inputs)
         request = Request(same_rows(self._signature, inputs), inputs)
         request.binary = True

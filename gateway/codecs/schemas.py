@@ -1,12 +1,16 @@
 """What the bodies of each protocol look like for one model: JSON Schemas from its signature, and an example that works.
 
 Schemas say what is taken as far as JSON Schema can; what it cannot say (that as many values come as a shape tells)
-stands in descriptions. Rarer spellings (base64 texts, columns in another order) are taken too, and left to the docs.
+stands in descriptions. Rarer spellings (base64 texts, columns in another order) are taken too, and left to the docs. Of
+bodies that are no JSON (CSV, tensors as they lie in memory, forms) there is only said what they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,20 +44,43 @@ from gateway.codecs.schema_parts import (
 from gateway.tensors import BINARY_ONLY, Signature, TensorSpec
 
 
-class Bodies(NamedTuple):
-    """One protocol's bodies for one version. example: of a request, None if none is known."""
+class Form(NamedTuple):
+    """A body that is no JSON. example: None if none is known."""
 
-    request: Schema
+    schema: Schema
+    example: str | None = None
+
+
+class Bodies(NamedTuple):
+    """One protocol's bodies for one version.
+
+    request: as JSON, None if JSON cannot hold the inputs. example: of such a request, None if none is known. others:
+    requests that are no JSON, by content type.
+    """
+
+    request: Schema | None
     response: Schema
     example: Any
+    others: Mapping[str, Form] = MappingProxyType({})
+
+
+_CSV, _FORM, _RAW = "text/csv", "multipart/form-data", "application/octet-stream"
+_BYTES: Schema = {"type": "string", "format": "binary"}
 
 
 def bodies_of(protocol: str, described: Described) -> Bodies | None:
     """The bodies of the protocol of that name (`Codec.name`); None if it has no way to ask this model."""
-    if any(spec.datatype in BINARY_ONLY for spec in (*described.signature.inputs, *described.signature.outputs)):
-        return None  # JSON cannot hold them
     describe = _PROTOCOLS.get(protocol)
-    return None if describe is None else describe(described)
+    found = None if describe is None else describe(described)
+    if found is None or not _has_binary_only(described.signature.inputs):
+        return found
+    # JSON and CSV cannot hold them.
+    others = {kind: form for kind, form in found.others.items() if kind != _CSV}
+    return Bodies(None, found.response, None, others) if others else None
+
+
+def _has_binary_only(specs: Iterable[TensorSpec]) -> bool:
+    return any(spec.datatype in BINARY_ONLY for spec in specs)
 
 
 def error_of(protocol: str) -> Schema:
@@ -109,6 +136,12 @@ def _native(described: Described) -> Bodies | None:
 # -- Open Inference Protocol --------------------------------------------------------------------------
 
 
+_OIP_BINARY = (
+    "the JSON document, whose inputs have the parameter binary_data_size instead of data, and behind it their tensors; "
+    "the header Inference-Header-Content-Length says how long the document is. With 0 the body is the only input's row"
+)
+
+
 def _oip(described: Described) -> Bodies:
     signature = described.signature
     inputs = [_oip_input(signature, spec) for spec in signature.inputs]
@@ -146,6 +179,7 @@ def _oip(described: Described) -> Bodies:
         object_of(request, ("inputs",)),
         object_of(response, ("model_name", "model_version", "outputs")),
         _oip_example(described),
+        {_RAW: Form({**_BYTES, "description": _OIP_BINARY})},
     )
 
 
@@ -168,6 +202,8 @@ def _oip_example(described: Described) -> Any:
         flat = np.array(value, dtype=object).ravel().tolist()
         row = [1] if described.signature.batchable else []
         inputs.append({"name": spec.name, "datatype": spec.datatype, "shape": row + shape, "data": flat})
+    if _has_binary_only(described.signature.outputs):
+        return {"inputs": inputs, "parameters": {"binary_data_output": True}}
     return {"inputs": inputs}
 
 
@@ -243,7 +279,21 @@ def _mlflow(described: Described) -> Bodies:
     record: Schema = {"type": "object", "properties": cells_by_name, "additionalProperties": False}
     answer: Schema = {"anyOf": [*cells_by_name.values(), record]}
     response = object_of({"predictions": {"type": "array", "items": answer} if signature.batchable else {}})
-    return Bodies(one_of(forms, common), response, example)
+    table = {_CSV: _csv(named_row(signature, features, described.example))} if "dataframe_split" in forms else {}
+    request = one_of(forms, common)
+    if "dataframe_records" in forms:
+        request = {"anyOf": [request, {**forms["dataframe_records"], "title": "records"}]}
+    return Bodies(request, response, example, table)
+
+
+def _csv(row: Schema | None) -> Form:
+    """A table of features, and one row as its example."""
+    schema: Schema = {"type": "string", "description": "a line of the features' names in any order, and a line per row"}
+    if row is None:
+        return Form(schema)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([row.keys(), row.values()])
+    return Form(schema, text.getvalue())
 
 
 # -- TorchServe ---------------------------------------------------------------------------------------
@@ -251,9 +301,9 @@ def _mlflow(described: Described) -> Bodies:
 
 def _torchserve(described: Described) -> Bodies:
     signature, features = described.signature, features_in_order(described.signature)
+    beside = _torchserve_forms(signature)
     if not signature.batchable:
-        whole = whole_of(signature)
-        return Bodies(whole, {}, None)
+        return Bodies(whole_of(signature), {}, None, beside)
     forms: list[Schema] = []
     (spec, *others) = signature.inputs
     if not others:
@@ -272,7 +322,20 @@ def _torchserve(described: Described) -> Bodies:
     example = tensor_example(described, "data")
     if features:
         example = named_row(signature, features, described.example)
-    return Bodies({"anyOf": forms}, response, example)
+    return Bodies({"anyOf": forms}, response, example, beside)
+
+
+def _torchserve_forms(signature: Signature) -> dict[str, Form]:
+    """Of a model with one input also its bytes, if their number tells their shape."""
+    (spec, *others) = signature.inputs
+    unknown = spec.shape[signature.batchable :].count(-1)
+    takes_bytes = not others and (unknown < 2 or spec.datatype == "BYTES")
+    what = "the only input's row as it lies in memory (little-endian)"
+    if not takes_bytes and _has_binary_only(signature.inputs):
+        return {}
+    part: Schema = {**_BYTES, "description": f"JSON, or {what}" if takes_bytes else "JSON"}
+    form = {_FORM: Form(object_of({"data": part}))}
+    return {**form, _RAW: Form({**_BYTES, "description": what})} if takes_bytes else form
 
 
 _PROTOCOLS: Mapping[str, Callable[[Described], Bodies | None]] = {

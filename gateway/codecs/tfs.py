@@ -38,6 +38,8 @@ _OPENINGS: Mapping[type[GatewayError], str] = {
 def tfs_error(error: GatewayError) -> bytes:
     """The body of any refusal on these paths."""
     text = str(error)
+    if isinstance(error, UnknownModel) and error.model:
+        text = f"Latest({error.model})"
     if isinstance(error, InvalidInput) and (error.field, error.expected) == ("body", "valid JSON"):
         text = f"JSON Parse error: {'The document is empty' if error.came == 'an empty body' else text}"
     return orjson.dumps({"error": _OPENINGS.get(type(error), "") + text})

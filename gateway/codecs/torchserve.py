@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import orjson
 
 from gateway.codecs import oip_binary
 from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
-from gateway.codecs.multipart import parts_of
+from gateway.codecs.multipart import Part, parts_of
 from gateway.codecs.nested import TensorReader, json_rows, to_json
 from gateway.codecs.numbers import name_of, parse_json
 from gateway.codecs.table import Table
 from gateway.errors import GatewayError, InvalidInput, UnknownModel, UnknownVersion
-from gateway.tensors import Signature, Tensors
+from gateway.tensors import Signature, Tensors, shape_text
 
 _FORM = "multipart/form-data"
 _RAW = "application/octet-stream"
@@ -60,7 +61,9 @@ class TorchServeCodec:
     def cache_headers(self, headers: Mapping[str, str]) -> str:
         content_type = headers.get("content-type", "")
         kind = _kind(content_type)
-        return content_type if kind == _FORM else kind if kind == _RAW else ""
+        if kind == _FORM:
+            return content_type
+        return kind if kind == _RAW else "json" if kind.endswith("json") else ""
 
 
 class BoundTorchServe:
@@ -80,15 +83,50 @@ class BoundTorchServe:
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
         content_type = headers.get("content-type", "")
         kind = _kind(content_type)
-        if kind == _FORM:
-            found = [part for part in parts_of(body, content_type) if part.name in _FIELDS]
-            if len(found) != 1:
-                raise InvalidInput("body", f"{len(found)} parts named 'data'", "exactly one")
-            kind, body = found[0].content_type, found[0].content
-        is_json = kind.endswith("json")  # application/json, text/json, application/vnd...+json
-        if kind == _RAW or not (is_json or _looks_like_json(body)):
+        if kind != _FORM:
+            return self._read(kind, body)
+        found = [part for part in parts_of(body, content_type) if part.name in _FIELDS]
+        if not found:
+            raise InvalidInput("body", "no part named 'data'", "at least one")
+        if len(found) == 1:
+            return self._read(found[0].content_type, found[0].content, is_part=True)
+        return self._together(found)
+
+    def _together(self, parts: list[Part]) -> Request:
+        """Rows that come in a part each, or several in one."""
+        if not self._batchable:
+            raise InvalidInput("body", f"{len(parts)} parts named 'data'", "one, since the model takes no rows")
+        requests: list[Request] = []
+        for index, part in enumerate(parts):
+            try:
+                requests.append(self._read(part.content_type, part.content, is_part=True))
+            except InvalidInput as error:
+                raise InvalidInput(f"part {index}: {error.field}", error.came, error.expected) from None
+        inputs: Tensors = {}
+        for name in requests[0].inputs:
+            arrays = [request.inputs[name] for request in requests]
+            first = arrays[0].shape[1:]
+            for index, array in enumerate(arrays):
+                if array.shape[1:] != first:
+                    expected = f"{shape_text(first)} as in the first part"
+                    raise InvalidInput(f"part {index}: inputs.{name}.shape", shape_text(array.shape[1:]), expected)
+            inputs[name] = np.concatenate(arrays)
+        return self._reader.request(inputs)
+
+    def _read(self, kind: str, body: bytes, *, is_part: bool = False) -> Request:
+        """is_part: of a form, whose files curl calls bytes whatever they are."""
+        if kind.endswith("json"):  # application/json, text/json, application/vnd...+json
+            return self._from_json(parse_json(body))
+        if (kind == _RAW and not is_part) or not _looks_like_json(body):
             return self._one(self._from_raw(body))
-        return self._from_json(parse_json(body))
+        try:
+            document = parse_json(body)
+        except InvalidInput as error:  # bytes may begin like JSON
+            try:
+                return self._one(self._from_raw(body))
+            except InvalidInput:
+                raise error from None
+        return self._from_json(document)
 
     def decode_plain(self, bodies: list[bytes]) -> list[bytes | None]:
         return [None] * len(bodies)
@@ -98,10 +136,7 @@ class BoundTorchServe:
         if spec is None:
             names = ", ".join(other.name for other in self._signature.inputs)
             raise InvalidInput("body", "raw bytes", f"JSON, since the model has several inputs: {names}")
-        shape = oip_binary.raw_shape(spec, len(body), batchable=self._batchable)
-        if spec.datatype == "BYTES":
-            body = len(body).to_bytes(4, "little") + body  # the one text, as the decoder wants it
-        return self._reader.request({spec.name: oip_binary.decode(memoryview(body), spec, shape)})
+        return self._reader.request({spec.name: oip_binary.raw(body, spec, batchable=self._batchable)})
 
     def _from_json(self, document: Any) -> Request:
         value, field = document, "body"

@@ -226,7 +226,8 @@ class Answers:
             headers = self._lane(call).headers if decision is not None else NO_HEADERS
             on_reply(call, error, headers, JSON_HEADERS, call.codec.error(error))
         if decision is not None and call.is_held:
-            self._counts.failed(call.model, decision.version, decision.variant, error.code)
+            took_s = self._clock() - call.started_s
+            self._counts.failed(call.model, decision.version, decision.variant, error.code, took_s)
             rules = call.options.sampling_rules
             if rules is not None and rules.errors and self._budget.takes(call.model):
                 self._sample(call, call.known_inputs, {}, call.rows, None, reason=ERROR, error=error.code)

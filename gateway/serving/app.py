@@ -48,7 +48,7 @@ from gateway.serving.routes import all_routes
 from gateway.serving.runpool import RunPool
 from gateway.serving.sampler import Sampler
 from gateway.serving.sampling_rules import RuleBudget
-from gateway.serving.server import first_of, server_for
+from gateway.serving.server import PublicApp, first_of, server_for
 from gateway.serving.shadow import Shadow
 from gateway.serving.statistics import Statistics
 from gateway.serving.traced import TracedPipeline, traced_pipeline
@@ -166,7 +166,7 @@ def build(
         *(doorway, questions, extensions, feedback, router, registry, gate),
         max_batch_rows=settings.batching.max_batch_rows,
     )
-    app = Starlette(
+    app = PublicApp(
         routes=routes,
         exception_handlers={
             GatewayError: on_refusal,

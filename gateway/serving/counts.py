@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +16,11 @@ FLUSH_INTERVAL_S = 0.1
 class Counts:
     """Counters of one worker. Everything but the constructor runs on the event loop."""
 
-    def __init__(self, metrics: ServingMetrics) -> None:
+    def __init__(self, metrics: ServingMetrics, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._metrics = metrics
+        self._wall_clock = wall_clock
         self._outcomes: dict[tuple[str, str, str, str], int] = defaultdict(int)
+        self._failed_s: dict[tuple[str, str], float] = defaultdict(float)
         self._latencies: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
         self._runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
         self._refused: dict[str, int] = defaultdict(int)
@@ -36,9 +39,10 @@ class Counts:
         """Predictions of a version by what the cache did, since the worker began, up to the last flush."""
         return {key[2]: count for key, count in self._cache_results.items() if key[:2] == (model, version)}
 
-    def failed(self, model: str, version: str, variant: str, code: str) -> None:
+    def failed(self, model: str, version: str, variant: str, code: str, took_s: float) -> None:
         """One prediction was answered with an error after its version was chosen."""
         self._outcomes[(model, version, variant, code)] += 1
+        self._failed_s[(model, version)] += took_s
         self.totals[(model, version, variant)][1] += 1
 
     def refused(self, code: str) -> None:
@@ -68,6 +72,9 @@ class Counts:
             if latencies_s:
                 self._flush_answered((model, version, variant), cache, latencies_s)
                 latencies_s.clear()
+        # Times before counts: who reads meanwhile sees no count without its time.
+        for version_of, took_s in self._failed_s.items():
+            self._child(metrics.failed_s, version_of).inc(took_s)
         for labels, count in self._outcomes.items():
             self._child(metrics.requests, labels).inc(count)
         for code, count in self._refused.items():
@@ -78,22 +85,28 @@ class Counts:
             self._flush_runs(batch, runs)
             runs.clear()
         self._outcomes.clear()
+        self._failed_s.clear()
         self._refused.clear()
         self._fallbacks.clear()
 
     def _flush_answered(self, variant: tuple[str, str, str], cache: str, latencies_s: list[float]) -> None:
         metrics = self._metrics
-        count = len(latencies_s)
+        count, sum_s = len(latencies_s), sum(latencies_s)
+        metrics.request_s.observe_many(self._child(metrics.request_s, variant), latencies_s)
+        if cache == "hit":
+            self._child(metrics.hit_s, variant[:2]).inc(sum_s)
+        self._child(metrics.last_inference_s, variant[:2]).set(self._wall_clock())
         self._child(metrics.requests, (*variant, "ok")).inc(count)
         self._child(metrics.cache, (*variant[:2], cache)).inc(count)
         self._cache_results[(*variant[:2], cache)] += count
-        metrics.request_s.observe_many(self._child(metrics.request_s, variant), latencies_s)
         total = self.totals[variant]
         total[0] += count
-        total[2] += sum(latencies_s)
+        total[2] += sum_s
 
     def _flush_runs(self, version: tuple[str, str], runs: list[Run]) -> None:
         metrics = self._metrics
+        if runs:
+            self._child(metrics.run_input_s, version).inc(sum([run.input_s for run in runs]))
         for metric, values in (
             (metrics.queue_s, [run.oldest_wait_s for run in runs]),
             (metrics.run_s, [run.run_s for run in runs]),
@@ -102,7 +115,6 @@ class Counts:
         ):
             if values:
                 metric.observe_many(self._child(metric, version), values)
-
         reasons: dict[str, int] = defaultdict(int)
         for run in runs:
             reasons[run.reason] += 1

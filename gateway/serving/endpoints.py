@@ -13,8 +13,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.codecs.codec import Headers
-from gateway.errors import BodyTooLarge, BodyTooSlow, Draining, GatewayError, MethodNotAllowed, Refused
+from gateway.errors import BodyTooSlow, Draining, GatewayError, MethodNotAllowed, Refused
 from gateway.serving import introspect
+from gateway.serving.bodies import read_body
 from gateway.serving.call import Call, OnReply
 from gateway.serving.connections import Doors
 from gateway.serving.doorway import Doorway
@@ -23,6 +24,7 @@ from gateway.serving.registry import Registry
 from gateway.serving.replies import Block, Reply, error_headers, header_pairs, status_of
 from gateway.serving.router import Router
 from gateway.serving.target import PredictionPath
+from gateway.serving.trace import METHOD_HEADER
 
 
 class PredictionEndpoint:
@@ -37,6 +39,8 @@ class PredictionEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["method"] != "POST":
+            headers[METHOD_HEADER] = scope["method"]
         target = self._doorway.target_of(self._row, scope["path_params"])
         try:
             if scope["method"] not in self._row.methods:
@@ -94,28 +98,6 @@ def _resolve(future: asyncio.Future[Reply]) -> OnReply:
             future.set_result(Reply(error, call.request_id, call.prediction_id, route, content, body))
 
     return on_reply
-
-
-async def read_body(
-    receive: Receive, max_bytes: int, on_size: Callable[[int], None] = lambda _size: None
-) -> bytes | None:
-    """The whole body; None if the client leaves before its end. Raises BodyTooLarge, and what *on_size* raises.
-
-    on_size: is told how many bytes have come so far.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > max_bytes:
-            raise BodyTooLarge(size, max_bytes)
-        on_size(size)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def _until_disconnect(receive: Receive) -> None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Run:
     """What one batch did.
 
-    oldest_wait_s: of the entry that waited longest. begun_s: on the worker's monotonic clock. cost_s: what is learned
+    oldest_wait_s: of the entry that waited longest. begun_s: on the worker's monotonic clock. input_s: of run_s,
+    what it took to put the inputs together. cost_s: what is learned
     from; in a thread, without the wait for a processor. is_watched: its outputs were checked; bad_rows: those of its
     rows that were no good. outcomes: how many requests each call of the model answered well, and how many not, if one
     of them failed. failure: what was wrong. confidences: how sure each of its rows is, if somebody has asked.
@@ -32,6 +33,7 @@ class Run:
         "cost_s",
         "failed",
         "failure",
+        "input_s",
         "is_watched",
         "oldest_wait_s",
         "outcomes",
@@ -47,7 +49,7 @@ class Run:
         self.reason = reason
         self.oldest_wait_s = oldest_wait_s
         self.run_s = run_s
-        self.begun_s = self.cost_s = 0.0
+        self.begun_s = self.cost_s = self.input_s = 0.0
         self.failed = False
         self.failure = ""
         self.is_watched = False

@@ -50,6 +50,7 @@ class Execution:
         results: Results
         try:
             inputs = self._stacked(batch)
+            run.input_s = clock() - begun_s
             results = self._run_rows(inputs, batch.rows)
             if check is not None:
                 run.is_watched = True

@@ -10,15 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.errors import Forbidden, InvalidInput
+from gateway.errors import CallerLeft, Forbidden, InvalidInput
 from gateway.serving import introspect
+from gateway.serving.bodies import read_body
 from gateway.serving.keygate import key_of
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.router import Router
 from gateway.serving.statistics import Statistics
 
 # The body of a question about the repository is an object of one boolean.
-_MAX_BODY_BYTES = 4096
+_MAX_BODY_BYTES = 64 * 1024
 
 
 class Extensions:
@@ -95,12 +96,10 @@ def _json(content: Any) -> Response:
 
 
 async def _body(request: Request) -> bytes:
-    came = bytearray()
-    async for chunk in request.stream():
-        came += chunk
-        if len(came) > _MAX_BODY_BYTES:
-            raise InvalidInput("body", f"{len(came)} bytes or more", f"at most {_MAX_BODY_BYTES}")
-    return bytes(came)
+    body = await read_body(request.receive, _MAX_BODY_BYTES)
+    if body is None:
+        raise CallerLeft("the caller left before the end of the body")
+    return body
 
 
 def _ready(body: bytes) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway.codecs.codec import JSON_HEADERS
-from gateway.errors import GatewayError, InvalidInput, MethodNotAllowed, UnsupportedEncoding
-from gateway.serving.endpoints import read_body
+from gateway.errors import GatewayError, InvalidInput, MethodNotAllowed
+from gateway.serving.bodies import read_body
+from gateway.serving.codings import coding_of
+from gateway.serving.inflating import Inflation
 from gateway.serving.keygate import KeyGate
 from gateway.serving.label_writer import LabelWriter, Taken
 from gateway.serving.replies import error_headers, status_of
@@ -32,10 +35,12 @@ class FeedbackEndpoint:
                 raise MethodNotAllowed(scope["method"], "POST")
             if self._gate is not None:
                 self._gate.check(scope)
-            _check_encoding(dict(scope["headers"]).get(b"content-encoding", b""))
+            coding = coding_of(dict(scope["headers"]).get(b"content-encoding", b"").decode("latin-1"))
             body = await read_body(receive, self._max_body_bytes)
             if body is None:
                 return
+            if coding is not None:
+                body = await self._inflated(body, coding)
             taken = await self._writer.offer(body)
             error, told = _told(taken)
         except GatewayError as problem:
@@ -44,6 +49,15 @@ class FeedbackEndpoint:
         headers = [*JSON_HEADERS, *error_headers(error), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
         await send({"type": "http.response.body", "body": content})
+
+    async def _inflated(self, body: bytes, coding: str) -> bytes:
+        """What a compressed body holds, a portion a turn of the loop. Raises InvalidInput, BodyTooLarge."""
+        stream, is_whole = Inflation(body, coding), False
+        while not is_whole:
+            is_whole = stream.step()
+            stream.check_size(self._max_body_bytes)
+            await asyncio.sleep(0)  # others are answered between two portions
+        return stream.whole()
 
 
 def _told(taken: Taken) -> tuple[GatewayError | None, dict[str, Any]]:
@@ -61,11 +75,3 @@ def _plain(error: GatewayError) -> dict[str, Any]:
     if isinstance(error, InvalidInput):
         told |= {"field": error.field, "came": error.came, "expected": error.expected}
     return told
-
-
-def _check_encoding(came: bytes) -> None:
-    if came.strip().lower() not in (b"", b"identity"):
-        text = f"header content-encoding: expected identity, got {came[:40].decode('latin-1')!r}"
-        error = UnsupportedEncoding(text)
-        error.accepted = "identity"
-        raise error

@@ -23,7 +23,7 @@ PORTION_BYTES = 64 * 1024
 _MAX_MEMBERS = 1024
 
 
-class _Stream:
+class Inflation:
     """One compressed body on its way out."""
 
     def __init__(self, body: bytes, coding: str) -> None:
@@ -66,6 +66,11 @@ class _Stream:
         self._zlib = zlib.decompressobj(WINDOWS[self._coding])
         return False
 
+    def check_size(self, max_bytes: int) -> None:
+        """Raise BodyTooLarge if more than *max_bytes* has come out."""
+        if self.size_bytes > max_bytes:
+            raise BodyTooLarge(self.size_bytes, max_bytes, what="body, once inflated")
+
     def whole(self) -> bytes:
         """All that came out."""
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -93,16 +98,15 @@ class Inflater:
         """
         assert call.coding is not None
         call.on_reply = on_reply
-        self._go_on(call, _Stream(call.body, call.coding))
+        self._go_on(call, Inflation(call.body, call.coding))
 
-    def _go_on(self, call: Call, stream: _Stream) -> None:
+    def _go_on(self, call: Call, stream: Inflation) -> None:
         on_reply = call.on_reply
         if call.left or on_reply is None:
             return  # it has its answer, or nobody waits for it any more
         try:
             is_whole = stream.step()
-            if stream.size_bytes > self._admission.max_body_bytes:
-                raise BodyTooLarge(stream.size_bytes, self._admission.max_body_bytes, what="body, once inflated")
+            stream.check_size(self._admission.max_body_bytes)
             self._admission.hold(call, len(call.body) + stream.size_bytes)
             if not is_whole and call.deadline_s <= self._admission.now_s():
                 raise DeadlineExceeded("the deadline passed before the body was inflated")

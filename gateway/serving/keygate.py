@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -16,6 +17,8 @@ from gateway.serving.keyring import HeldKey, KeyRing
 OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs/{asset}"})
 # Where the rest of the app finds the key of a request.
 SCOPE_KEY = "sluicegate.key"
+# The answer to who has no key, or not a good one.
+Refusal = Callable[[GatewayError], Response]
 
 
 class KeyGate:
@@ -37,19 +40,29 @@ class KeyGate:
             raise
         scope[SCOPE_KEY] = key
 
-    def guard(self, routes: Iterable[Route], *, themselves: frozenset[type]) -> None:
+    def guard(
+        self, routes: Iterable[Route], *, themselves: frozenset[type] = frozenset(), refusal: Refusal | None = None
+    ) -> None:
         """Stand before all *routes* but those that are open and those whose endpoint checks keys itself.
 
-        themselves: the classes of the latter. A route that is new is closed until somebody opens it here.
+        themselves: the classes of the latter. A route that is new is closed until somebody opens it here. refusal: how
+        these routes refuse, if not as all do.
         """
         for route in routes:
             if route.path not in OPEN and type(route.endpoint) not in themselves:
-                route.app = self._before(route.app)
+                route.app = self._before(route.app, refusal)
 
-    def _before(self, app: ASGIApp) -> ASGIApp:
+    def _before(self, app: ASGIApp, refusal: Refusal | None) -> ASGIApp:
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            self.check(scope)
-            await app(scope, receive, send)
+            try:
+                self.check(scope)
+            except GatewayError as error:
+                if refusal is None:
+                    raise
+                answer: ASGIApp = refusal(error)
+            else:
+                answer = app
+            await answer(scope, receive, send)
 
         return guarded
 

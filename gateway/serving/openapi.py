@@ -51,6 +51,8 @@ _REQUEST_HEADERS = {
     "x-targeting-key": "whom the route decides for: the same key gets the same variant",
     "x-request-id": "comes back in the answer",
 }
+_LENGTH = "Inference-Header-Content-Length"
+_LENGTH_TEXT = "bytes of the JSON at the begin of a body with binary tensors; not sent with a body of JSON alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,12 @@ def document(
                 writer.prediction(path, path.pattern.replace("{model}", model.name), model)
             elif model.name == default_model:
                 writer.prediction(path, path.pattern, model)
-    for pattern, operation in questions([model.name for model in models], asks_for_keys=asks_for_keys):
+    known = {
+        "model": [model.name for model in models],
+        "version": sorted({view.version for model in models for view in model.versions}),
+        "label": sorted({label for model in models for label in model.labels}),
+    }
+    for pattern, operation in questions(known, asks_for_keys=asks_for_keys):
         writer.paths.setdefault(pattern, {}).update(operation)
     return {
         "openapi": OPENAPI,
@@ -135,7 +142,7 @@ class _Writer:
         kinds: list[tuple[str, Bodies]] = []
         for view in model.versions:
             bodies = bodies_of(path.protocol, view.described)
-            if bodies is not None and not any(bodies[:2] == known[:2] for _, known in kinds):
+            if bodies is not None and not any(_are_alike(bodies, known) for _, known in kinds):
                 kinds.append((view.version, bodies))
         if not kinds:
             return
@@ -146,12 +153,18 @@ class _Writer:
         self, path: PathView, pattern: str, model: ModelView, kinds: list[tuple[str, Bodies]], method: str
     ) -> dict[str, Any]:
         name = f"{model.name}.{path.protocol}"
-        requests = [self._named(f"{name}.{version}.request", bodies.request) for version, bodies in kinds]
+        requests = [
+            self._named(f"{name}.{version}.request", bodies.request)
+            for version, bodies in kinds
+            if bodies.request is not None
+        ]
         answers = [self._named(f"{name}.{version}.answer", bodies.response) for version, bodies in kinds]
-        body: dict[str, Any] = {"schema": any_of(requests)}
-        example = next((bodies.example for _, bodies in kinds if bodies.example is not None), None)
-        if example is not None:
-            body["examples"] = {"golden": {"summary": "a row of the package's golden.json", "value": example}}
+        bodies_by_type: dict[str, Any] = {}
+        if requests:
+            example = next((bodies.example for _, bodies in kinds if bodies.example is not None), None)
+            bodies_by_type["application/json"] = _body(any_of(requests), example)
+        for kind, form in {kind: form for _, bodies in reversed(kinds) for kind, form in bodies.others.items()}.items():
+            bodies_by_type[kind] = _body(form.schema, form.example)
         content: dict[str, Any] = {"application/json": {"schema": any_of(answers)}}
         if path.protocol == "oip":  # asked for by parameters
             content["application/octet-stream"] = {"schema": {}}
@@ -163,8 +176,8 @@ class _Writer:
             "operationId": re.sub(r"[^\w-]+", ".", f"{method.lower()}{pattern}"),
             "tags": [model.name],
             "summary": f"{model.name}: {_TITLES.get(path.protocol, path.protocol)}",
-            "parameters": _parameters(pattern, model),
-            "requestBody": {"required": True, "content": {"application/json": body}},
+            "parameters": _parameters(pattern, model, path.protocol),
+            "requestBody": {"required": True, "content": bodies_by_type},
             "responses": {
                 "200": {"description": "predictions", "headers": headers, "content": content},
                 **self._refusals(path.protocol),
@@ -190,7 +203,20 @@ class _Writer:
         return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _parameters(pattern: str, model: ModelView) -> list[dict[str, Any]]:
+def _are_alike(one: Bodies, other: Bodies) -> bool:
+    """Whether two versions are asked and answer alike."""
+    return (one.request, one.response, *one.others) == (other.request, other.response, *other.others)
+
+
+def _body(schema: Schema, example: Any) -> dict[str, Any]:
+    """A body of one content type."""
+    if example is None:
+        return {"schema": schema}
+    golden = {"summary": "a row of the package's golden.json", "value": example}
+    return {"schema": schema, "examples": {"golden": golden}}
+
+
+def _parameters(pattern: str, model: ModelView, protocol: str) -> list[dict[str, Any]]:
     known = {"version": [view.version for view in model.versions], "label": list(model.labels)}
     parts = [
         {"name": name, "in": "path", "required": True, "schema": {"enum": values}}
@@ -201,4 +227,7 @@ def _parameters(pattern: str, model: ModelView) -> list[dict[str, Any]]:
         {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
         for name, text in _REQUEST_HEADERS.items()
     ]
+    if protocol == "oip":
+        length: Schema = {"type": "integer", "minimum": 0}
+        texts.append({"name": _LENGTH, "in": "header", "description": _LENGTH_TEXT, "schema": length})
     return [*parts, *texts]

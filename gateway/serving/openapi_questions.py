@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.codecs.schema_parts import Schema
@@ -11,6 +11,8 @@ from gateway.samples.labels import MAX_ID_CHARS, MAX_OUTPUTS, MAX_ROW, MAX_TEXT_
 
 _OBJECT: Schema = {"type": "object"}
 _ARRAY: Schema = {"type": "array", "items": _OBJECT}
+_TEXT: Schema = {"type": "string"}
+_ONE = (404, 503)
 # Path, whether it is open without a key, protocol of its errors, what it tells, its form, and statuses besides 200.
 _QUESTIONS: tuple[tuple[str, bool, str, str, Schema, tuple[int, ...]], ...] = (
     ("/livez", True, "", "whether the worker is alive", _OBJECT, ()),
@@ -20,15 +22,31 @@ _QUESTIONS: tuple[tuple[str, bool, str, str, Schema, tuple[int, ...]], ...] = (
     ("/v2/health/live", True, "oip", "whether the worker is alive", _OBJECT, ()),
     ("/v2/health/ready", True, "oip", "whether the worker should get traffic", _OBJECT, (503,)),
     ("/v2/models", False, "oip", "the models", _OBJECT, ()),
-    ("/v2/models/{model}", False, "oip", "names, datatypes and shapes", _OBJECT, (404, 503)),
-    ("/v2/models/{model}/ready", False, "oip", "whether the model answers", _OBJECT, (404, 503)),
+    ("/v2/models/stats", False, "oip", "what was counted of all models", _OBJECT, ()),
+    *(
+        (f"/v2/models/{{model}}{version}{ask}", False, "oip", tells, _OBJECT, _ONE)
+        for version in ("", "/versions/{version}")
+        for ask, tells in (
+            ("", "names, datatypes and shapes"),
+            ("/ready", "whether the model answers"),
+            ("/config", "the model's configuration"),
+            ("/stats", "what was counted"),
+        )
+    ),
+    ("/", False, "tfs", "whether the server is alive", _OBJECT, ()),
     ("/v1/models", False, "tfs", "the models", _OBJECT, ()),
-    ("/v1/models/{model}", False, "tfs", "the versions and their states", _OBJECT, (400, 404, 503)),
-    ("/v1/models/{model}/metadata", False, "tfs", "the signature", _OBJECT, (400, 404, 503)),
+    *(
+        (f"/v1/models/{{model}}{pin}{ask}", False, "tfs", tells, _OBJECT, (400, *_ONE))
+        for pin in ("", "/versions/{version}", "/labels/{label}")
+        for ask, tells in (("", "the versions and their states"), ("/metadata", "the signature"))
+    ),
     ("/ping", False, "torchserve", "whether predictions are answered", _OBJECT, (500,)),
+    ("/health", False, "torchserve", "whether predictions are answered", _OBJECT, (500,)),
+    ("/version", False, "torchserve", "the version of the gateway", _TEXT, ()),
     ("/models", False, "torchserve", "the models, a page at a time", _OBJECT, (400,)),
-    ("/models/{model}", False, "torchserve", "the default version", _ARRAY, (404, 503)),
-)  # fmt: skip
+    ("/models/{model}", False, "torchserve", "the default version", _ARRAY, _ONE),
+    ("/models/{model}/{version}", False, "torchserve", "a version; all that are loaded", _ARRAY, _ONE),
+)
 _STATUSES = {
     304: "the document that the client has is still good",
     400: "something of the request is wrong",
@@ -36,32 +54,41 @@ _STATUSES = {
     403: "a key for other models",
     404: "no such model here",
     413: "the body is too large",
-    415: "the body is compressed",
+    415: "the body is compressed in a way that is not read",
     429: "over the key's quota",
     500: "not ready",
     503: "not ready",
 }
-_LABELS = "/v1/feedback"
+_LABELS, _INDEX = "/v1/feedback", "/v2/repository/index"
 
 
-def questions(models: Sequence[str], *, asks_for_keys: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Paths with their operations. models: the names that a path may have."""
+def questions(known: Mapping[str, Sequence[str]], *, asks_for_keys: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Paths with their operations. known: the names that the parts of a path may have: model, version, label."""
     for path, is_open, protocol, summary, form, statuses in _QUESTIONS:
+        parts = [piece.partition("}")[0] for piece in path.split("{")[1:]]
+        if any(not known[part] for part in parts):
+            continue
         asked = (401, 403, 429, 503) if asks_for_keys and not is_open else ()
+        kind = "text/plain" if form is _TEXT else "application/json"
         operation: dict[str, Any] = {
             "operationId": "get" + path.translate(str.maketrans("/.", "__", "{}")),
             "tags": ["questions"],
             "summary": summary,
             "responses": {
-                "200": {"description": "told", "content": {"application/json": {"schema": form}}},
+                "200": {"description": "told", "content": {kind: {"schema": form}}},
                 **_refusals({*statuses, *asked, 431}, protocol),
             },
         }
-        if "{model}" in path:
-            if not models:
-                continue
+        if parts:
+            more = ["all"] if path == "/models/{model}/{version}" else []
             operation["parameters"] = [
-                {"name": "model", "in": "path", "required": True, "schema": {"enum": list(models)}}
+                {
+                    "name": part,
+                    "in": "path",
+                    "required": True,
+                    "schema": {"enum": [*known[part], *(more if part == "version" else [])]},
+                }
+                for part in parts
             ]
         if path == "/models":
             operation["parameters"] = [
@@ -72,6 +99,23 @@ def questions(models: Sequence[str], *, asks_for_keys: bool) -> Iterator[tuple[s
             operation["security"] = []
         yield path, {"get": operation}
     yield _LABELS, {"post": _labels(asks_for_keys)}
+    yield _INDEX, {"post": _index(asks_for_keys)}
+
+
+def _index(asks_for_keys: bool) -> dict[str, Any]:
+    ready: Schema = {"type": "boolean", "description": "only versions that can be asked"}
+    body: Schema = {"type": "object", "properties": {"ready": ready}}
+    asked = (401, 403, 429, 503) if asks_for_keys else ()
+    return {
+        "operationId": "post_v2_repository_index",
+        "tags": ["questions"],
+        "summary": "the versions that routes declare, and their states",
+        "requestBody": {"content": {"application/json": {"schema": body}}},
+        "responses": {
+            "200": {"description": "told", "content": {"application/json": {"schema": _ARRAY}}},
+            **_refusals({400, 413, 431, *asked}, "oip", early=True),
+        },
+    }
 
 
 def _labels(asks_for_keys: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from gateway.codecs.oip_json import OipCodec
 from gateway.codecs.tfs import ClassifyCodec, PredictCodec, RegressCodec
 from gateway.codecs.torchserve import TorchServeCodec
 from gateway.serving.replies import status_of
-from gateway.serving.target import PredictionPath
+from gateway.serving.target import Label, PredictionPath, Unnamed
 
 
 def prediction_paths() -> tuple[PredictionPath, ...]:
@@ -34,16 +34,22 @@ def prediction_paths() -> tuple[PredictionPath, ...]:
     )
 
 
-def patterns_of(paths: Sequence[PredictionPath]) -> dict[tuple[str, str], str]:
-    """The patterns by protocol and by the part that pins a version (``version``, ``label`` or nothing).
+def patterns_of(paths: Sequence[PredictionPath]) -> dict[tuple[str, bool, str], str]:
+    """The patterns by what a call knows of the one that it came by, as `kind_of` tells it."""
+    return {
+        (
+            path.codec.name,
+            "{model}" in path.pattern,
+            next((part for part in ("version", "label") if f"{{{part}}}" in path.pattern), ""),
+        ): path.pattern
+        for path in paths
+    }
 
-    Where several patterns are of one protocol and pin alike, there is none: a call does not know by which it came.
-    """
-    found: dict[tuple[str, str], list[str]] = {}
-    for path in paths:
-        pin = next((part for part in ("version", "label") if f"{{{part}}}" in path.pattern), "")
-        found.setdefault((path.codec.name, pin), []).append(path.pattern)
-    return {kind: patterns[0] for kind, patterns in found.items() if len(patterns) == 1}
+
+def kind_of(codec: str, model: str, version: str | None) -> tuple[str, bool, str]:
+    """What tells the pattern of a target: its protocol, whether it names a model, the part that pins a version."""
+    pin = "" if version is None else "label" if isinstance(version, Label) else "version"
+    return codec, not isinstance(model, Unnamed), pin
 
 
 def codecs_of(paths: Sequence[PredictionPath]) -> tuple[Codec, ...]:

@@ -93,7 +93,7 @@ def error_headers(error: errors.GatewayError | None) -> Headers:
     if isinstance(error, errors.MethodNotAllowed):
         return ((b"allow", error.allowed.encode()),)
     if isinstance(error, errors.UnsupportedEncoding):
-        return ((b"accept-encoding", error.accepted.encode()),)
+        return ((b"accept-encoding", b"gzip, deflate"),)
     if isinstance(error, errors.KeyUnknown):
         return ((b"www-authenticate", b'Bearer realm="sluicegate"'),)
     return ()

@@ -165,7 +165,7 @@ class Router:
             return ModelNotReady(f"no version of model {model!r} is warm yet")
         if not model:
             return UnknownModel("the path names no model, and which one it means is not set (server.default_model)")
-        return UnknownModel(f"model {model!r} is not served here")
+        return unknown_model(model)
 
     def _unknown_version(self, model: str, version: str) -> UnknownVersion:
         warm = ", ".join(self._registry.warm_versions(model)) or "none"
@@ -177,6 +177,13 @@ class Router:
         is_out = self._registry.state(call.model, decision.version) == "quarantined"
         stands = "quarantined" if is_out else "not warm"
         return ModelNotReady(f"version {decision.version!r} of model {call.model!r} is {stands} here")
+
+
+def unknown_model(name: str) -> UnknownModel:
+    """No model of that name is served here."""
+    error = UnknownModel(f"model {name!r} is not served here")
+    error.model = name
+    return error
 
 
 def _version_of(route: Route, label: str) -> str:

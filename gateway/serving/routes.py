@@ -31,15 +31,16 @@ def all_routes(
     """The routes, in the order in which a path is looked for. gate: asks for API keys, None if nobody does."""
     others = TorchServeQuestions(router, registry, questions.is_ready, doorway.paths, max_batch_rows=max_batch_rows)
     docs = ApiDocs(router, registry, doorway.paths, doorway.default_model, asks_for_keys=gate is not None)
+    theirs = others.routes()
     routes = [
         *(Route(path.pattern, PredictionEndpoint(path, doorway)) for path in doorway.paths),
         Route(FEEDBACK_PATH, feedback),
         *extensions.routes(),
         *questions.routes(),
         *TfsQuestions(router, registry).routes(),
-        *others.routes(),
         *docs.routes(),
     ]
     if gate is not None:
         gate.guard(routes, themselves=frozenset({PredictionEndpoint, FeedbackEndpoint}))
-    return routes
+        gate.guard(theirs, refusal=others.refusal)
+    return [*routes, *theirs]

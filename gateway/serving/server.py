@@ -8,6 +8,8 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from gateway import tls
 from gateway.serving.connections import Doors
@@ -17,6 +19,8 @@ from gateway.serving.tlsdoor import TlsServer
 from gateway.settings import ServerSettings
 
 _log = getLogger(__name__)
+# How uvloop says that a connection is gone before anybody has told its protocol; it has no type of its own for it.
+_GONE = "the handler is closed"
 
 
 def _protocol() -> Any:
@@ -29,6 +33,22 @@ def _protocol() -> Any:
         extra={"uvicorn": uvicorn.__version__, "known": UVICORN},
     )
     return "httptools"
+
+
+class PublicApp(Starlette):
+    """The ASGI app of the public port, for which it is no failure that a client has left before its answer."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See Starlette."""
+        try:
+            await super().__call__(scope, receive, send)
+        except RuntimeError as error:
+            if _GONE not in str(error):
+                raise
+            # Whom uvicorn does not know to be gone yet it would take for somebody whose answer was forgotten.
+            cycle = getattr(send, "__self__", None)
+            if isinstance(cycle, RequestResponseCycle):
+                cycle.disconnected = True
 
 
 def server_for(settings: ServerSettings, app: Starlette, doors: Doors) -> DrainingServer:

@@ -18,11 +18,17 @@ _MAX_AGE_S = 1.0
 _NAMES = (
     "sluicegate_requests",
     "sluicegate_request_duration_seconds",
+    "sluicegate_failed_request_seconds",
+    "sluicegate_last_prediction_timestamp_seconds",
     "sluicegate_cache",
+    "sluicegate_cache_hit_seconds",
+    "sluicegate_run_input_seconds",
     "sluicegate_queue_duration_seconds",
     "sluicegate_run_duration_seconds",
     "sluicegate_batch_rows",
 )
+
+_LAST = "sluicegate_last_prediction_timestamp_seconds"
 
 # Samples of one version: the sum of each, a histogram's count as NAME_bucket.
 _Sums = dict[str, float]
@@ -54,30 +60,33 @@ class Statistics:
                 which = labels.get("outcome") or labels.get("result") or ""
                 if sample == "sluicegate_requests_total" and which != "ok":
                     which = "failed"
-                found[labels["model"], labels["version"]][f"{sample}:{which}"] += value
+                sums, name = found[labels["model"], labels["version"]], f"{sample}:{which}"
+                sums[name] = max(sums[name], value) if sample == _LAST else sums[name] + value
         return found
 
 
 def _told(model: str, version: str, sums: _Sums) -> dict[str, Any]:
     runs = round(sums["sluicegate_batch_rows_bucket:"])
+    input_s = sums["sluicegate_run_input_seconds_total:"]
 
-    def lasted(count: float, sample: str = "") -> dict[str, int]:
-        return {"count": round(count), "ns": round(sums[f"{sample}_sum:"] * 1e9) if sample else 0}
+    def lasted(count: float, seconds: float = 0.0) -> dict[str, int]:
+        return {"count": round(count), "ns": round(seconds * 1e9)}
 
     return {
         "name": model,
         "version": version,
+        "last_inference": round(sums[f"{_LAST}:"] * 1e3),
         "inference_count": round(sums["sluicegate_batch_rows_sum:"]),
         "execution_count": runs,
         "inference_stats": {
-            "success": lasted(sums["sluicegate_requests_total:ok"], "sluicegate_request_duration_seconds"),
-            "fail": lasted(sums["sluicegate_requests_total:failed"]),
-            "queue": lasted(runs, "sluicegate_queue_duration_seconds"),
-            "compute_input": lasted(runs),
-            "compute_infer": lasted(runs, "sluicegate_run_duration_seconds"),
-            "compute_output": lasted(runs),
-            "cache_hit": lasted(sums["sluicegate_cache_total:hit"] + sums["sluicegate_cache_total:shared"]),
-            "cache_miss": lasted(sums["sluicegate_cache_total:miss"]),
+            "success": lasted(sums["sluicegate_requests_total:ok"], sums["sluicegate_request_duration_seconds_sum:"]),
+            "fail": lasted(sums["sluicegate_requests_total:failed"], sums["sluicegate_failed_request_seconds_total:"]),
+            "queue": lasted(runs, sums["sluicegate_queue_duration_seconds_sum:"]),
+            "compute_input": lasted(runs, input_s),
+            "compute_infer": lasted(runs, sums["sluicegate_run_duration_seconds_sum:"] - input_s),
+            "compute_output": lasted(runs),  # outputs come out of a run as they are taken: nothing is left to do
+            "cache_hit": lasted(sums["sluicegate_cache_total:hit"], sums["sluicegate_cache_hit_seconds_total:"]),
+            "cache_miss": lasted(sums["sluicegate_cache_total:miss"] + sums["sluicegate_cache_total:shared"]),
         },
         "batch_stats": [],
     }

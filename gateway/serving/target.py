@@ -15,8 +15,14 @@ class Label(str):
     __slots__ = ()
 
 
+class Unnamed(str):
+    """The model that a path means which names none; empty if nobody knows which."""
+
+    __slots__ = ()
+
+
 class Target(NamedTuple):
-    """A protocol, a model (empty: the path names none and nobody knows which), and a version if the path pins one."""
+    """A protocol, a model, and a version if the path pins one."""
 
     codec: Codec
     model: str
@@ -39,4 +45,5 @@ class PredictionPath:
         """What a path with these parts asks for."""
         label = parts.get("label")
         pinned = Label(label) if label is not None else parts.get("version")
-        return Target(self.codec, parts.get("model", default_model), pinned)
+        model = parts.get("model")
+        return Target(self.codec, Unnamed(default_model) if model is None else model, pinned)

@@ -14,12 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.codecs.tfs import tfs_error
-from gateway.errors import GatewayError, InvalidInput, MethodNotAllowed, UnknownModel, UnknownVersion, Unsupported
+from gateway.errors import GatewayError, InvalidInput, MethodNotAllowed, UnknownVersion, Unsupported
 from gateway.serving import introspect
 from gateway.serving.keygate import key_of
 from gateway.serving.registry import LiveVersion, Registry
 from gateway.serving.replies import error_headers, status_of
-from gateway.serving.router import Router
+from gateway.serving.router import Router, unknown_model
 from gateway.tensors import Signature, TensorSpec
 
 # From what the registry says of a version to the state and the error code of a servable.
@@ -78,7 +78,7 @@ class TfsQuestions:
     def _status(self, request: Request) -> dict[str, Any]:
         model = request.path_params["model"]
         if model not in self._router.known:
-            raise UnknownModel(f"model {model!r} is not served here")
+            raise unknown_model(model)
         states = self._registry.describe(model)
         wanted: str | None = request.path_params.get("version")
         if "label" in request.path_params:

@@ -88,14 +88,14 @@ class TorchServeQuestions:
 
     async def explain(self, request: Request) -> Response:
         """Explanations, which there are none of."""
-        return self._refusal(Unsupported("explanations are not offered here"))
+        return self.refusal(Unsupported("explanations are not offered here"))
 
     async def models(self, request: Request) -> Response:
         """The models by name, a page at a time."""
         try:
             return _json(self._models(request))
         except GatewayError as error:
-            return self._refusal(error)
+            return self.refusal(error)
 
     def _models(self, request: Request) -> dict[str, Any]:
         _check_method(request)
@@ -121,7 +121,7 @@ class TorchServeQuestions:
                 found = [self._router.pinned(model, version)]
             return _json([self._description(live) for live in found])
         except GatewayError as error:
-            return self._refusal(error)
+            return self.refusal(error)
 
     def _description(self, live: LiveVersion) -> dict[str, Any]:
         queued_rows = live.batcher.queued_rows
@@ -150,7 +150,8 @@ class TorchServeQuestions:
             },
         }
 
-    def _refusal(self, error: GatewayError) -> Response:
+    def refusal(self, error: GatewayError) -> Response:
+        """The answer to what is not answered, in TorchServe's own shape."""
         headers = {name.decode(): value.decode() for name, value in error_headers(error)}
         return Response(self._codec.error(error), status_of(error), headers, media_type="application/json")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 Attributes = dict[str, str | int | float | bool]
+# Stands among the headers of a prediction that is no POST, with its method. No client's header begins so.
+METHOD_HEADER = ":method"
 
 
 class Step(NamedTuple):

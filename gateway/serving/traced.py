@@ -17,12 +17,12 @@ from gateway.serving.call import Call, OnReply
 from gateway.serving.entry import Run
 from gateway.serving.guards import Guards
 from gateway.serving.pipeline import Pipeline
-from gateway.serving.protocols import patterns_of, prediction_paths
+from gateway.serving.protocols import kind_of, patterns_of, prediction_paths
 from gateway.serving.registry import LiveVersion
 from gateway.serving.replies import NO_HEADERS, Block, block, status_of
 from gateway.serving.router import Router
-from gateway.serving.target import Label, Target
-from gateway.serving.trace import Attributes, Step, Trace
+from gateway.serving.target import Target
+from gateway.serving.trace import METHOD_HEADER, Attributes, Step, Trace
 from gateway.serving.tracing import Tracer
 from gateway.settings import Settings
 from gateway.tensors import Tensors
@@ -207,14 +207,13 @@ class TracedPipeline(Pipeline):
         prediction_id: str = "",
     ) -> Attributes:
         told: Attributes = {
-            "http.request.method": "POST",
+            "http.request.method": headers.get(METHOD_HEADER, "POST"),
             "url.scheme": self._scheme,
             "sluicegate.model": model,
             "sluicegate.protocol": codec,
             "sluicegate.request.id": request_id,
         }
-        pin = "" if version is None else "label" if isinstance(version, Label) else "version"
-        route = self._routes.get((codec, pin))
+        route = self._routes.get(kind_of(codec, model, version))
         if route is not None:
             told["http.route"] = route
             told["url.path"] = route.format(model=model, version=version, label=version)
@@ -231,7 +230,8 @@ class TracedPipeline(Pipeline):
     def _whole(self, begun_s: float, ended_s: float, told: Attributes, error: GatewayError | None) -> Step:
         """The span of the request itself. What a client did wrong is told, and is no error of the server's span."""
         failure = str(error) if error is not None and status_of(error) >= 500 else ""
-        return Step(f"POST {told['http.route']}" if "http.route" in told else "POST", begun_s, ended_s, told, failure)
+        name = " ".join([str(told[key]) for key in ("http.request.method", "http.route") if key in told])
+        return Step(name, begun_s, ended_s, told, failure)
 
 
 def traced_pipeline(

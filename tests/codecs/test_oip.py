@@ -285,3 +285,13 @@ def test_a_raw_body_is_one_row_of_the_one_input() -> None:
     assert request.rows == 1
     assert request.binary
     np.testing.assert_array_equal(request.inputs["input"], np.array([ROW], np.float32))
+
+
+@pytest.mark.parametrize(("shape", "text"), [((-1, 1), b"427"), ((-1,), b""), ((-1, 1), "é".encode() * 300)])
+def test_a_raw_text_comes_without_its_length(shape: tuple[int, ...], text: bytes) -> None:
+    signature = Signature((TensorSpec("x", "BYTES", shape),), (TensorSpec("y", "BYTES", shape),))
+    request = OipCodec().bind("m", "1", signature).decode(text, {"inference-header-content-length": "0"})
+    assert request.inputs["x"].ravel().tolist() == [text]
+    several = Signature((TensorSpec("x", "BYTES", (-1, 2)),), signature.outputs)
+    with pytest.raises(InvalidInput, match=r"inputs\.x.*2 strings"):
+        OipCodec().bind("m", "1", several).decode(text, {"inference-header-content-length": "0"})

@@ -81,8 +81,38 @@ def test_of_a_protocol_that_cannot_ask_a_model_nothing_is_said() -> None:
     assert bodies_of("native", described("no features")) is None
     assert bodies_of("tfs_classify", described("numbers and texts")) is None
     assert bodies_of("tfs_regress", described("a matrix")) is None
-    half = replace(IMAGE, inputs=(TensorSpec("image", "FP16", (-1, 2)),))
-    assert all(bodies_of(protocol, Described(half)) is None for protocol in CODECS)
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+def test_halves_are_asked_for_by_what_is_no_json_and_told_where_json_can(datatype: str) -> None:
+    taken = replace(IMAGE, inputs=(TensorSpec("image", datatype, (-1, 2)),))
+    found = {protocol: bodies_of(protocol, Described(taken)) for protocol in CODECS}
+    told = {protocol: (bodies.request, set(bodies.others)) for protocol, bodies in found.items() if bodies is not None}
+    raw, form = "application/octet-stream", "multipart/form-data"
+    assert told == {"oip": (None, {raw}), "torchserve": (None, {raw, form})}
+    given = Described(
+        replace(IMAGE, outputs=(TensorSpec("score", datatype, (-1, 2)),)), example={"image": [[1, 2], [3, 4]]}
+    )
+    bodies = {protocol: bodies_of(protocol, given) for protocol in ("oip", "tfs", "mlflow", "torchserve")}
+    assert all(each is not None and each.request is not None for each in bodies.values())
+    assert bodies["oip"] is not None
+    assert bodies["oip"].example["parameters"] == {"binary_data_output": True}
+
+
+def test_a_table_of_an_example_is_read_back_and_what_has_no_such_form_says_none() -> None:
+    bodies = bodies_of("mlflow", described("numbers and texts"))
+    assert bodies is not None
+    table = bodies.others["text/csv"].example
+    assert table == "size,colour\n1.5,red\n"
+    read = CODECS["mlflow"].bind("m", "1", PAINT).decode(table.encode(), {"content-type": "text/csv"}).inputs
+    assert (read["size"].tolist(), read["colour"].tolist()) == ([[1.5]], [[b"red"]])
+    for protocol, kind in (("native", "a matrix"), ("tfs", "a matrix"), ("mlflow", "no rows")):
+        without = bodies_of(protocol, described(kind))
+        assert without is not None
+        assert not without.others
+    several = bodies_of("torchserve", described("numbers and texts"))
+    assert several is not None
+    assert set(several.others) == {"multipart/form-data"}
 
 
 def native(kind: str) -> Bodies:

@@ -55,6 +55,30 @@ def test_one_row_however_it_comes_gets_one_answer(name: str) -> None:
     assert CODEC.bind("m", "1", MATRIX).encode(request, outputs).body == b"0.5"
 
 
+def test_several_parts_of_a_form_are_rows() -> None:
+    part = b'--B\r\nContent-Disposition: form-data; name="data"\r\n\r\n'
+    request = decode(part + b"[1,2,3]\r\n" + part + b'[{"a":4,"b":5,"c":6},{"a":7,"b":8,"c":9}]\r\n' + form(RAW), FORM)
+    assert request.inputs["x"].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 2, 3]]
+    outputs = {"y": np.arange(4, dtype=np.float32).reshape(4, 1)}
+    assert CODEC.bind("m", "1", MATRIX).encode(request, outputs).body == b"[0.0,1.0,2.0,3.0]"
+    with pytest.raises(InvalidInput, match=r"part 1: inputs\.x\.shape"):
+        decode(part + b"[1,2,3]\r\n" + form(b"[1,2]"), FORM)
+    wide = Signature(inputs=(TensorSpec("x", "FP32", (-1, -1)),), outputs=MATRIX.outputs)
+    with pytest.raises(InvalidInput, match=r"part 1: inputs\.x\.shape"):
+        decode(part + b"[1,2,3]\r\n" + form(b"[1,2]"), FORM, wide)
+
+
+def test_bytes_that_begin_like_json_are_bytes_and_json_that_curl_calls_bytes_is_json() -> None:
+    begins = b"[\0\0@" * 3
+    head = 'Content-Disposition: form-data; name="data"\r\nContent-Type: application/octet-stream'
+    for body, headers in ((begins, {}), (form(begins, head), FORM)):
+        assert decode(body, headers).inputs["x"].tobytes() == begins
+    text = form(b"[1,2,3]", head)
+    assert decode(text, FORM).inputs["x"].tolist() == [[1, 2, 3]]
+    with pytest.raises(InvalidInput, match="valid JSON"):
+        decode(b"[1,2", {})
+
+
 @pytest.mark.parametrize("body", [b"[[1,2,3]]", b'[{"a":1,"b":2,"c":3}]', b'{"data":[[1,2,3]]}'])
 def test_a_list_of_rows_gets_a_list(body: bytes) -> None:
     outputs = {"y": np.array([[0.5]], np.float32)}
@@ -88,7 +112,13 @@ def test_what_does_not_fit_is_refused(body: bytes, headers: Any, field: str) -> 
 
 
 def test_what_a_body_is_read_by_is_part_of_the_cache_key() -> None:
-    kinds = ["", "application/octet-stream", "multipart/form-data; boundary=B", "multipart/form-data; boundary=C"]
+    kinds = [
+        "",
+        "application/json",
+        "application/octet-stream",
+        "multipart/form-data; boundary=B",
+        "multipart/form-data; boundary=C",
+    ]
     assert len({CODEC.cache_headers({"content-type": kind}) for kind in kinds}) == len(kinds)
 
 

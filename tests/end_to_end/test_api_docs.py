@@ -33,27 +33,49 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
         yield opened
 
 
-def examples(document: Any) -> Iterator[tuple[str, str, Any]]:
-    """Method, path and body of each example, with the first value of each part of the path."""
+def examples(document: Any) -> Iterator[tuple[str, str, str, Any]]:
+    """Method, path, content type and body of each example, with the first value of each part of the path."""
     for pattern, operations in document["paths"].items():
         for method, operation in operations.items():
-            content = operation.get("requestBody", {}).get("content", {})
-            for example in content.get("application/json", {}).get("examples", {}).values():
-                path = pattern
-                for parameter in operation["parameters"]:
-                    if parameter["in"] == "path":
-                        path = path.replace(f"{{{parameter['name']}}}", parameter["schema"]["enum"][0])
-                yield method.upper(), path, example["value"]
+            path = pattern
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path":
+                    path = path.replace(f"{{{parameter['name']}}}", parameter["schema"]["enum"][0])
+            for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+                for example in content.get("examples", {}).values():
+                    yield method.upper(), path, kind, example["value"]
 
 
 def test_every_example_gets_its_answer(gateway: LiveGateway) -> None:
     asked = list(examples(gateway.data.get("/openapi.json").json()))
-    paths = {path for _, path, _ in asked}
-    assert {"/predict/iris", "/v2/models/iris/versions/1/infer", "/v1/models/iris/labels/stable:classify"} <= paths
-    assert {"/models/iris/invocations", "/predictions/iris/1"} <= paths
-    for method, path, body in asked:
-        reply = gateway.data.request(method, path, json=body)
+    paths = {(path, kind.partition("/")[2]) for _, path, kind, _ in asked}
+    assert {("/predict/iris", "json"), ("/v2/models/iris/versions/1/infer", "json")} <= paths
+    assert {("/v1/models/iris/labels/stable:classify", "json"), ("/predictions/iris/1", "json")} <= paths
+    assert {("/models/iris/invocations", "json"), ("/models/iris/invocations", "csv")} <= paths
+    for method, path, kind, body in asked:
+        content = body if kind == "text/csv" else json.dumps(body)
+        reply = gateway.data.request(method, path, content=content, headers={"content-type": kind})
         assert reply.status_code == 200, (path, reply.text)
+
+
+def test_every_question_of_the_document_gets_its_answer(gateway: LiveGateway) -> None:
+    document = gateway.data.get("/openapi.json").json()
+    asked = {}
+    for pattern, operations in document["paths"].items():
+        if "get" in operations:
+            parts = {each["name"]: each["schema"]["enum"][0] for each in operations["get"].get("parameters", ())
+                     if each["in"] == "path"}  # fmt: skip
+            asked[pattern] = pattern.format_map(parts)
+    assert {
+        "/v2/models/{model}/versions/{version}/config",
+        "/v2/models/stats",
+        "/models/{model}/{version}",
+    } <= asked.keys()
+    for pattern, path in asked.items():
+        reply = gateway.data.get(path)
+        (kind,) = document["paths"][pattern]["get"]["responses"]["200"]["content"]
+        assert (reply.status_code, reply.headers["content-type"].partition(";")[0]) == (200, kind), path
+    assert {each["name"] for each in gateway.data.post("/v2/repository/index").json()} == {"iris", "paint"}
 
 
 def test_the_document_is_sent_once_and_made_anew_when_another_version_answers(gateway: LiveGateway) -> None:

@@ -169,6 +169,10 @@ def test_refusals_come_in_the_words_of_the_protocol_and_through_both_doors_alike
     assert by_path[NATIVE, 429]["error"]["code"] == "quota_exceeded"
     assert "API key" in by_path[OIP, 401]["error"]
     assert by_path["/v1/feedback", 401]["error"]["code"] == "unauthenticated"
+    for method, path in (("GET", "/models"), ("DELETE", "/models/iris"), ("POST", "/explanations/iris")):
+        refused = gateway.data.request(method, path)
+        assert (refused.status_code, refused.json()["code"], "www-authenticate" in refused.headers) == (401, 401, True)
+        assert refused.json()["type"] == "BadRequestException"
 
 
 def test_a_quota_holds_for_each_worker(gateway: LiveGateway) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +81,24 @@ def test_the_command_of_the_documentation_is_taken(gateway: LiveGateway) -> None
     assert json.loads(done.stdout) == {"accepted": 1, "rejected": 0}
 
 
+@pytest.mark.parametrize(("coding", "packed"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_labels_may_come_compressed(gateway: LiveGateway, coding: str, packed: Callable[[bytes], bytes]) -> None:
+    lines = b"\n".join(b'{"prediction_id": "%b-%d", "label": 1}' % (coding.encode(), index) for index in range(200))
+    assert len(packed(lines)) < 10_000 > len(lines)
+    reply = post(gateway, packed(lines), **{"content-encoding": coding})
+    assert (reply.status_code, reply.json()) == (200, {"accepted": 200, "rejected": 0})
+    assert f"{coding}-199" in {label.prediction_id for label in kept(gateway.state)}
+    torn = post(gateway, packed(lines)[:-9], **{"content-encoding": coding})
+    assert (torn.status_code, torn.json()["error"]["field"]) == (400, "body")
+    bomb = post(gateway, packed(b" " * 10_001), **{"content-encoding": coding})
+    assert (bomb.status_code, "once inflated" in bomb.json()["error"]["message"]) == (413, True)
+
+
 def test_bodies_and_methods_that_are_not_taken(gateway: LiveGateway) -> None:
     assert post(gateway, b"x" * 10_001).status_code == 413
     assert post(gateway, b"").status_code == 400
-    assert post(gateway, b"{", **{"content-encoding": "gzip"}).status_code == 415
+    unknown = post(gateway, b"{", **{"content-encoding": "br"})
+    assert (unknown.status_code, unknown.headers["accept-encoding"]) == (415, "gzip, deflate")
     reply = gateway.data.get("/v1/feedback")
     assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
     assert "sluicegate_labels_total" in gateway.control.get("/metrics").text

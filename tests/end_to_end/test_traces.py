@@ -142,6 +142,31 @@ def test_refusals_are_traced_too(gateway: LiveGateway, collector: Collector) -> 
     assert {(span.status, span.parent_id) for span in whole()} == {(0, caller_id)}  # a client's fault is no error
 
 
+def test_a_span_names_the_route_and_method_of_every_protocol(gateway: LiveGateway, collector: Collector) -> None:
+    trace_id, caller_id = ids()
+    headers = {"traceparent": f"00-{trace_id}-{caller_id}-01"}
+    row = list(ROW.values())
+    asked = {
+        "POST /invocations": ("/invocations", {"instances": [row]}),
+        "POST /models/{model}/invocations": ("/models/iris/invocations", {"instances": [row]}),
+        "PUT /predictions/{model}/{version}": ("/predictions/iris/1", row),
+        "POST /v1/models/{model}/labels/{label}:predict": ("/v1/models/iris/labels/stable:predict", {"inputs": [row]}),
+    }
+    for name, (path, body) in asked.items():
+        answer = gateway.data.request(name.partition(" ")[0], path, json=body, headers=headers)
+        assert answer.status_code == 200
+
+    def whole() -> list[Span]:
+        return [span for span in collector.of(trace_id) if span.kind == SERVER]
+
+    eventually(lambda: len(whole()) == len(asked), "all have come")
+    told = {
+        span.name: (span.attributes["http.request.method"], span.attributes["http.route"], span.attributes["url.path"])
+        for span in whole()
+    }
+    assert told == {name: (*name.split(" "), path) for name, (path, _) in asked.items()}
+
+
 def test_who_is_not_drawn_has_no_trace(gateway: LiveGateway, collector: Collector) -> None:
     trace_id, caller_id = ids()
     for headers in ({}, {"traceparent": f"00-{trace_id}-{caller_id}-00"}):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -123,6 +125,7 @@ def counted(client: Any, *of: str) -> tuple[int, ...]:
 
 
 def test_statistics_count_what_all_workers_did_also_one_that_has_died(client: Any, gateway: LiveGateway) -> None:
+    since_ms = time.time() * 1e3
     bodies = [{"inputs": [{"name": "input", "shape": [2, 4], "datatype": "FP32", "data": [[1, 2, 3, n]] * 2}]}
               for n in range(12)]  # fmt: skip
     for body in bodies:
@@ -137,7 +140,10 @@ def test_statistics_count_what_all_workers_did_also_one_that_has_died(client: An
     eventually(lambda: counted(client, "counted", "1") == expected, "the dead worker's counts are there")
     first, second = client.get_inference_statistics()["model_stats"]
     assert [(each["name"], each["version"]) for each in (first, second)] == [("counted", "1"), ("iris", "1")]
-    assert first["inference_stats"]["compute_infer"]["ns"] > 0
+    told = first["inference_stats"]
+    assert min(told[name]["ns"] for name in ("success", "fail", "compute_input", "compute_infer", "cache_hit")) > 0
+    assert told["compute_infer"]["ns"] + told["cache_hit"]["ns"] < told["success"]["ns"]
+    assert since_ms - 1000 <= first["last_inference"] <= time.time() * 1e3
     with pytest.raises(InferenceServerException, match="version '9' of model 'iris' is not loaded"):
         client.get_inference_statistics("iris", "9")
 
@@ -180,41 +186,90 @@ def test_models_are_loaded_and_unloaded_on_the_admin_port_with_a_token(client: A
     assert sorted(verbs) == ["repository.load", "repository.unload"]
 
 
-def test_what_is_not_offered_is_refused_in_words_that_the_client_reads(client: Any) -> None:
-    """Shared memory, trace and log settings: not among the extensions that the server names."""
-    offered = client.get_server_metadata()["extensions"]
-    assert not [name for name in offered if "shared_memory" in name or name in ("trace", "logging")]
-    for ask in (
-        client.get_trace_settings,
-        client.get_log_settings,
-        client.get_system_shared_memory_status,
-        client.get_cuda_shared_memory_status,
-        client.unregister_system_shared_memory,
-        client.unregister_cuda_shared_memory,
-        lambda: client.update_trace_settings(settings={}),
-        lambda: client.update_log_settings({}),
-        lambda: client.register_system_shared_memory("r", "/r", 8),
-        lambda: client.register_cuda_shared_memory("r", b"", 0, 8),
-    ):
-        with pytest.raises(InferenceServerException, match="no such path"):
-            ask()
+def is_iris(result: Any, rows: Any) -> bool:
+    check(result, rows)
+    return True
 
 
-def test_the_asyncio_client(gateway: LiveGateway) -> None:
+def body_of(client: Any) -> tuple[bytes, dict[str, str]]:
+    """A request as the client writes it for others to send."""
+    body, length = client.generate_request_body(sent(ROWS[:2]))
+    return body, {"inference-header-content-length": str(length)}
+
+
+# Every call that asks for something, by its name, and whether its answer is right.
+OFFERED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bool]]] = {
+    "is_server_live": (lambda client: client.is_server_live(), bool),
+    "is_server_ready": (lambda client: client.is_server_ready(), bool),
+    "is_model_ready": (lambda client: client.is_model_ready("iris", "1"), bool),
+    "get_server_metadata": (lambda client: client.get_server_metadata(), lambda told: told["name"] == "sluicegate"),
+    "get_model_metadata": (lambda client: client.get_model_metadata("iris"), lambda told: told["versions"] == ["1"]),
+    "get_model_config": (lambda client: client.get_model_config("iris"), lambda told: told["name"] == "iris"),
+    "get_inference_statistics": (
+        lambda client: client.get_inference_statistics("iris"),
+        lambda told: told["model_stats"][0]["version"] == "1",
+    ),
+    "get_model_repository_index": (
+        lambda client: client.get_model_repository_index(),
+        lambda told: told[0]["state"] == "READY",
+    ),
+    "infer": (lambda client: client.infer("iris", sent(ROWS[:2])), lambda told: is_iris(told, ROWS[:2])),
+}
+ADMIN, NO_PATH = "on the admin port, with a token of the scope operator", "no such path"
+# Changes, and what is not among the extensions that the server names: the words in which it is refused.
+REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "load_model": (lambda client: client.load_model("iris"), ADMIN),
+    "unload_model": (lambda client: client.unload_model("iris"), ADMIN),
+    "get_trace_settings": (lambda client: client.get_trace_settings(), NO_PATH),
+    "update_trace_settings": (lambda client: client.update_trace_settings("iris", {}), NO_PATH),
+    "get_log_settings": (lambda client: client.get_log_settings(), NO_PATH),
+    "update_log_settings": (lambda client: client.update_log_settings({}), NO_PATH),
+    "get_system_shared_memory_status": (lambda client: client.get_system_shared_memory_status(), NO_PATH),
+    "register_system_shared_memory": (lambda client: client.register_system_shared_memory("r", "/r", 8), NO_PATH),
+    "unregister_system_shared_memory": (lambda client: client.unregister_system_shared_memory(), NO_PATH),
+    "get_cuda_shared_memory_status": (lambda client: client.get_cuda_shared_memory_status(), NO_PATH),
+    "register_cuda_shared_memory": (lambda client: client.register_cuda_shared_memory("r", b"", 0, 8), NO_PATH),
+    "unregister_cuda_shared_memory": (lambda client: client.unregister_cuda_shared_memory(), NO_PATH),
+}
+# These ask nothing; async_infer has a test of its own.
+OTHERS = {"close", "plugin", "register_plugin", "unregister_plugin", "generate_request_body", "parse_response_body"}
+
+
+@pytest.mark.parametrize("kind", [triton, triton_aio], ids=["plain", "asyncio"])
+def test_every_call_of_both_clients_is_answered_or_refused_in_words_that_they_read(
+    gateway: LiveGateway, kind: Any
+) -> None:
+    """As both clients have the same calls, one table is asked by both."""
+    calls = {name for name, _ in inspect.getmembers(kind.InferenceServerClient, callable) if not name.startswith("_")}
+    assert calls - {"async_infer"} == {*OFFERED, *REFUSED, *OTHERS}
+
+    async def scenario() -> None:
+        async def told(call: Any) -> Any:
+            return await call if inspect.isawaitable(call) else call
+
+        client = kind.InferenceServerClient(gateway.data_url.removeprefix("http://"))
+        try:
+            for name, (ask, is_right) in OFFERED.items():
+                assert is_right(await told(ask(client))), name
+            offered = (await told(client.get_server_metadata()))["extensions"]
+            assert not [name for name in offered if "shared_memory" in name or name in ("trace", "logging")]
+            for ask, words in REFUSED.values():
+                with pytest.raises(InferenceServerException, match=words):
+                    await told(ask(client))
+            body, headers = body_of(client)
+            reply = gateway.data.post("/v2/models/iris/infer", content=body, headers=headers)
+            length = int(reply.headers["inference-header-content-length"])
+            check(client.parse_response_body(reply.content, header_length=length), ROWS[:2])
+        finally:
+            await told(client.close())
+
+    asyncio.run(scenario())
+
+
+def test_the_asyncio_client_with_every_coding_and_many_at_once(gateway: LiveGateway) -> None:
     async def scenario() -> None:
         address = gateway.data_url.removeprefix("http://")
         async with triton_aio.InferenceServerClient(address) as client:
-            assert await client.is_server_live()
-            assert await client.is_server_ready()
-            assert await client.is_model_ready("iris")
-            assert (await client.get_server_metadata())["name"] == "sluicegate"
-            assert (await client.get_model_metadata("iris"))["versions"] == ["1"]
-            assert (await client.get_model_config("iris"))["name"] == "iris"
-            assert (await client.get_inference_statistics("iris"))["model_stats"][0]["version"] == "1"
-            assert (await client.get_model_repository_index())[0]["state"] == "READY"
-            for call in (client.load_model("iris"), client.unload_model("iris"), client.get_log_settings()):
-                with pytest.raises(InferenceServerException):
-                    await call
             for coding in (None, *CODINGS):
                 check(
                     await client.infer(

@@ -25,9 +25,8 @@ def test_what_a_body_is_compressed_with(came: str, coding: str | None) -> None:
 
 @pytest.mark.parametrize("came", ["br", "zstd", "gzip, gzip", "gzip;q=1", "compress"])
 def test_other_codings_are_refused_with_those_that_are_read(came: str) -> None:
-    with pytest.raises(UnsupportedEncoding, match="expected gzip, deflate or identity") as caught:
+    with pytest.raises(UnsupportedEncoding, match="expected gzip, deflate or identity"):
         coding_of(came)
-    assert caught.value.accepted == "gzip, deflate"
 
 
 @pytest.mark.parametrize(

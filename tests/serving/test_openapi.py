@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from fuzzing.targets import targets
 
 from gateway.codecs.schema_parts import Described
 from gateway.serving.openapi import ModelView, PathView, VersionView, document
@@ -30,6 +33,21 @@ def test_a_model_has_the_paths_that_it_can_be_asked_by() -> None:
     assert not {"/v1/models/iris:regress", "/v1/models/house:classify", "/invocations"} & paths.keys()
     assert "{model}" not in "".join(path for path in paths if path.startswith(("/predict", "/predictions")))
     assert set(paths["/predictions/iris"]) == {"post", "put"}
+
+
+# Paths that ask nothing that anybody gets an answer to, and the page that shows the document.
+LEFT_OUT = ("/docs", ":explain", "/explanations/", "/load", "/unload", "{rest:path}")
+
+
+def test_every_path_that_is_answered_is_told(tmp_path: Path) -> None:
+    iris = model("iris", ("1", IRIS), labels=("stable",))
+    house = model("house", ("1", HOUSE))
+    told = made(iris, house, default="iris")["paths"]
+    found = {path.replace("/iris", "/{model}").replace("/house", "/{model}") for path in told}
+    asked = {each.path for each in targets(tmp_path) if each.port == "data" and each.path != "/v2/"}
+    left = {path for path in asked if any(part in path for part in LEFT_OUT)}
+    assert len(left) == 10
+    assert asked - left == found
 
 
 def test_the_path_without_a_model_is_that_of_the_default_one() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import DeadlineExceeded, DeadlineUnreachable, InferenceFailed, InvalidInput, QueueFull
+from gateway.errors import DeadlineExceeded, DeadlineUnreachable, InferenceFailed, InvalidInput, QueueFull, Shed
 from gateway.flags.compile import ModelOptions, compile_route
 from gateway.flags.document import parse
 from gateway.metrics import ServingMetrics, process_registry
@@ -107,7 +107,7 @@ def check_answer(caller: Caller) -> None:
     elif isinstance(error, InferenceFailed):
         assert POISON in caller.values or str(error) == "aborted"  # called off, long after its deadline
     else:
-        assert isinstance(error, DeadlineExceeded | QueueFull | DeadlineUnreachable), error
+        assert isinstance(error, DeadlineExceeded | QueueFull | Shed | DeadlineUnreachable), error
 
 
 def test_calls_of_all_kinds_share_one_run_and_each_gets_its_own(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from gateway.metrics import ServingMetrics, process_registry
 from gateway.serving.counts import Counts
 from gateway.serving.doorway import Doorway
 from gateway.serving.packing import Packer
-from gateway.serving.protocols import codecs_of, patterns_of, prediction_paths
+from gateway.serving.protocols import codecs_of, kind_of, patterns_of, prediction_paths
 from gateway.serving.target import Label, PredictionPath
 from tests.serving.rig import Rig, run
 
@@ -88,9 +88,10 @@ def test_names_of_codecs_differ_and_the_page_names_every_path_and_codec() -> Non
     assert not missing
 
 
-def test_a_trace_names_the_pattern_of_a_path_where_a_call_tells_which_it_was() -> None:
-    patterns = patterns_of(prediction_paths())
-    assert patterns["native", ""] == "/predict/{model}"
-    assert patterns["oip", "version"] == "/v2/models/{model}/versions/{version}/infer"
-    assert patterns["tfs", "label"] == "/v1/models/{model}/labels/{label}:predict"
-    assert ("mlflow", "") not in patterns  # with the model, or without
+def test_a_call_tells_by_which_row_it_came() -> None:
+    paths = prediction_paths()
+    patterns = patterns_of(paths)
+    for path in paths:
+        names = [piece.partition("}")[0] for piece in path.pattern.split("{")[1:]]
+        target = path.target(dict.fromkeys(names, "x"), "x")
+        assert patterns[kind_of(path.codec.name, target.model, target.version)] == path.pattern

@@ -173,7 +173,7 @@ def build(
             HTTPException: on_unknown_path,
         },
     )
-    app.state.doors = doors
+    app.state.doors = app.state.port = doors
     return Worker(
         *(admission, registry, cache, sampler, label_writer, shadow, counts, metrics, ring),
         *(guards, pipeline, watch, doors, app, traced, debug),

@@ -17,7 +17,8 @@ from typing import Any
 
 import uvicorn
 
-from gateway.serving.connections import TICK_S, Doors
+from gateway.port import TICK_S
+from gateway.serving.connections import Doors
 
 # How long a connection must have been idle to be closed, where another worker takes the place of this one: who is in
 # the middle of a conversation asks again before that, and is told with the answer that it is the last one.

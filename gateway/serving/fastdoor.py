@@ -13,27 +13,24 @@ import asyncio
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.codecs.codec import JSON_HEADERS, Headers
 from gateway.errors import BodyTooLarge, BodyTooSlow, Draining, GatewayError
 from gateway.offers import head_without_offers
 from gateway.serving.call import Call, OnReply
 from gateway.serving.connections import Doors, Exchange, to_nobody
-from gateway.serving.heads import size_of
-from gateway.serving.replies import Block, Reply, ok_json_wire, refusal_wire, wire_bytes
-from gateway.settings import ServerSettings
+from gateway.serving.replies import Block, Reply, ok_json_wire, wire_bytes
+from gateway.timed import ANSWERING as _ANSWERING
+from gateway.timed import BODY as _BODY
+from gateway.timed import HEAD as _HEAD
+from gateway.timed import IDLE as _IDLE
+from gateway.timed import TimedHttp, head_size
 
 # The uvicorn releases, as (first, first not), whose protocol this subclass was tested with.
 UVICORN = ((0, 54), (0, 55))
 
-# Bytes of answers that may wait for a slow reader before its next requests wait too.
-_MAX_UNSENT_BYTES = 64 * 1024
 
-_IDLE, _HEAD, _BODY, _ANSWERING = range(4)  # where a connection stands
-
-
-class FastDoor(HttpToolsProtocol):
+class FastDoor(TimedHttp):
     """One connection. Made by uvicorn; finds the doors in the state of the ASGI app."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -49,26 +46,16 @@ class FastDoor(HttpToolsProtocol):
         self._exchange = Exchange()
         self._on_reply: OnReply = self.on_reply  # bound once, not once per request
         self._is_prediction = False  # the request that is being parsed
-        self._is_parsing = False  # the parser has seen the begin of a message and not its end
         self._missing_bytes = 0  # of a body whose head did not go through the parser
-        self._stands = _HEAD
-        self._since_s = self._doors.now_s
-        self._head_bytes = 0  # fed since the last head was complete
-        self._stuck_since_s = 0.0  # since when what was written waits for the client to read it; 0: it does not
 
     # -- the connection -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        if len(self._doors.open) >= self._doors.max_connections:
-            self._doors.refuse(transport)  # which is none of ours from now on
-            self.parser, self._on_reply = None, to_nobody  # type: ignore[assignment]  # as when one is lost
-            return
         super().connection_made(transport)
-        transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)  # over TLS uvloop would let far more pile up
-        self._doors.open.add(self)
+        if self not in self._doors.open:  # one too many: it is none of ours from now on
+            self._on_reply = to_nobody
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._doors.open.discard(self)
         if not self._exchange.response_complete:
             self._exchange.response_complete = True
             self._forget(self._exchange)
@@ -96,38 +83,7 @@ class FastDoor(HttpToolsProtocol):
                 self.send_400_response("Invalid HTTP request received.")
             return
         if self._stands != _BODY and self._head_bytes > self._doors.max_header_bytes and self.parser is not None:
-            self._end(431, f"the head of the request: expected at most {self._doors.max_header_bytes} bytes, got more")
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._stuck_since_s = self._doors.now_s
-        # A client that asks on without reading its answers must not make us keep them all.
-        self.flow.pause_reading()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._stuck_since_s = 0.0
-        self.flow.resume_reading()
-
-    def end_if_late(self, now_s: float, settings: ServerSettings) -> None:
-        """Close the connection if it has been in its state for too long."""
-        if self._stuck_since_s:
-            if now_s - self._stuck_since_s > settings.write_timeout_s:
-                self.transport.abort()
-            self._since_s = now_s  # the time that it takes to read is no time of silence
-        elif self.transport.is_closing():
-            self._stuck_since_s = now_s  # what it was told last waits for it to be read
-        elif self._stands == _IDLE:
-            if now_s - self._since_s > settings.keep_alive_s:
-                self.transport.close()
-        elif self.flow.read_paused:
-            self._since_s = now_s  # it is we who keep the client waiting
-        elif self._stands in (_HEAD, _BODY) and now_s - self._since_s > settings.request_timeout_s:
-            is_answered = self._stands == _BODY and self.cycle is not None and self.cycle.response_complete
-            if is_answered or (self._stands == _HEAD and self._head_bytes == 0):
-                self.transport.close()
-            else:
-                self._end(408, f"the request: expected whole within {settings.request_timeout_s:g} s, got a part of it")
+            self._end_large_head()
 
     def answer_last(self) -> None:
         """Let the newest request be the last one on this connection."""
@@ -210,8 +166,8 @@ class FastDoor(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         doors, exchange, parser = self._doors, self._exchange, self.parser
-        if self._head_bytes > doors.max_header_bytes and size_of(self.url, self.headers) > doors.max_header_bytes:
-            self._end(431, f"the head of the request: expected at most {doors.max_header_bytes} bytes, got more")
+        if self._head_bytes > doors.max_header_bytes and head_size(self.url, self.headers) > doors.max_header_bytes:
+            self._end_large_head()
         self._head_bytes = 0
         if parser.should_upgrade():
             return
@@ -352,20 +308,6 @@ class FastDoor(HttpToolsProtocol):
         else:
             self.on_response_complete()
 
-    def on_response_complete(self) -> None:
-        """As uvicorn's, but idle time is told by a sweep: a timer per answer would cost as much as the routing."""
-        if self.transport.is_closing():
-            return
-        if self.pipeline:
-            self.flow.resume_reading()
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
-        else:
-            if self.flow.read_paused and not self.flow.write_paused:
-                self.flow.resume_reading()
-            if self._stands == _ANSWERING:
-                self._stands, self._since_s = _IDLE, self._doors.now_s
-
     def expire_if_late(self, now_s: float) -> None:
         """Answer the prediction that is waiting if its deadline has passed, in the queue or with its body to come."""
         exchange, call = self._exchange, self._exchange.call
@@ -389,12 +331,3 @@ class FastDoor(HttpToolsProtocol):
         if call is not None:
             self._doorway.pipeline.abandon(call)
             self._admission.close(call)
-
-    def _end(self, status: int, text: str) -> None:
-        """Answer outside of any protocol and close: what the other end sends is no request that we can take."""
-        if self.transport.is_closing():
-            return
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.response_started:
-            self.transport.write(refusal_wire(status, text, ()))
-        self.transport.close()

@@ -8,7 +8,7 @@ read. Whatever else comes is left to the HTTP parser, which decides what it is. 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from gateway.serving.target import Target
 
@@ -116,8 +116,3 @@ class HeadReader:
                 self._lines.clear()
             self._lines[line] = pair
         return pair
-
-
-def size_of(url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """About how many bytes a head has that the parser has read."""
-    return len(url) + sum(len(name) + len(value) + 4 for name, value in headers)

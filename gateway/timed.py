@@ -1,0 +1,111 @@
+"""uvicorn's HTTP protocol with what it lacks on an open port: a limit of connections, and clocks that end slow ones.
+
+What a subclass does with requests is its own; it says where the connection stands. What is overridden is described by
+uvicorn/protocols/http/httptools_impl.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.port import Port
+
+# Bytes of answers that may wait for a slow reader before its next requests wait too.
+_MAX_UNSENT_BYTES = 64 * 1024
+
+IDLE, HEAD, BODY, ANSWERING = range(4)  # where a connection stands
+
+
+def head_size(url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """About how many bytes a head has that the parser has read."""
+    return len(url) + sum(len(name) + len(value) + 4 for name, value in headers)
+
+
+class TimedHttp(HttpToolsProtocol):
+    """One connection. Made by uvicorn; finds its port in the state of the ASGI app."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        app: Any = self.config.app
+        self._port: Port[Any] = app.state.port
+        self._is_parsing = False  # the parser has seen the begin of a message and not its end
+        self._stands = HEAD
+        self._since_s = self._port.now_s
+        self._head_bytes = 0  # fed since the last head was complete
+        self._stuck_since_s = 0.0  # since when what was written waits for the client to read it; 0: it does not
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        if len(self._port.open) >= self._port.max_connections:
+            self._port.refuse(transport)  # which is none of ours from now on
+            self.parser = None  # type: ignore[assignment]  # as when one is lost
+            return
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)  # over TLS uvloop would let far more pile up
+        self._port.open.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._port.open.discard(self)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck_since_s = self._port.now_s
+        # A client that asks on without reading its answers must not make us keep them all.
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stuck_since_s = 0.0
+        self.flow.resume_reading()
+
+    def end_if_late(self, now_s: float) -> None:
+        """Close the connection if it has been in its state for too long."""
+        bounds = self._port.bounds
+        if self._stuck_since_s:
+            if now_s - self._stuck_since_s > bounds.write_timeout_s:
+                self.transport.abort()
+            self._since_s = now_s  # the time that it takes to read is no time of silence
+        elif self.transport.is_closing():
+            self._stuck_since_s = now_s  # what it was told last waits for it to be read
+        elif self._stands == IDLE:
+            if now_s - self._since_s > bounds.keep_alive_s:
+                self.transport.close()
+        elif self.flow.read_paused:
+            self._since_s = now_s  # it is we who keep the client waiting
+        elif self._stands in (HEAD, BODY) and now_s - self._since_s > bounds.request_timeout_s:
+            is_answered = self._stands == BODY and self.cycle is not None and self.cycle.response_complete
+            if is_answered or (self._stands == HEAD and self._head_bytes == 0):
+                self.transport.close()
+            else:
+                self._end(408, f"the request: expected whole within {bounds.request_timeout_s:g} s, got a part of it")
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but idle time is told by a sweep: a timer per answer would cost as much as the routing."""
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            self.flow.resume_reading()
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            if self.flow.read_paused and not self.flow.write_paused:
+                self.flow.resume_reading()
+            if self._stands == ANSWERING:
+                self._stands, self._since_s = IDLE, self._port.now_s
+
+    def _end_large_head(self) -> None:
+        most = self._port.max_header_bytes
+        self._end(431, f"the head of the request: expected at most {most} bytes, got more")
+
+    def _end(self, status: int, text: str) -> None:
+        """Answer outside of any protocol and close: what the other end sends is no request that we can take."""
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            self.transport.write(self._port.refusal(status, text, ()))
+        self.transport.close()

@@ -319,6 +319,21 @@ def test_children_finish_when_the_supervisor_is_killed_and_the_next_one_waits_fo
         assert predict(gateway).status_code == 200
 
 
+def test_a_monitor_in_the_middle_of_something_long_leaves_at_once_when_the_supervisor_is_killed(
+    models: Path, state: Path
+) -> None:
+    segment = state / "samples" / "model=iris" / "version=1" / "date=2026-01-01" / "hour=00" / "boot-1-0.jsonl"
+    segment.parent.mkdir(parents=True)
+    os.mkfifo(segment)
+    with LiveGateway(models, state, role="monitor") as gateway:
+        (monitor,) = all_pids(gateway)  # which waits for a writer of the segment
+        gateway.signal(signal.SIGKILL)
+        gateway.wait_stopped(exit_code=-signal.SIGKILL)
+        eventually(lambda: not is_running(monitor), "it leaves", timeout_s=20.0)  # of the 30 s that the others have
+        segment.unlink()
+        gateway.start()
+
+
 def test_a_terminal_that_is_closed_ends_the_gateway_in_order(models: Path, state: Path) -> None:
     ready_file = state.with_name("ready.json")
     command = [sys.executable, "-m", "gateway", "serve", "--models", str(models), "--state", str(state)]

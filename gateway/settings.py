@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from gateway.admin_port import ControlSettings
 from gateway.bounds import convert
 from gateway.errors import InvalidSetting
 from gateway.labelling import LabelSettings
@@ -48,19 +49,6 @@ class ServerSettings:
     tls_client_ca: str = ""  # PEM file; with it a client needs a certificate that one of these has signed
     api_keys: str = "off"  # required: predictions, metadata and labels ask for a key of `sluicegate keys`
     default_model: str = ""  # what paths that name no model mean; empty: the only model there is
-
-
-@dataclass(frozen=True, slots=True)
-class ControlSettings:
-    """The admin port: never the public one."""
-
-    host: str = "127.0.0.1"
-    port: int = 8081
-    name: str = ""  # how notifications call this gateway; empty: the name of the host
-    tls_certificate: str = ""  # as those of [server], for the admin port
-    tls_key: str = ""
-    tls_client_ca: str = ""
-    retrain_cool_down_s: float = 86_400.0  # after advice to retrain a model there is none on it for so long
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gateway import settings
+from gateway.admin_port import ControlSettings
 from gateway.cli.remote import Remote, RemoteFailed
 from gateway.errors import CannotStart, GatewayError, UnknownModel
 from gateway.settings import ENVIRONMENT_PREFIX
@@ -124,7 +125,7 @@ class DemoGateway:
         port, control_port = self._ports
         return settings.Settings(
             server=settings.ServerSettings(host="127.0.0.1", port=port, workers=WORKERS),
-            control=settings.ControlSettings(port=control_port),
+            control=ControlSettings(port=control_port),
             paths=settings.PathSettings(models=self._models, state=self.state),
             sampling=settings.SamplingSettings(rate=1.0),
             monitor=settings.MonitorSettings(poll_s=MONITOR_POLL_S, window_rows=WINDOW_ROWS),

@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 
+from gateway.handshakes import TlsListener, shake_hands
 from gateway.port import TICK_S
 from gateway.serving.connections import Doors
 
@@ -45,6 +46,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, doors: Doors, *, drain_timeout_s: float) -> None:
         super().__init__(config)
         self.tls_context: ssl.SSLContext | None = None
+        self.tls_listeners: list[TlsListener] = []
         self.on_start: Callable[[], None] = lambda: None  # connections are taken
         self._doors = doors
         self._drain_timeout_s = drain_timeout_s
@@ -76,6 +78,8 @@ class DrainingServer(uvicorn.Server):
         waiting = [connection for listener in sockets or () for connection in _waiting(listener)]
         for server in self.servers:
             server.close()
+        for tls_listener in self.tls_listeners:
+            tls_listener.close(SILENT_S)
         for listener in sockets or ():
             listener.close()
         adopting = {asyncio.create_task(self._adopt(connection)) for connection in waiting}
@@ -90,7 +94,8 @@ class DrainingServer(uvicorn.Server):
             await asyncio.sleep(TICK_S)  # first: requests may have come in already
             doors.close_idle(idle_s, SILENT_S)
             self._drop_silent()
-            if not (state.connections or state.tasks or not all(task.done() for task in adopting)):
+            is_adopting = doors.handshakes or not all(task.done() for task in adopting)
+            if not (state.connections or state.tasks or is_adopting):
                 return
             if time.monotonic() > until_s:
                 _log.error("not all requests were finished in time", extra={"connections": len(state.connections)})
@@ -99,13 +104,13 @@ class DrainingServer(uvicorn.Server):
 
     async def _adopt(self, connection: socket.socket) -> None:
         """Take a connection that waited to be accepted. Over TLS that lasts as long as its handshake."""
-        bounds = {}
-        if self.tls_context is not None:
-            bounds = {"ssl_handshake_timeout": SILENT_S, "ssl_shutdown_timeout": SILENT_S}
         with contextlib.suppress(OSError):  # it has left, or its handshake fails
-            await asyncio.get_running_loop().connect_accepted_socket(
-                self.make_connection, connection, ssl=self.tls_context, **bounds
-            )
+            if self.tls_context is None:
+                await asyncio.get_running_loop().connect_accepted_socket(self.make_connection, connection)
+            else:
+                await shake_hands(
+                    connection, self.tls_context, self.make_connection, handshake_s=SILENT_S, goodbye_s=SILENT_S
+                )
 
     def make_connection(self) -> asyncio.Protocol:
         """The protocol of a new connection."""

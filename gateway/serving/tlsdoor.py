@@ -1,17 +1,13 @@
-"""TLS around the doors: the handshake and its clock.
-
-A server that starts its listeners itself, since uvicorn hands no timeouts of TLS to the event loop. The doors see only
-what was decrypted.
-"""
+"""TLS around the doors: a server whose listeners shake hands. The doors see only what was decrypted."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 
 import uvicorn
 
+from gateway.handshakes import TlsListener
 from gateway.serving.connections import Doors
 from gateway.serving.drain import DrainingServer
 
@@ -37,15 +33,16 @@ class TlsServer(DrainingServer):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on *sockets*."""
-        loop = asyncio.get_running_loop()
-        self.servers = [
-            await loop.create_server(
+        assert self.tls_context is not None
+        self.servers = []
+        self.tls_listeners = [
+            TlsListener(
+                listener,
+                self.tls_context,
+                self._doors,
                 self.make_connection,
-                sock=listener,
-                ssl=self.tls_context,
                 backlog=self.config.backlog,
-                ssl_handshake_timeout=self._timeout_s,
-                ssl_shutdown_timeout=self._timeout_s,
+                timeout_s=self._timeout_s,
             )
             for listener in sockets or ()
         ]

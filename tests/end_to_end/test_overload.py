@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import httpx
 import pytest
@@ -155,13 +156,41 @@ def test_a_connection_beyond_the_limit_is_told_so_and_ended(
     assert ask(gateway, BODY).status_code == 200
 
 
+def test_handshakes_count_as_connections_and_beyond_them_nobody_is_listened_to(
+    gateways: dict[str, LiveGateway],
+) -> None:
+    gateway = gateways["fast, TLS"]
+    code = 'sluicegate_refused_total{code="too_many_connections"}'
+    for _turn in range(2):  # what they took is free again
+        before = metric(gateway, code)
+        with contextlib.ExitStack() as stack:
+            for _ in range(MAX_CONNECTIONS + 256):  # some more than the limit, so that they can be told of it
+                silent = stack.enter_context(socket.create_connection(("127.0.0.1", port_of(gateway)), timeout=20))
+            beyond = stack.enter_context(socket.create_connection(("127.0.0.1", port_of(gateway)), timeout=20))
+            with contextlib.suppress(ConnectionResetError):
+                assert beyond.recv(100) == b""
+            silent.setblocking(False)
+            with pytest.raises(BlockingIOError):  # it may still speak
+                silent.recv(100)
+        eventually(lambda: ask(gateway, BODY).status_code == 200, "places are free again")
+        eventually(partial(_is_above, gateway, code, before), "it is counted")
+
+
+def _is_above(gateway: LiveGateway, name: str, value: float) -> bool:
+    return metric(gateway, name) > value
+
+
+def port_of(gateway: LiveGateway) -> int:
+    return int(gateway.data_url.rsplit(":", 1)[1])
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_a_request_that_was_on_its_way_does_not_cost_the_client_the_answer(
     gateways: dict[str, LiveGateway], door: str
 ) -> None:
     """A connection that is closed before what came was read is reset, and many clients then read nothing more."""
     gateway = gateways[door]
-    port = int(gateway.data_url.rsplit(":", 1)[1])
+    port = port_of(gateway)
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
@@ -190,7 +219,7 @@ def test_a_client_that_never_reads_is_cut_off_and_keeps_little_waiting(gateway: 
     before = metric(gateway, answered)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", int(gateway.data_url.rsplit(":", 1)[1])))
+        client.connect(("127.0.0.1", port_of(gateway)))
         wait_open(gateway, 1)
         client.settimeout(0.3)
         with contextlib.suppress(TimeoutError, ConnectionError):

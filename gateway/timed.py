@@ -7,9 +7,10 @@ uvicorn/protocols/http/httptools_impl.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.port import Port
@@ -23,6 +24,21 @@ IDLE, HEAD, BODY, ANSWERING = range(4)  # where a connection stands
 def head_size(url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
     """About how many bytes a head has that the parser has read."""
     return len(url) + sum(len(name) + len(value) + 4 for name, value in headers)
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, which reads nothing more while requests wait for the answers of those before them.
+
+    uvicorn's own reads more with each answer, so that a client that asks faster than it is answered fills the memory.
+    """
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
 
 
 class TimedHttp(HttpToolsProtocol):
@@ -44,6 +60,7 @@ class TimedHttp(HttpToolsProtocol):
             self.parser = None  # type: ignore[assignment]  # as when one is lost
             return
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)  # over TLS uvloop would let far more pile up
         self._port.open.add(self)
 
@@ -88,14 +105,12 @@ class TimedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.pipeline:
-            self.flow.resume_reading()
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
-        else:
-            if self.flow.read_paused and not self.flow.write_paused:
-                self.flow.resume_reading()
-            if self._stands == ANSWERING:
-                self._stands, self._since_s = IDLE, self._port.now_s
+        elif self._stands == ANSWERING:
+            self._stands, self._since_s = IDLE, self._port.now_s
+        if self.flow.read_paused and not self.flow.write_paused:
+            self.flow.resume_reading()
 
     def _end_large_head(self) -> None:
         most = self._port.max_header_bytes

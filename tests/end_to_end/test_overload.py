@@ -229,6 +229,22 @@ def test_a_client_that_never_reads_is_cut_off_and_keeps_little_waiting(gateway: 
     assert metric(gateway, answered) - before < 150
 
 
+def test_requests_whose_answers_nobody_reads_do_not_pile_up(gateway: LiveGateway) -> None:
+    """None of them is a prediction, which have a bound of their own."""
+    many = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n" * 2000
+    sent = 0
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port_of(gateway)))
+        client.settimeout(20)
+        with contextlib.suppress(ConnectionError):
+            while sent < 50_000_000:
+                client.sendall(many)
+                sent += len(many)
+    assert sent < 50_000_000, "it was never cut off"
+    wait_open(gateway, 0)
+
+
 @pytest.fixture(scope="module", params=DOORS)
 def busy_gateway(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[LiveGateway]:
     """A queue of ten rows behind a model that takes its time."""

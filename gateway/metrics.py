@@ -350,9 +350,7 @@ class ControlMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.webhook_deliveries = Counter(
             "sluicegate_webhook_deliveries",
-            "Attempts to deliver an event, by what became of them: delivered, refused (the receiver's status was no "
-            "2xx), timed_out, unreachable, unsigned (its key is gone), gone (410: the webhook was disabled); and "
-            "given_up: events that were never delivered.",
+            "Attempts by outcome, and events given_up; unsigned: its key is gone; gone: 410, and it was disabled.",
             ("outcome",),
             registry=registry,
         )
@@ -361,6 +359,9 @@ class ControlMetrics:
             "Audit rows that the webhook furthest behind has not been told of yet.",
             multiprocess_mode="livemax",
             registry=registry,
+        )
+        self.refused_connections = Counter(
+            "sluicegate_admin_refused_connections", "Connections beyond control.max_connections.", registry=registry
         )
 
 

@@ -305,6 +305,9 @@ class Supervisor:
     def _restart_workers(self) -> None:
         """Read the settings again, and replace the workers one by one."""
         now_s = self._clock()
+        for slot in self._slots:
+            if slot.role == "control" and slot.is_ready:
+                slot.signal(signal.SIGHUP)  # it reads its certificate again
         if not self._workers():
             self._rolling.refuse("there are none in this gateway", now_s)
             return

@@ -9,14 +9,12 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
@@ -34,7 +32,6 @@ from gateway.control.consent import Consent
 from gateway.control.controller import Controller
 from gateway.control.debug import DebugEndpoints
 from gateway.control.disk_alarms import LostSamples
-from gateway.control.door import AdminDoor
 from gateway.control.drift_alarms import DriftAlarms
 from gateway.control.endpoints import FlagEndpoints, TokenEndpoints
 from gateway.control.events import source_of
@@ -59,6 +56,7 @@ from gateway.control.review import Review
 from gateway.control.rollout_endpoints import RolloutEndpoints
 from gateway.control.rollouts import Rollouts
 from gateway.control.seed import Seeder
+from gateway.control.server import AdminServer
 from gateway.control.stakes import stakes_are_high
 from gateway.control.status import LIVE_WITHIN_S, WorkerStatus, read_workers, with_hosts
 from gateway.control.views import Views
@@ -76,8 +74,6 @@ from gateway.settings import Settings
 _log = logging.getLogger(__name__)
 
 BEAT_INTERVAL_S = 1.0
-DRAIN_TIMEOUT_S = 3  # admin requests take milliseconds
-_GOODBYE_TIMEOUT_S = 0.5
 
 
 class Running(Protocol):
@@ -100,6 +96,7 @@ class Control:
     poster: Poster
     follower: FileFollower | None
     running: tuple[Running, ...]  # while the process lives
+    counts: ControlMetrics
     app: Starlette
 
     def close(self) -> None:
@@ -179,7 +176,8 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     webhooks = WebhookList(store, WebhookKey(settings.webhook_key_path), clock=clock)
     named = source_of(settings.control.name or socket.gethostname())
     reach = Reach(parse_networks(settings.webhooks.allow_networks))
-    notifier = Notifier(store, webhooks, ControlMetrics(process_registry()), reach, source=named, clock=clock)
+    told_of = ControlMetrics(process_registry())
+    notifier = Notifier(store, webhooks, told_of, reach, source=named, clock=clock)
     alarms = Alarms(
         DriftAlarms(store, settings.drift_path),
         RetrainAdvice(store, settings.drift_path, cool_down_s=settings.control.retrain_cool_down_s, clock=clock),
@@ -215,7 +213,7 @@ def build(settings: Settings, *, boot: str, run_dir: Path, clock: Callable[[], f
     seeder = Seeder(source, desk, clock=clock)
     running: tuple[Running, ...] = (seeder, controller, review, notary, poster, reads, notifier, alarms)
     running = (*running, WholeTrail(store, clock=clock), *(() if follower is None else (follower,)))
-    return Control(store, tokens, desk, seeder, review, reads, notary, poster, follower, running, app)
+    return Control(store, tokens, desk, seeder, review, reads, notary, poster, follower, running, told_of, app)
 
 
 Workers = Callable[[], list[WorkerStatus]]
@@ -264,16 +262,16 @@ def run_control(
     """
     (run_dir / "metrics").mkdir(parents=True, exist_ok=True)
     control = build(settings, boot=boot, run_dir=run_dir)
-    port = settings.control
-    trust = None
-    if port.tls_certificate:
-        from gateway import tls  # here and not above: most gateways need no OpenSSL
-
-        trust = tls.server_context(port.tls_certificate, port.tls_key, port.tls_client_ca, section="control")
-    server = _Server(control.app, trust, on_started=lambda: report("ready"))
+    server = AdminServer(
+        control.app,
+        settings.control,
+        on_started=lambda: report("ready"),
+        on_refused=control.counts.refused_connections.inc,
+    )
     # Before anything else, and kept to the very end: a signal must stop the server, never cut it short.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server takes it
     try:
         with asyncio.Runner(loop_factory=LookupLoop) as runner:
             runner.run(_serve(control, server, settings, listener, report, lifeline_fd))
@@ -282,58 +280,9 @@ def run_control(
     _log.info("stopped")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, told to stop by us and not by signals: it would raise them again after it has stopped."""
-
-    def __init__(self, app: Starlette, trust: ssl.SSLContext | None, *, on_started: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                loop="none",
-                http=AdminDoor,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=DRAIN_TIMEOUT_S,
-                ssl_context_factory=None if trust is None else lambda _config, _default: trust,
-            )
-        )
-        self._on_started = on_started
-
-    def stop(self) -> None:
-        """Finish the requests in flight and end; safe in a signal handler."""
-        self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_started()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; but over TLS an idle client that does not answer our goodbye is not waited for."""
-        connections: set[Any] = set(self.server_state.connections)
-        idle = [each for each in connections if each.cycle is None or each.cycle.response_complete]
-        dropping = asyncio.get_running_loop().call_later(_GOODBYE_TIMEOUT_S, _drop, idle)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            dropping.cancel()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _drop(idle: list[Any]) -> None:
-    for connection in idle:
-        if connection.transport.get_write_buffer_size() == 0:
-            connection.transport.abort()
-
-
 async def _serve(
     control: Control,
-    server: _Server,
+    server: AdminServer,
     settings: Settings,
     listener: socket.socket,
     report: Callable[[str], None],
@@ -378,9 +327,12 @@ def _conclude(control: Control) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _background(control: Control, server: _Server, report: Callable[[str], None]) -> AsyncIterator[None]:
+async def _background(control: Control, server: AdminServer, report: Callable[[str], None]) -> AsyncIterator[None]:
     """The process's own tasks. If one fails, the process stops with its error: the supervisor starts another."""
-    tasks = [asyncio.create_task(life) for life in (*[part.run() for part in control.running], _beat(report))]
+    tasks = [
+        asyncio.create_task(life)
+        for life in (*[part.run() for part in control.running], server.port.watch(), _beat(report))
+    ]
     for task in tasks:
         task.add_done_callback(lambda done: None if done.cancelled() else server.stop())
     try:

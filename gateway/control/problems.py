@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -14,6 +15,7 @@ from gateway import errors
 from gateway.retry import retry_after
 
 CONTENT_TYPE = "application/problem+json"
+_REFUSALS = {408: "request_too_slow", 431: "head_too_large", 503: "too_many_connections"}
 
 # Looked up along the class's bases, so that a kind of error stands for its special cases.
 STATUS: dict[type[errors.GatewayError], int] = {
@@ -85,6 +87,17 @@ def problem(status: int, code: str, title: str, detail: str, more: dict[str, Any
     """A problem document: type, title, status, detail, our code, and what the kind of problem adds."""
     document = {"type": f"urn:sluicegate:{code}", "title": title, "status": status, "detail": detail, "code": code}
     return Response(orjson.dumps(document | more), status, headers, CONTENT_TYPE)
+
+
+def refusal_wire(status: int, text: str, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """A whole response to a connection that is refused outside of any request: what follows is closed."""
+    code, title = _REFUSALS[status], HTTPStatus(status).phrase
+    response = problem(status, code, title, text, {}, {})
+    lines = [
+        b"HTTP/1.1 %d %b" % (status, title.encode()),
+        *(b"%b: %b" % pair for pair in (*response.raw_headers, *headers)),
+    ]
+    return b"\r\n".join([*lines, b"connection: close", b"", response.body])
 
 
 def _title(kind: type[errors.GatewayError]) -> str:

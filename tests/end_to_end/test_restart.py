@@ -197,12 +197,17 @@ def test_a_renewed_certificate_is_shown_after_a_restart(tmp_path: Path) -> None:
     folder = tmp_path / "tls"
     folder.mkdir()
     first, second = self_signed(folder), self_signed(folder, "renewed")
-    server = {"tls_certificate": str(first.certificate), "tls_key": str(first.key)}
-    with LiveGateway(tmp_path / "models", tmp_path / "state", settings={"server": server}) as gateway:
-        address = ("127.0.0.1", int(gateway.data_url.rpartition(":")[2]))
+    settings = {"server": first.settings, "control": first.settings}
+    with LiveGateway(tmp_path / "models", tmp_path / "state", settings=settings) as gateway:
+        address, admin = (("127.0.0.1", int(url.rpartition(":")[2])) for url in (gateway.data_url, gateway.control_url))
+        control = gateway.child_pids("control")
         before = ssl.get_server_certificate(address)
         first.certificate.write_bytes(second.certificate.read_bytes())
         assert "is not the key of the certificate" in restart(gateway)["why"], "told before any worker is started"
+        eventually(lambda: "the admin port keeps its certificate" in gateway.log, "control says so, too")
+        assert ssl.get_server_certificate(admin) == before
         first.key.write_bytes(second.key.read_bytes())
         assert restart(gateway)["state"] == "done"
         assert ssl.get_server_certificate(address) == second.certificate.read_text() != before
+        eventually(lambda: ssl.get_server_certificate(admin) == second.certificate.read_text(), "both ports show it")
+        assert gateway.child_pids("control") == control

@@ -158,7 +158,8 @@ def _print_forecast(model: str, found: Mapping[str, Any]) -> None:
 def _status(options: argparse.Namespace) -> int:
     with remote.connect(options) as control:
         one = options.id is not None
-        found = control.get(_path(_resolved(control, options.id))) if one else control.get(_ROLLOUTS)["rollouts"]
+        listed = {} if one else control.get(_ROLLOUTS)
+        found = control.get(_path(_resolved(control, options.id))) if one else listed["rollouts"]
     if options.json:
         remote.print_json(found)
     elif one:
@@ -177,6 +178,9 @@ def _status(options: argparse.Namespace) -> int:
         remote.print_table("rollouts", columns, [_row(each) for each in found])
     else:
         print("no rollouts yet; `sluicegate rollout start MODEL VERSION --reason ...` starts one")
+    if not options.json:
+        for each in listed.get("unreadable", ()):
+            print(f"{each['id']} cannot be read by this gateway, only aborted: {each['why']}")
     return 0
 
 
@@ -257,13 +261,13 @@ def _resolved(control: remote.Remote, given: str) -> str:
     looks_like_id = given.rpartition("-")[2].isdecimal() and given.rpartition("-")[0]
     if looks_like_id and any(each["id"] == given for each in control.get(_ROLLOUTS)["rollouts"]):
         return given
-    found = control.get(f"/admin/v1/models/{quote(given, safe='')}/rollouts")["rollouts"]
+    listed = control.get(f"/admin/v1/models/{quote(given, safe='')}/rollouts")
+    found: list[str] = [each["id"] for each in (*listed["rollouts"], *listed.get("unreadable", ()))]
     if looks_like_id and not found:
         return given
     if not found:
         raise remote.RemoteFailed(f"no rollout of {given!r} yet")
-    newest: str = found[0]["id"]
-    return newest
+    return max(found, key=lambda rollout_id: int(rollout_id.rpartition("-")[2]))
 
 
 def _path(rollout_id: str) -> str:

@@ -334,3 +334,12 @@ def _percent(share: float) -> str:
 
 def _short(e_value: float) -> str:
     return f"{e_value:.3g}" if e_value < 1000 else f"{e_value:.0f}" if e_value < 1e6 else f"{e_value:.1e}"
+
+
+def acknowledged(judge: Judge) -> Judge:
+    """A judge whose alarms that only pause were seen by a person, who goes on."""
+    after = Judge.from_json(judge.to_json())
+    for finding in after.findings():
+        if finding.tripped and finding.action != "rollback":
+            after.acknowledge(finding.signal)
+    return after

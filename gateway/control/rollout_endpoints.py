@@ -70,7 +70,10 @@ class RolloutEndpoints:
         await requests.sender(request, self.tokens, VIEWER)
         model = request.path_params.get("model")
         found = await run_in_threadpool(self.rollouts.all, model)
-        return reply({"rollouts": await self._look(lambda: [each.describe() for each in found])})
+        unreadable = await run_in_threadpool(self.rollouts.unreadable, model)
+        told = await self._look(lambda: [each.describe() for each in found])
+        more = {"unreadable": [{"id": each, "why": why} for each, why in unreadable.items()]} if unreadable else {}
+        return reply({"rollouts": told, **more})
 
     async def read(self, request: Request) -> Response:
         """One rollout: where it stands, what comes next, and what the judge has seen."""
@@ -90,9 +93,12 @@ class RolloutEndpoints:
         verb, rollout_id = request.path_params["verb"], request.path_params["id"]
         if verb not in (*steering.VERBS, _RETRY):
             raise InvalidInput("path", repr(verb)[:80], f"one of {', '.join((*steering.VERBS, _RETRY))}")
-        done = await run_in_threadpool(
-            self._do, rollout_id, verb, author=requests.author(request, token), reason=requests.reason(request)
-        )
+        author, reason = requests.author(request, token), requests.reason(request)
+        if verb == "abort":
+            ended = await run_in_threadpool(self.rollouts.end_unreadable, rollout_id, author=author, reason=reason)
+            if ended is not None:
+                return reply(ended)
+        done = await run_in_threadpool(self._do, rollout_id, verb, author=author, reason=reason)
         told = await self._look(lambda: _told(done))
         return reply(told, status=201 if verb == _RETRY else 200, revision=done.revision)
 

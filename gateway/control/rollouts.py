@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from gateway.control import plan as plans
-from gateway.control import rollout, steering
+from gateway.control import rollout, steering, unreadable
 from gateway.control.changes import Desk
 from gateway.control.consent import Consent
 from gateway.control.gate import Passage
-from gateway.control.judge import Judge
-from gateway.control.plan import ROLLBACK, Plan
+from gateway.control.judge import Judge, acknowledged
+from gateway.control.plan import Plan
 from gateway.control.record import Rollout, from_record
 from gateway.control.rollout import Move, State
 from gateway.control.rules import Blocked
@@ -35,8 +35,10 @@ from gateway.flags.store import FlagStore, Note, Record, RecordWrite
 _log = logging.getLogger(__name__)
 
 # Kinds of records: those that go on are read again and again, so the others are kept apart.
-GOING_ON, OVER = "rollout", "rollout-ended"
+GOING_ON, OVER = unreadable.GOING_ON, unreadable.OVER
 KEPT_OVER = 50  # ended rollouts of one model; the audit trail has them all
+# What reading a record raises that this gateway cannot read.
+_NO_ROLLOUT = (InvalidInput, KeyError, TypeError, ValueError, AttributeError)
 _TRIES = 3  # of a verb, if the route or the record changes under it
 
 
@@ -55,7 +57,7 @@ class Rollouts:
         self._clock = clock
         self.lock = threading.RLock()
         self._live: dict[str, Rollout] = {}
-        self._unreadable: set[str] = set()
+        self._unreadable: dict[str, str] = {}
         desk.guards.append(self.guard)
 
     # -- reading --------------------------------------------------------------------------------
@@ -71,13 +73,24 @@ class Rollouts:
         """Those that this gateway can read: a newer one may have written others before it was taken back."""
         found = []
         for record in records:
+            if unreadable.is_over(record):
+                continue
             try:
                 found.append(self._newest(record))
-            except (InvalidInput, KeyError, TypeError, ValueError) as error:
+            except _NO_ROLLOUT as error:
                 if record.id not in self._unreadable:
-                    _log.error("a rollout cannot be read", extra={"rollout": record.id, "why": str(error)})
-                self._unreadable.add(record.id)
+                    _log.error("a rollout cannot be read", extra={"rollout": record.id, "why": repr(error)})
+                self._unreadable[record.id] = repr(error)
         return found
+
+    def unreadable(self, model: str | None = None) -> dict[str, str]:
+        """Why those that go on and cannot be read cannot, by id; they can be aborted, no more."""
+        ids = {record.id for record in self._store.records(GOING_ON)}
+        return {
+            rollout_id: why
+            for rollout_id, why in self._unreadable.items()
+            if rollout_id in ids and model in (None, unreadable.model_of(rollout_id))
+        }
 
     def _newest(self, record: Record) -> Rollout:
         live = self._live.get(record.id)
@@ -86,7 +99,7 @@ class Rollouts:
     def all(self, model: str | None = None) -> list[Rollout]:
         """All rollouts, newest first; those of one model by their numbers, since a clock may be set back."""
         records = [*self._store.records(GOING_ON), *self._store.records(OVER)]
-        found = self._readable(record for record in records if model is None or record.body["model"] == model)
+        found = self._readable(record for record in records if model is None or unreadable.model_of(record.id) == model)
         found.sort(key=lambda each: _number(each.id), reverse=True)
         return found if model is not None else sorted(found, key=lambda each: -each.started_s)
 
@@ -94,8 +107,14 @@ class Rollouts:
         """Raises UnknownRollout."""
         for kind in (GOING_ON, OVER):
             record = self._store.record(kind, rollout_id)
-            if record is not None:
-                return self._newest(record)
+            if record is not None and not unreadable.is_over(record):
+                try:
+                    return self._newest(record)
+                except _NO_ROLLOUT as error:
+                    raise ChangeRefused(
+                        f"rollout {rollout_id} cannot be read by this gateway ({error!r}): a newer one may, else "
+                        f"abort it (`sluicegate rollout abort {rollout_id}`)"
+                    ) from error
         raise UnknownRollout(f"no rollout {rollout_id!r}")
 
     def guard(self, before: FlagDocument, after: FlagDocument) -> Iterator[Blocked]:
@@ -104,8 +123,8 @@ class Rollouts:
         So the order of its variants cannot change either, and no update is lost when the route before comes back.
         """
         for going in self._store.records(GOING_ON):
-            model = going.body["model"]
-            for kind in (ROUTE, SHADOW) if going.body["plan"]["strategy"] == plans.SHADOW else (ROUTE,):
+            model = unreadable.model_of(going.id)
+            for kind in (ROUTE, SHADOW) if unreadable.is_shadow(going) else (ROUTE,):
                 key = f"{model}.{kind}"
                 old, new = before.flags.get(key), after.flags.get(key)
                 if (0 if old is None else old.revision) == (0 if new is None else new.revision):
@@ -149,7 +168,7 @@ class Rollouts:
             for other in others:
                 if not other.is_over:
                     raise ChangeRefused(f"rollout {other.id} of {model!r} is {other.state.phase}: abort it first")
-            number = 1 + max((_number(other.id) for other in others), default=0)
+            number = 1 + max(self._numbers(model), default=0)
             move = rollout.begin(plan, base)
             self._check_beginning(document, model, plan, base)
             self._desk.check_package(model, plan.version)
@@ -176,6 +195,10 @@ class Rollouts:
             if self._consent is not None:
                 self._consent.tell(passage)
             return begun
+
+    def _numbers(self, model: str) -> list[int]:
+        records = (*self._store.records(GOING_ON), *self._store.records(OVER))
+        return [_number(record.id) for record in records if unreadable.model_of(record.id) == model]
 
     @staticmethod
     def _check_beginning(document: FlagDocument, model: str, plan: Plan, base: Json) -> None:
@@ -212,6 +235,18 @@ class Rollouts:
                     conflict = error
             raise conflict
 
+    def end_unreadable(self, rollout_id: str, *, author: Author, reason: str) -> dict[str, Any] | None:
+        """Abort a rollout that cannot be read, and tell what became of it; None if there is none of that kind.
+
+        Raises RevisionConflict if the route changes meanwhile.
+        """
+        with self.lock:
+            record = self._store.record(GOING_ON, rollout_id)
+            if record is None or self._readable([record]):
+                return None
+            why = self._unreadable[rollout_id]
+            return unreadable.end(record, why, self._desk, author=author, reason=reason, now_s=self._clock())
+
     def _command(self, rollout_id: str, verb: str, *, author: Author, reason: str) -> Rollout:
         found = self.find(rollout_id)
         if verb == "rollback":
@@ -225,7 +260,7 @@ class Rollouts:
             move = dataclasses.replace(move, state=said)
         judge, drift_seen_s = found.judge, found.drift_seen_s
         if verb == "resume":
-            found.judge, found.drift_seen_s = _acknowledged(judge), self._clock()
+            found.judge, found.drift_seen_s = acknowledged(judge), self._clock()
         try:
             self.commit(found, move, route_revision=revision, author=author, reason=reason)
         except GatewayError:
@@ -312,7 +347,7 @@ class Rollouts:
         over = [
             record
             for record in self._store.records(OVER)
-            if record.body["model"] == ending.model and record.id != ending.id
+            if unreadable.model_of(record.id) == ending.model and record.id != ending.id
         ]
         over.sort(key=lambda record: _number(record.id))
         return [RecordWrite(OVER, record.id, None) for record in over[: -(KEPT_OVER - 1)]]
@@ -342,15 +377,6 @@ class Rollouts:
 
 def _number(rollout_id: str) -> int:
     return int(rollout_id.rpartition("-")[2])
-
-
-def _acknowledged(judge: Judge) -> Judge:
-    """A judge whose alarms that only pause were seen by a person, who goes on."""
-    after = Judge.from_json(judge.to_json())
-    for finding in after.findings():
-        if finding.tripped and finding.action != ROLLBACK:
-            after.acknowledge(finding.signal)
-    return after
 
 
 def _same(wanted: Json, document: FlagDocument, key: str) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gateway.flags.audit import Author
+from gateway.flags.sqlite import SqliteStore
+from gateway.flags.store import RecordWrite
 from tests.cli.test_remote_verbs import Terminal
 from tests.control.process import ControlProcess, route
 from tests.live import eventually
@@ -60,6 +64,22 @@ def test_every_verb_says_why_where_it_makes_no_sense(terminal: Terminal, control
     terminal.ok("rollout", "abort", "iris", *WHY)
     assert "nothing to abort" in terminal.fails("rollout", "abort", "iris", *WHY)
     assert "iris-1" in terminal.ok("rollout", "status")
+
+
+def test_a_rollout_that_cannot_be_read_is_told_of_and_aborted(terminal: Terminal, control: ControlProcess) -> None:
+    terminal.ok("rollout", "start", "iris", "2", *WHY)
+    with contextlib.closing(SqliteStore(control.state / "flags.sqlite")) as store:
+        (record,) = store.records("rollout")
+        body = {**record.body, "plan": {"strategy": "of a later gateway"}}
+        writes = [RecordWrite("rollout", record.id, body)]
+        store.commit(author=Author("later"), verb="rollout.save", reason="", records=writes)
+    assert "iris-1 cannot be read" in terminal.ok("rollout", "status")
+    assert "cannot be read by this gateway" in terminal.fails("rollout", "status", "iris")
+    assert "cannot be read by this gateway" in terminal.fails("rollout", "pause", "iris", *WHY)
+    assert "the route is what it was before" in terminal.ok("rollout", "abort", "iris", *WHY)
+    assert "cannot be read" not in terminal.ok("rollout", "status")
+    terminal.ok("rollout", "start", "iris", "2", *WHY)
+    assert terminal.json("rollout", "status", "iris")["id"] == "iris-2"
 
 
 @pytest.mark.parametrize("steps", ["5:60:inf", "5:60:nan", "nan", "5:inf", "5:60:10.5", "5:60:10:1", "x", ""])

@@ -12,10 +12,11 @@ from gateway.control.changes import Desk
 from gateway.control.controller import Controller
 from gateway.control.rollouts import GOING_ON, OVER
 from gateway.control.status import WorkerStatus
+from gateway.errors import ChangeRefused
 from gateway.flags.audit import Author
 from gateway.flags.store import RecordWrite, verify_trail
 from gateway.models.source import DirectorySource
-from tests.control.books import MODEL, Books, Worker
+from tests.control.books import MODEL, OPS, Books, Worker
 
 STEPS = [
     {"weight_percent": 5, "min_time_s": 60, "min_requests": 100},
@@ -158,6 +159,47 @@ def test_a_record_that_cannot_be_read_stops_nothing_else(books: Books) -> None:
     )
     rollout_id = progressing(books)
     assert [each.id for each in books.rollouts.all()] == [rollout_id]
+
+
+def _damaged(body: Any, damage: str) -> Any:
+    if damage == "of a later gateway":
+        return {**body, "plan": {**body["plan"], "of_a_later_gateway": True}}
+    if damage == "without what was before":
+        return {name: value for name, value in body.items() if name != "base"}
+    if damage == "nothing before":
+        return {**body, "plan": {}, "base": {"variants": 7}}
+    return ["no record"]
+
+
+@pytest.mark.parametrize("damage", ["of a later gateway", "without what was before", "nothing before", "no record"])
+def test_one_that_cannot_be_read_can_be_aborted_and_nothing_else(books: Books, damage: str) -> None:
+    before = books.route()
+    rollout_id = progressing(books)
+    during = books.route()
+    record = books.store.record(GOING_ON, rollout_id)
+    assert record is not None
+    body = _damaged(record.body, damage)
+    books.store.commit(author=Author("later"), verb="x", reason="", records=[RecordWrite(GOING_ON, rollout_id, body)])
+    books.tick()
+    for verb in ("pause", "promote", "abort"):
+        with pytest.raises(ChangeRefused, match="cannot be read by this gateway"):
+            books.do(rollout_id, verb)
+    with pytest.raises(ChangeRefused, match="abort it first"):
+        books.edit(defaultVariant="canary")
+    assert [*books.rollouts.unreadable()] == [*books.rollouts.unreadable(MODEL)] == [rollout_id]
+
+    told = books.rollouts.end_unreadable(rollout_id, author=OPS, reason="a test")
+    assert told is not None
+    is_restored = damage == "of a later gateway"
+    assert ("the route is what it was before" in told["why"]) == is_restored
+    assert books.route() == (before if is_restored else during)
+    (row,) = [row for row in books.store.history(f"rollout:{rollout_id}", limit=10) if row.verb == "rollout.abort"]
+    assert (row.actor, row.before) == (OPS.actor, body)
+    books.tick()
+    assert books.rollouts.end_unreadable(rollout_id, author=OPS, reason="a test") is None
+    assert books.rollouts.unreadable() == {}
+    if is_restored:
+        assert progressing(books) == f"{MODEL}-2", "its name is not given again"
 
 
 def test_an_experiment_is_promoted_by_itself_only_if_the_judge_agrees(books: Books) -> None:

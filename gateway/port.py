@@ -12,7 +12,7 @@ TICK_S = 0.02
 _SWEEP_S = 0.5
 # So many connections are looked at in one go: all at once, thousands would hold up the event loop.
 _SLICE = 250
-_PER_CONNECTION_S = 10e-6
+_PER_CONNECTION_S = 20e-6
 # A connection beyond the limit has so long to read its answer, and so many may be doing that at once.
 _LINGER_S = 1.0
 _MAX_LINGERING = 256
@@ -129,7 +129,7 @@ class Port(Generic[C]):
                 swept_s = self._clock()
             slices = [round_of[begin : begin + _SLICE] for begin in range(0, len(round_of), _SLICE)] or [[]]
             del round_of
-            # Longer rounds where thousands of connections are looked at, so that looking stays near one percent.
+            # Longer rounds where thousands of connections are looked at, so that looking stays at some percent.
             pause_s = max(TICK_S / len(slices), len(slices[0]) * _PER_CONNECTION_S)
             while slices:
                 await asyncio.sleep(pause_s)

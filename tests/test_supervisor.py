@@ -381,6 +381,10 @@ def test_the_parts_run_alone_on_one_state_directory(models: Path, state: Path) -
         assert [child["role"] for child in serving.ready["children"]] == ["worker"]
         assert (control.ready["data"], serving.ready["control"]) == (None, None)
         assert predict(serving).status_code == 200
+        (worker,) = control.control.get("/admin/v1/status").json()["workers"]
+        assert (worker["pid"], worker["live"]) == (all_pids(serving)[0], True)
+        must_change(control, "iris.route", {"state": "DISABLED"})
+        eventually(lambda: predict(serving).headers["x-model-variant"] == "stable", "the change has reached it")
 
 
 def test_a_terminal_is_told_where_everything_is(models: Path, state: Path) -> None:

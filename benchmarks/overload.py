@@ -143,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--adaptive", choices=("on", "off"), default="on")
+    parser.add_argument("--target-wait", type=float, metavar="S", help="batching.target_wait_s instead of its default")
     options = parser.parse_args()
     os.sched_setaffinity(0, {machine.LOAD_CORE})
     seconds = options.seconds
@@ -151,6 +152,8 @@ def main() -> None:
         made = models.make(root, [MODEL])
         ask = asks.many_rows(servers.infer_path(MODEL), made[MODEL].rows, ROWS, binary=True)
         settings = {**servers.CACHE_OFF, "SLUICEGATE_BATCHING__ADAPTIVE": options.adaptive}
+        if options.target_wait is not None:
+            settings["SLUICEGATE_BATCHING__TARGET_WAIT_S"] = str(options.target_wait)
         with servers.gateway(root, "overload", made, settings, canary=False) as gateway:
             requests = asks.whole(ask, gateway.url, _REQUESTS, 1)
 

@@ -77,7 +77,7 @@ class BatchSettings:
     max_batch_rows: int = 512  # less where fewer rows at once are cheaper, which is learned
     max_queue_rows: int = 8192
     adaptive: str = "off"  # on: fewer rows may be queued while they wait longer than target_wait_s
-    target_wait_s: float = 0.02  # what a row may wait for its run before that is too long
+    target_wait_s: float = 0.005  # what a row may wait for its run before that is too long
     inline_budget_s: float = 200e-6  # runs predicted to be shorter happen on the event loop
     run_threads: int = 1  # threads per worker for the longer runs
     intra_op_threads: int = 1  # ONNX Runtime threads inside one run

@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from converters import model_card, package, ways
+from converters import from_torch, judging, model_card, package, ways
 from converters.card import read_card
-from converters.original import Answer, load
+from converters.original import load
+from converters.prune import MaxTrees, prune
 from converters.quality import Truth
-from converters.quantize import Choice, Decision, Subject, decide
+from converters.quantize import Choice, Decision, Gate, Subject, decide, gate_of
 from converters.ready import repack
 from converters.reference import histograms, rows_as_parquet
 from converters.rows import read_rows
 from converters.signature import choose_features, signature_of
 from converters.slices import by_slice, usual_columns
 from converters.sources import SOURCES
-from converters.verify import TOLERANCE, OnnxModel, Parity
-from gateway.errors import InvalidInput
+from converters.verify import TOLERANCE, OnnxModel, answers
+from gateway.errors import ConversionRefused, InvalidInput
 from gateway.models.manifest import CARD_FILE, GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE, Manifest, sha256_of
 from gateway.tensors import Signature, Tensors
 
@@ -47,6 +48,7 @@ class Order:
     target: the column with the true labels or values, no feature. held_out: the user says that the model was not
     trained on these rows. trust: the user says that the model's file may run code. origin: what
     else is known, for the lineage.
+    gate: what differs from the gate's defaults. max_trees: how many rounds of trees are kept at most, None for all.
     card: a file for `read_card`. slices: columns by which quality is told; none for those that are usual.
     """
 
@@ -58,6 +60,8 @@ class Order:
     target: str | None = None
     held_out: bool = False
     quantize: Choice = "auto"
+    gate: Mapping[str, float] = field(default_factory=dict)
+    max_trees: MaxTrees | None = None
     trust: bool = False
     origin: Mapping[str, Any] = field(default_factory=dict)
     card: Path | None = None
@@ -88,8 +92,9 @@ def convert(
     begin = _steps(progress)
     package.check_free(order.out, order.name, order.version)
     card = {} if order.card is None else read_card(order.card)
-    if order.model.suffix == ".onnx":
-        return _repacked(order, card, begin, random, now)
+    gate = gate_of(order.gate)
+    if order.model.suffix in (".onnx", *from_torch.SUFFIXES):
+        return _repacked(order, card, gate, begin, random, now)
     if order.data is None:
         raise InvalidInput("data", "nothing", "rows of features in a .csv or .parquet file")
     begin("load the model")
@@ -99,7 +104,9 @@ def convert(
     frame, left_over = choose_features(original, table, target=order.target)
     if left_over:
         notes.append(f"columns that are no features were left out: {', '.join(left_over)}")
-    truth = None if order.target is None else Truth(original, table[order.target])
+    if order.target is not None and original.task in ("clusterer", "transformer"):
+        raise InvalidInput("target", repr(order.target), f"none, since no answer of a {original.task} is true or false")
+    truth = None if order.target is None else Truth(original.classes, table[order.target])
     signature_of(original, frame)  # names columns that cannot be packaged
     raw = original.answer(frame)  # it names what it cannot read better than skl2onnx does
     if truth is not None:
@@ -109,11 +116,16 @@ def convert(
     inputs, expected = way.inputs, way.expected
     report = {**way.report, "notes": [*notes, *way.notes]}
     begin("quantize")
-    subject = Subject(content, signature, inputs, expected, parity.float32_rows.tolerance, original.family, truth)
-    decision, content = decide(subject, order.quantize, random)
+    tolerance = parity.float32_rows.tolerance
+    subject = Subject(content, signature, inputs, expected, tolerance, original.family, truth, gate)
+    if order.max_trees is None:
+        decision, content = decide(subject, order.quantize, random)
+    else:
+        decision, content = prune(original, subject, order.max_trees, random, held_out=order.held_out)
     begin("write the package")
-    outputs = OnnxModel(content, signature).run(inputs)
-    signature = dataclasses.replace(signature, batch_invariant=_is_invariant(decision, parity))
+    served = OnnxModel(content, signature)
+    signature = dataclasses.replace(signature, batch_invariant=_is_invariant(decision, parity.batch_invariance.holds))
+    outputs = answers(served, signature, inputs)
     manifest = Manifest(
         name=order.name,
         version=order.version,
@@ -125,10 +137,10 @@ def convert(
         lineage=_lineage(order),
         parity=report,
         quantization=dataclasses.asdict(decision),
-        metrics=_metrics(order, truth, expected, outputs, table, signature),
+        metrics=_metrics(order, subject, outputs, table, signature),
         card=card,
     )
-    converted = _written(order.out, manifest, content, inputs, outputs, subject.tolerance, random)
+    converted = _written(order.out, manifest, served, content, inputs, outputs, tolerance, random)
     begin("done")
     return converted
 
@@ -136,31 +148,52 @@ def convert(
 def _repacked(
     order: Order,
     card: Mapping[str, Any],
+    gate: Gate,
     begin: Callable[[str], None],
     random: np.random.Generator,
     now: Callable[[], datetime],
 ) -> Converted:
-    """The package of a ready ONNX file: there is no original but the file itself."""
+    """The package of a ready ONNX file, or of a module that is exported to one."""
+    if order.max_trees is not None:
+        raise InvalidInput("max-trees", str(order.max_trees), "nothing, for a model that is ONNX already or a module")
     begin("upgrade and try")
-    made = repack(order.model, order.data, order.target, random)
-    files = {MODEL_FILE: made.content}
+    framework = {"name": "ONNX", "estimator": order.model.name, "task": "unknown"}
+    with from_torch.exported(order.model, order.data, order.target, trust=order.trust) as (path, module):
+        made = repack(path, order.data, order.target, random, module)
+    if module is not None:
+        framework = {"name": "PyTorch", "estimator": module.described, "task": "unknown"}
+    begin("quantize")
+    subject = judging.subject_in(made, gate)
+    decision, content = (None, made.content) if subject is None else decide(subject, order.quantize, random)
+    if subject is None and order.quantize not in ("auto", "off"):
+        raise ConversionRefused(
+            f"--quantize {order.quantize}: there are no rows to judge it by, or it is never batched"
+        )
+    served, signature, outputs = OnnxModel(content), made.signature, made.outputs
+    if subject is not None and decision is not None and made.inputs is not None:
+        signature = dataclasses.replace(signature, batch_invariant=_is_invariant(decision, signature.batch_invariant))
+        outputs = answers(served, signature, made.inputs)
+    files = {MODEL_FILE: content}
     reference: Mapping[str, Any] = {}
     begin("write the package")
-    if made.inputs is not None and made.outputs is not None:
-        files[GOLDEN_FILE] = package.golden(made.signature, made.inputs, made.outputs, TOLERANCE)
+    if made.inputs is not None and outputs is not None and made.is_repeatable:
+        tolerance = TOLERANCE if subject is None else float(np.max(subject.tolerance))
+        files[GOLDEN_FILE] = package.golden(signature, made.inputs, outputs, tolerance, served.run)
         if order.data is not None and all(array.ndim == 2 for array in made.inputs.values()):
-            files[REFERENCE_FILE] = rows_as_parquet(made.signature, made.inputs, made.outputs, random)
-            reference = histograms(made.signature, made.inputs, made.outputs)
+            files[REFERENCE_FILE] = rows_as_parquet(signature, made.inputs, outputs, random)
+            reference = histograms(signature, made.inputs, outputs)
     manifest = Manifest(
         name=order.name,
         version=order.version,
         files={},  # filled in when they are written
-        signature=made.signature,
+        signature=signature,
         created=now().isoformat(timespec="seconds"),
-        framework={"name": "ONNX", "estimator": order.model.name, "task": "unknown"},
-        libraries=_libraries("ONNX"),
+        framework=framework,
+        libraries=_libraries(framework["name"]),
         lineage=_lineage(order),
         parity=made.report,
+        quantization={} if decision is None else dataclasses.asdict(decision),
+        metrics={} if subject is None or outputs is None else _metrics(order, subject, outputs, made.table, signature),
         reference=reference,
         card=card,
     )
@@ -186,6 +219,7 @@ def _steps(progress: Progress) -> Callable[[str], None]:
 def _written(
     out: Path,
     manifest: Manifest,
+    served: OnnxModel,
     content: bytes,
     inputs: Tensors,
     outputs: Tensors,
@@ -197,7 +231,7 @@ def _written(
     files = {
         MODEL_FILE: content,
         REFERENCE_FILE: rows_as_parquet(signature, inputs, outputs, random),
-        GOLDEN_FILE: package.golden(signature, inputs, outputs, tolerance),
+        GOLDEN_FILE: package.golden(signature, inputs, outputs, tolerance, served.run),
     }
     whole = dataclasses.replace(manifest, reference=histograms(signature, inputs, outputs))
     files[CARD_FILE] = model_card.card(whole)
@@ -205,17 +239,19 @@ def _written(
     return Converted(package.write(out, whole, files), whole)
 
 
-def _is_invariant(decision: Decision, parity: Parity) -> bool:
+def _is_invariant(decision: Decision, otherwise: bool) -> bool:
     for candidate in decision.candidates:
         if candidate.method == decision.chosen and candidate.batch_invariance is not None:
             return candidate.batch_invariance.holds
-    return parity.batch_invariance.holds
+    return otherwise
 
 
 def _libraries(name_of_source: str) -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         found[name] = importlib.metadata.version(name)
+    if name_of_source == "PyTorch":
+        found["torch"] = importlib.metadata.version("torch")
     for source in SOURCES.values():
         if source.name == name_of_source and source.library not in found:
             found[source.library] = source.version()
@@ -232,9 +268,8 @@ def _lineage(order: Order) -> Mapping[str, Any]:
     }
 
 
-def _metrics(
-    order: Order, truth: Truth | None, expected: Answer, outputs: Tensors, table: Any, signature: Signature
-) -> Mapping[str, Any]:
+def _metrics(order: Order, subject: Subject, outputs: Tensors, table: Any, signature: Signature) -> Mapping[str, Any]:
+    truth, seen = subject.truth, subject.view(outputs)
     if truth is None:
         if order.slices:
             raise InvalidInput("slice", ", ".join(order.slices), "--target too: slices are judged by true answers")
@@ -246,7 +281,7 @@ def _metrics(
         "known_held_out": order.held_out,
         "note": "the user says that the model was not trained on these rows" if order.held_out else CLAIM_UNKNOWN,
         "primary": truth.primary,
-        "original": truth.measure(expected.outputs),
-        "served": truth.measure(outputs),
-        "slices": by_slice(truth, table, columns, outputs),
+        "original": truth.measure(subject.expected.outputs),
+        "served": truth.measure(seen),
+        "slices": by_slice(truth, table, columns, seen),
     }

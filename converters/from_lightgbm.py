@@ -84,6 +84,7 @@ def read(estimator: Any) -> Ensemble | None:
         link,
         tuple(sorted(zeros)),
         _ZERO,
+        averaged="average_output" in head,
     )
 
 

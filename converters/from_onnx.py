@@ -14,6 +14,7 @@ from onnx import helper
 
 from converters.from_sklearn import OPSET
 from converters.sources import first_line
+from converters.variants import nodes_of, optimized, takes_scales_of_batch
 from converters.verify import OnnxModel
 from converters.write import MAX_IR_VERSION, one_import_per_domain
 from gateway.errors import ConversionRefused, InvalidInput
@@ -28,6 +29,7 @@ _ELEMENTS = {
     "optional_type": "an optional",
 }
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+_LOCALE = "C.UTF-8"
 _AFFIX = re.compile(r"((past|present)(_key_values)?|prev(ious)?|next|new|in(put)?|out(put)?|initial|final|last)")
 _STATE_WORDS = re.compile(r"state|hidden|cell|memory|cache|past|present|prev|\bh\d?n?\b|\bc\d?n?\b")
 
@@ -36,7 +38,8 @@ _STATE_WORDS = re.compile(r"state|hidden|cell|memory|cache|past|present|prev|\bh
 class Ready:
     """A file that the runtime takes. notes: what was found and changed. is_changed: whether anything was.
 
-    carried: pairs of an input and the output that a caller hands back as that input the next time.
+    carried: pairs of an input and the output that a caller hands back as that input the next time. is_repeatable: equal
+    inputs get equal answers.
     """
 
     content: bytes
@@ -44,6 +47,7 @@ class Ready:
     notes: tuple[str, ...]
     is_changed: bool
     carried: tuple[tuple[str, str], ...]
+    is_repeatable: bool = True
 
 
 def open_file(path: Path) -> Ready:
@@ -63,15 +67,20 @@ def open_file(path: Path) -> Ready:
     if len(proto.opset_import) < imports:
         notes.append("an operator set was imported twice; the higher version was kept")
     before = bytes(proto.SerializeToString())
+    _without_foreign_locales(proto, notes)
     content, model = _loaded(proto, notes)
+    content = _without_needless_work(content, model)
     signature = _with_roles(model.signature, classes or _classes(proto))
     carried = tuple(_carried(signature))
-    random = sorted({node.op_type for node in _nodes(proto.graph) if node.op_type in _RANDOM})
+    random = sorted({node.op_type for node in nodes_of(proto.graph) if node.op_type in _RANDOM})
     if carried:
         pairs = ", ".join(f"{given!r} -> {back!r}" for given, back in carried)
         notes.append(f"it carries state between calls ({pairs}): requests are never batched nor cached")
     if random:
         notes.append(f"it draws random numbers ({', '.join(random)}): requests are never batched nor cached")
+    if takes_scales_of_batch(content):
+        notes.append("it quantizes by scales over the whole batch (DynamicQuantizeLinear): requests are not batched")
+        signature = replace(signature, batch_invariant=False)
     if carried or random:
         signature = replace(signature, batch_invariant=False, cacheable=False)
     if not signature.batchable:
@@ -81,7 +90,7 @@ def open_file(path: Path) -> Ready:
             if not _is_open(spec)
         ]
         notes.append(f"its first dimension is fixed ({', '.join(fixed)}): requests are not batched")
-    return Ready(content, signature, tuple(notes), bool(notes) and content != before, carried)
+    return Ready(content, signature, tuple(notes), content != before, carried, is_repeatable=not random)
 
 
 def _is_open(spec: TensorSpec) -> bool:
@@ -157,6 +166,26 @@ def _loaded(proto: Any, notes: list[str]) -> tuple[bytes, OnnxModel]:
     raise refusal
 
 
+def _without_foreign_locales(proto: Any, notes: list[str]) -> None:
+    """Texts are made upper or lower case in en_US unless a file says otherwise, which small images do not have."""
+    found = [node for node in nodes_of(proto.graph) if node.op_type == "StringNormalizer"]
+    for node in found:
+        kept = [attribute for attribute in node.attribute if attribute.name != "locale"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("locale", _LOCALE)])
+    if found:
+        notes.append(f"texts are made upper or lower case by the rules of {_LOCALE}, which every Linux has")
+
+
+def _without_needless_work(content: bytes, model: OnnxModel) -> bytes:
+    """The file with its constants folded, if the runtime takes that as it takes the file itself."""
+    try:
+        folded = optimized(content)
+        return folded if OnnxModel(folded).signature == model.signature else content
+    except Exception:  # the optimizer raises anything, and the file is good without it
+        return content
+
+
 def _tried(proto: Any) -> tuple[bytes, OnnxModel]:
     try:
         onnx.checker.check_model(proto)
@@ -166,22 +195,11 @@ def _tried(proto: Any) -> tuple[bytes, OnnxModel]:
     return content, OnnxModel(content)
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    """All nodes, those of inner graphs too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
-            for inner in attribute.graphs:
-                yield from _nodes(inner)
-
-
 def _classes(proto: Any) -> tuple[Any, ...] | None:
     """The labels that a classifier of ai.onnx.ml says it has; None if there is not exactly one such node."""
     found = [
         helper.get_attribute_value(attribute)
-        for node in _nodes(proto.graph)
+        for node in nodes_of(proto.graph)
         for attribute in node.attribute
         if node.op_type.endswith("Classifier") and attribute.name.startswith("classlabels_")
     ]

@@ -50,7 +50,8 @@ def read(estimator: Any) -> Ensemble | None:
 def _averaged(estimator: Any, members: Any) -> Ensemble:
     trees = [_tree(member.tree_, 1 / len(members)) for member in members]
     outputs = trees[0].value.shape[1]
-    return Ensemble(trees, np.zeros(outputs), estimator.n_features_in_, "BRANCH_LEQ", "float32", "float64")
+    width = estimator.n_features_in_
+    return Ensemble(trees, np.zeros(outputs), width, "BRANCH_LEQ", "float32", "float64", averaged=True)
 
 
 def _boosted(estimator: Any) -> Ensemble | None:

@@ -38,6 +38,7 @@ _LINKS: dict[str, Link] = {
     "rank:map": "identity",
     "rank:pairwise": "identity",
 }
+_UNSUPPORTED = "not supported: encode such columns as numbers, or by a OneHotEncoder in a Pipeline"
 _CLASSIFIERS = ("binary:logistic", "multi:softprob", "multi:softmax")
 
 
@@ -71,10 +72,7 @@ def read(estimator: Any) -> Ensemble | None:
     else:
         return None
     if "c" in (booster.feature_types or ()):
-        raise ConversionRefused(
-            "it takes columns of the type category (enable_categorical), which is not supported: encode such columns "
-            "as numbers, or by a OneHotEncoder in a Pipeline"
-        )
+        raise ConversionRefused(f"it takes columns of the type category (enable_categorical), which is {_UNSUPPORTED}")
     learner = _learner(booster)
     objective = learner["objective"]["name"]
     if objective not in _LINKS:
@@ -87,7 +85,8 @@ def read(estimator: Any) -> Ensemble | None:
     for index in range(end):
         weight = 1.0 if weights is None else float(weights[index])
         trees.append(_tree(model["trees"][index], weight, int(model["tree_info"][index]), f"tree {index}"))
-    return Ensemble(trees, base, booster.num_features(), "BRANCH_LT", "float32", "float64", link)
+    parallel = int(model["gbtree_model_param"].get("num_parallel_tree", 1))
+    return Ensemble(trees, base, booster.num_features(), "BRANCH_LT", "float32", "float64", link, parallel=parallel)
 
 
 class _Adapted(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
@@ -177,6 +176,8 @@ def _base(learner: Mapping[str, Any], link: Link) -> Array:
 def _tree(plain: Mapping[str, Any], weight: float, target: int, where: str) -> Tree:
     if int(plain["tree_param"].get("size_leaf_vector", 1)) > 1:
         raise ConversionRefused(f"{where} has several numbers per leaf (multi_output_tree), which is not supported")
+    if any(plain.get("split_type", ())):
+        raise ConversionRefused(f"{where} splits a feature as categories, which is {_UNSUPPORTED}")
     left = np.array(plain["left_children"], dtype=np.int64)
     numbers = np.array(plain["split_conditions"], dtype=np.float32).astype(np.float64)
     leaf = left == -1

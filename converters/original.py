@@ -91,6 +91,13 @@ class Original:
         other.head = other.ensemble = None
         return other
 
+    def with_first(self, rounds: int) -> Original:
+        """The same model with its first trees only, to be written; it still answers by all."""
+        assert self.ensemble is not None
+        other = copy.copy(self)
+        other.ensemble = self.ensemble.first(rounds)
+        return other
+
     def in_doubles(self) -> Original:
         """The same model, its trees left to whoever converts the rest, and all of it computed in doubles."""
         other = self.without_trees()

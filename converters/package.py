@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +40,30 @@ def check_free(root: Path, name: str, version: str) -> Path:
     return target
 
 
-def golden(signature: Signature, inputs: Tensors, outputs: Tensors, tolerance: float) -> bytes:
+def golden(
+    signature: Signature, inputs: Tensors, outputs: Tensors, tolerance: float, run: Callable[[Tensors], Tensors]
+) -> bytes:
     """golden.json: a few single rows and one batch with the answers that every serving machine must give.
 
-    outputs: the served model's answers to *inputs*. Rows with missing values or near a tie are passed over. A model
-    that takes no batches has one pair, of all that is given.
+    outputs: the served model's answers to *inputs*; run: asks it again, since an answer may depend on the batch. Rows
+    with missing values or near a tie are passed over. A model that takes no batches has one pair, of all that is given.
     """
     if not signature.batchable:
-        return _golden_document(signature, inputs, outputs, [slice(None)], tolerance)
+        return _golden_document(signature, inputs, run, [...], tolerance)
     rows = _golden_rows(inputs, outputs, tolerance)
     picked: list[Any] = [rows[i : i + 1] for i in spread(len(rows), GOLDEN_SINGLE_ROWS)] if len(rows) else []
     if len(rows) > 1:
         picked.append(rows[spread(len(rows), GOLDEN_BATCH_ROWS)])
-    return _golden_document(signature, inputs, outputs, picked, tolerance)
+    return _golden_document(signature, inputs, run, picked, tolerance)
 
 
 def _golden_document(
-    signature: Signature, inputs: Tensors, outputs: Tensors, picked: list[Any], tolerance: float
+    signature: Signature, inputs: Tensors, run: Callable[[Tensors], Tensors], picked: list[Any], tolerance: float
 ) -> bytes:
     pairs = [
         {
             "request": {"inputs": _as_json(signature.inputs, take(inputs, chosen))},
-            "response": {"outputs": _as_json(signature.outputs, take(outputs, chosen))},
+            "response": {"outputs": _as_json(signature.outputs, run(take(inputs, chosen)))},
         }
         for chosen in picked
     ]
@@ -132,12 +135,19 @@ def _as_json(specs: tuple[TensorSpec, ...], tensors: Tensors) -> list[dict[str, 
             "name": spec.name,
             "datatype": spec.datatype,
             "shape": list(tensors[spec.name].shape),
-            "data": [
-                value.decode() if isinstance(value, bytes) else value for value in tensors[spec.name].ravel().tolist()
-            ],
+            "data": [_plain(value) for value in tensors[spec.name].ravel().tolist()],
         }
         for spec in specs
     ]
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has: null for what is no number, and a text for an infinite one."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 @contextlib.contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import accuracy_score, mean_absolute_error, r2_score, root_mean_squared_error
 
-from converters.original import Original, as_labels
+from converters.original import as_labels
 from gateway.errors import InvalidInput
 from gateway.tensors import Array, Tensors
 
@@ -16,16 +16,13 @@ from gateway.tensors import Array, Tensors
 class Truth:
     """The true label or value of each row that has one.
 
-    column: the target column of the data. Raises InvalidInput if it holds what the model can never answer.
+    classes: of the model, None if it gives values. column: the target column of the data. Raises InvalidInput if it
+    holds what the model can never answer.
     """
 
-    def __init__(self, original: Original, column: Any) -> None:
+    def __init__(self, classes: Sequence[int | str] | None, column: Any) -> None:
         self.name = str(column.name)
-        if original.task in ("clusterer", "transformer"):
-            raise InvalidInput(
-                "target", repr(self.name), f"none, since no answer of a {original.task} is true or false"
-            )
-        self._classes = original.classes
+        self._classes = classes
         present = column.dropna()
         self._rows = present.index.to_numpy()
         if not len(present):

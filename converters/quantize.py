@@ -1,36 +1,22 @@
-"""Static int8 for small neural networks: built, measured on this machine, and kept only if it is good and faster."""
+"""Which variant of a model is served: each is built, measured on this machine, and kept if it is good and faster."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
-import onnxruntime
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from converters import variants
 from converters.original import Answer, Family
 from converters.quality import Truth
 from converters.rows import spread, take
-from converters.verify import Invariance, OnnxModel, compare, invariance
-from gateway.tensors import Array, Signature, Tensors
-
-# The gate. Fewer rows could not show a flip rate this small.
-MAX_FLIP_RATE = 0.002
-MAX_METRIC_DROP_POINTS = 0.5
-MIN_SPEEDUP = 1.2
-MIN_SHRINKING = 2.0
-MAX_SLOWDOWN = 1.05
-MIN_ROWS = 500
+from converters.verify import Invariance, OnnxModel, Tolerance, answers, compare, invariance
+from gateway.errors import ConversionRefused, InvalidInput
+from gateway.tensors import Signature, Tensors
 
 BATCHES = (1, 32)
 _CALIBRATION_ROWS = 1_000
@@ -38,19 +24,46 @@ _MEASURE_S = 0.25  # per batch size, shared by all candidates
 _MIN_TURNS = 30
 _MAX_TURNS = 2_000
 _WARM_TURNS = 20
-_WARNINGS_TOO, _ERRORS_ONLY = 2, 3  # severities of ONNX Runtime's own logger; the first is its default
-_MATRIX_PRODUCTS = ("Gemm", "MatMul")
 # What makes int8 fast or slow.
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 NOT_APPLICABLE: Mapping[Family, str] = {
-    "trees": "not applicable: trees (int8 changes no tree node and gains no speed)",
+    "trees": "not applicable: trees (int8 changes no tree node and gains no speed; fewer of them do: --max-trees)",
     "linear": "not applicable: linear (one product per row, nothing to gain)",
     "other": "not applicable: only small neural networks gain by int8",
 }
 
-Choice = Literal["auto", "off"]
+Choice = Literal["auto", "off", "dynamic", "static", "fp16"]
 Verdict = Literal["kept", "passed", "refused", "baseline"]
+_METHODS: Mapping[Choice, tuple[str, ...]] = {
+    "auto": tuple(variants.BUILDS),
+    "static": ("static int8", "static int8, last layer float32"),
+    "dynamic": ("dynamic int8",),
+    "fp16": ("fp16",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a variant must keep to. Fewer rows than *min_rows* could not show a flip rate this small."""
+
+    max_flip_rate: float = 0.002
+    max_metric_drop_points: float = 0.5
+    min_speedup: float = 1.2
+    or_min_shrinking: float = 2.0
+    max_slowdown: float = 1.05
+    min_rows: float = 500
+
+
+def gate_of(settings: Mapping[str, float]) -> Gate:
+    """The gate with what is set of it. Raises InvalidInput for what it does not have, or no such number."""
+    known = Gate()
+    for key, value in settings.items():
+        if not hasattr(known, key):
+            raise InvalidInput("gate", repr(key), f"one of {', '.join(asdict(known))}")
+        if not value >= 0:
+            raise InvalidInput(f"gate.{key}", str(value), "a number of at least 0")
+    return replace(known, **settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +103,20 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The verified float32 model, the rows to judge on, and the original's answers to them; truth if it is known."""
+    """The verified float32 model, the rows to judge on, and the original's answers to them; truth if it is known.
+
+    view: from what the model gives to what is judged of it, named as in *expected*.
+    """
 
     content: bytes
     signature: Signature
     inputs: Tensors
     expected: Answer
-    tolerance: float
+    tolerance: Tolerance
     family: Family
     truth: Truth | None
+    gate: Gate = field(default_factory=Gate)
+    view: Callable[[Tensors], Tensors] = dict
 
     @property
     def rows(self) -> int:
@@ -108,32 +126,75 @@ class Subject:
 def decide(
     subject: Subject, choice: Choice, random: np.random.Generator, *, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[Decision, bytes]:
-    """Choose what is served: the float32 model or an int8 variant of it. Returns the decision and the ONNX bytes."""
+    """Choose what is served: the float32 model or a variant of it. Returns the decision and the ONNX bytes.
+
+    ``auto`` keeps the fastest that passes the whole gate. A variant that is asked for by name has to keep the quality,
+    but may be slower, and may be one whose rows depend on their batch; raises ConversionRefused if it cannot be had.
+    """
+    gate, named = subject.gate, choice not in ("auto", "off")
     if choice == "off":
-        return _undisputed("switched off with --quantize off"), subject.content
+        return undisputed(subject, "switched off with --quantize off"), subject.content
     if subject.family != "neural network":
-        return _undisputed(NOT_APPLICABLE[subject.family]), subject.content
-    if subject.rows < MIN_ROWS:
-        reason = f"not judged: {subject.rows} rows cannot show a flip rate of {MAX_FLIP_RATE:.1%}, {MIN_ROWS} could"
-        return _undisputed(reason), subject.content
+        if named:
+            raise ConversionRefused(f"--quantize {choice} is {NOT_APPLICABLE[subject.family]}")
+        return undisputed(subject, NOT_APPLICABLE[subject.family]), subject.content
+    if subject.rows < gate.min_rows and not named:
+        reason = f"not judged: {subject.rows} rows cannot show a flip rate of {gate.max_flip_rate:.1%}"
+        return undisputed(subject, f"{reason}, {gate.min_rows:g} could"), subject.content
     calibration = take(subject.inputs, spread(subject.rows, _CALIBRATION_ROWS))
     contents = {"float32": subject.content}
     failed: list[Candidate] = []
-    for method, settings in _METHODS.items():
+    for method in _METHODS[choice]:
         try:
-            contents[method] = _quantized(subject.content, calibration, settings)
+            contents[method] = variants.BUILDS[method](subject.content, calibration)
+            OnnxModel(contents[method], subject.signature)
         except Exception as error:  # the quantizer raises anything on graphs that it does not know
+            contents.pop(method, None)
             failed.append(_failed(method, f"cannot be built: {type(error).__name__}: {str(error)[:200]}"))
+    judged = judge(subject, contents, random, quality_only=named, clock=clock)
+    kept = [candidate for candidate in judged if candidate.verdict == "kept"]
+    if named and not kept:
+        reasons = "; ".join(f"{each.method}: {each.reason}" for each in (*judged[1:], *failed))
+        raise ConversionRefused(f"--quantize {choice} cannot be had ({reasons}). Nothing was written")
+    best = min(kept, key=lambda candidate: candidate.latency_us["1"], default=judged[0])
+    reason = best.reason if kept else "no variant passed the gate"
+    rows = len(next(iter(calibration.values())))
+    return settled(subject, judged, failed, best, reason, rows), contents[best.method]
+
+
+def judge(
+    subject: Subject,
+    contents: Mapping[str, bytes],
+    random: np.random.Generator,
+    *,
+    quality_only: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Candidate]:
+    """Measure variants by their names beside each other, and hold each against the gate; the first is the baseline."""
     models = {method: OnnxModel(content, subject.signature) for method, content in contents.items()}
     latencies = measure(models, subject.inputs, clock=clock)
-    judged = [_judge(subject, method, contents, models[method], latencies, random) for method in models]
-    kept = [candidate for candidate in judged if candidate.verdict == "kept"]
-    best = min(kept, key=lambda candidate: candidate.latency_us["1"], default=judged[0])
-    table = tuple(_settled(candidate, best) for candidate in judged) + tuple(failed)
-    reason = best.reason if kept else "no int8 variant passed the gate"
-    rows = len(next(iter(calibration.values())))
-    decision = Decision(best.method, reason, table, rows, subject.rows, _gate(), cpu())
-    return decision, contents[best.method]
+    return [
+        _judged(subject, method, contents, model, latencies, random, quality_only=quality_only)
+        for method, model in models.items()
+    ]
+
+
+def settled(
+    subject: Subject, judged: list[Candidate], failed: list[Candidate], best: Candidate, reason: str, calibration: int
+) -> Decision:
+    """The decision for *best*, with the whole table."""
+    table = tuple(
+        replace(each, verdict="passed", reason=f"{best.method} is preferred")
+        if each.verdict == "kept" and each is not best
+        else each
+        for each in judged
+    )
+    return Decision(best.method, reason, table + tuple(failed), calibration, subject.rows, asdict(subject.gate), cpu())
+
+
+def undisputed(subject: Subject, reason: str) -> Decision:
+    """The decision to leave the model as it is, without a look at variants."""
+    return Decision("float32", reason, (), 0, 0, asdict(subject.gate), cpu())
 
 
 def measure(
@@ -172,106 +233,39 @@ def cpu(path: Path = Path("/proc/cpuinfo")) -> Mapping[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    last_layer_in_float: bool
-    float_outputs: bool
-
-
-_METHODS: Mapping[str, _Settings] = {
-    # Products hand on int8 or float as the next layer wants it; fastest.
-    "static int8": _Settings(last_layer_in_float=False, float_outputs=True),
-    # The last layer is small and decides between close classes; its numbers stay fine.
-    "static int8, last layer float32": _Settings(last_layer_in_float=True, float_outputs=False),
-}
-
-
-class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-    """Gives all calibration rows as one batch, once."""
-
-    def __init__(self, inputs: Tensors) -> None:
-        texts = {name: array.astype(str).astype(object) for name, array in inputs.items() if array.dtype == object}
-        self._batches = iter([{**inputs, **texts}])
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self._batches, None)
-
-
-def _quantized(content: bytes, calibration: Tensors, settings: _Settings) -> bytes:
-    """The model with its matrix products in int8: fixed scales from the calibration rows, weights per tensor."""
-    with tempfile.TemporaryDirectory() as directory, _quiet():
-        source, prepared, result = (Path(directory) / name for name in ("source.onnx", "prepared.onnx", "int8.onnx"))
-        source.write_bytes(content)
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        proto = onnx.load(prepared)
-        products = [node.name for node in proto.graph.node if node.op_type in _MATRIX_PRODUCTS]
-        quantize_static(
-            prepared,
-            result,
-            _Calibration(calibration),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_MATRIX_PRODUCTS),
-            nodes_to_exclude=products[-1:] if settings.last_layer_in_float else [],
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "OpTypesToExcludeOutputQuantization": list(_MATRIX_PRODUCTS) if settings.float_outputs else []
-            },
-        )
-        return _only_used_imports(onnx.load(result))
-
-
-def _only_used_imports(proto: Any) -> bytes:
-    """The optimizer imports every domain that it knows; other runtimes refuse those that they do not."""
-    used = {node.domain for node in proto.graph.node}
-    kept = [opset for opset in proto.opset_import if opset.domain in used or opset.domain == ""]
-    del proto.opset_import[:]
-    proto.opset_import.extend(kept)
-    proto.producer_name = "sluicegate"
-    content: bytes = proto.SerializeToString()
-    return content
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer warns, through the root logger and its runtime, about things that were done on purpose."""
-    logging.disable(logging.WARNING)
-    onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-        onnxruntime.set_default_logger_severity(_WARNINGS_TOO)
-
-
-def _judge(
+def _judged(
     subject: Subject,
     method: str,
     contents: Mapping[str, bytes],
     model: OnnxModel,
     latencies: Mapping[str, Mapping[str, float]],
     random: np.random.Generator,
+    *,
+    quality_only: bool,
 ) -> Candidate:
-    """Hold one variant against the gate; the float32 model is the one that the others are compared with."""
-    found = model.run(subject.inputs)
+    """Hold one variant against the gate; the first model is the one that the others are compared with."""
+    baseline = next(iter(contents))
+    alone = invariance(model, subject.inputs, subject.tolerance, random)
+    alone = replace(alone, scales_of_batch=variants.takes_scales_of_batch(contents[method]))
+    served = replace(subject.signature, batch_invariant=alone.holds)
+    found = subject.view(answers(model, served, subject.inputs))
     comparison = compare(subject.expected, found, subject.tolerance)
     is_classifier = "label" in subject.expected.outputs
     flips = comparison.mismatches if is_classifier else None
     rate = comparison.mismatches / comparison.rows if is_classifier else None
     drop = _metric_drop_points(subject, found)
-    alone = invariance(model, subject.inputs, subject.tolerance, random)
-    shrinking = len(contents["float32"]) / len(contents[method])
-    speedups = {batch: latencies["float32"][batch] / latencies[method][batch] for batch in latencies[method]}
+    shrinking = len(contents[baseline]) / len(contents[method])
+    speedups = {batch: latencies[baseline][batch] / latencies[method][batch] for batch in latencies[method]}
     verdict: Verdict = "baseline"
     reason = "what the others are compared with"
-    if method != "float32":
-        against = list(_against(rate, drop, alone, speedups, shrinking))
+    if method != baseline:
+        against = list(_against_quality(subject.gate, rate, drop))
+        if not quality_only:
+            against += _against_the_rest(subject.gate, alone, speedups, shrinking)
         verdict = "refused" if against else "kept"
         gains = [f"{speedup:.2f}x as fast at batch {batch}" for batch, speedup in speedups.items()]
-        reason = "; ".join(against or [*gains, f"{shrinking:.1f}x smaller"])
+        served_alone = [] if alone.holds else ["rows depend on their batch: served unbatched"]
+        reason = "; ".join(against or [*gains, f"{shrinking:.1f}x smaller", *served_alone])
     return Candidate(
         method,
         len(contents[method]),
@@ -287,23 +281,23 @@ def _judge(
     )
 
 
-def _against(
-    rate: float | None, drop: float | None, alone: Invariance, speedups: Mapping[str, float], shrinking: float
-) -> Iterator[str]:
-    """Each reason not to keep a variant."""
+def _against_quality(gate: Gate, rate: float | None, drop: float | None) -> Iterator[str]:
+    """Each reason not to keep a variant for what it answers."""
+    if rate is not None and rate > gate.max_flip_rate:
+        yield f"{rate:.2%} of the labels flip, at most {gate.max_flip_rate:.2%} may"
+    if drop is not None and drop > gate.max_metric_drop_points:
+        yield f"the metric drops by {drop:.2f} points, at most {gate.max_metric_drop_points} may be lost"
+
+
+def _against_the_rest(gate: Gate, alone: Invariance, speedups: Mapping[str, float], shrinking: float) -> Iterator[str]:
+    """Each reason not to keep a variant for what it costs, and for what it does to batches."""
     if not alone.holds:
         yield f"a row's answer depends on its batch (by {alone.max_difference:.2g})"
-    if rate is not None and rate > MAX_FLIP_RATE:
-        yield f"{rate:.2%} of the labels flip, at most {MAX_FLIP_RATE:.1%} may"
-    if drop is not None and drop > MAX_METRIC_DROP_POINTS:
-        yield f"the metric drops by {drop:.2f} points, at most {MAX_METRIC_DROP_POINTS} may be lost"
     for batch, speedup in speedups.items():
-        if speedup * MAX_SLOWDOWN < 1:
+        if speedup * gate.max_slowdown < 1:
             yield f"slower at batch {batch} ({speedup:.2f}x)"
-    if max(speedups.values()) <= 1:
-        yield "not faster"
-    elif max(speedups.values()) < MIN_SPEEDUP and shrinking < MIN_SHRINKING:
-        yield f"neither {MIN_SPEEDUP}x as fast nor {MIN_SHRINKING:g}x smaller"
+    if max(speedups.values()) < gate.min_speedup and shrinking < gate.or_min_shrinking:
+        yield f"neither {gate.min_speedup:g}x as fast nor {gate.or_min_shrinking:g}x smaller"
 
 
 def _metric_drop_points(subject: Subject, found: Tensors) -> float | None:
@@ -318,26 +312,5 @@ def _metric_drop_points(subject: Subject, found: Tensors) -> float | None:
     return None
 
 
-def _settled(candidate: Candidate, best: Candidate) -> Candidate:
-    if candidate.verdict != "kept" or candidate is best:
-        return candidate
-    return replace(candidate, verdict="passed", reason=f"{best.method} is faster at batch 1")
-
-
 def _failed(method: str, reason: str) -> Candidate:
     return Candidate(method, 0, {}, 0.0, 0.0, None, None, None, None, "refused", reason)
-
-
-def _undisputed(reason: str) -> Decision:
-    return Decision("float32", reason, (), 0, 0, _gate(), cpu())
-
-
-def _gate() -> Mapping[str, float]:
-    return {
-        "max_flip_rate": MAX_FLIP_RATE,
-        "max_metric_drop_points": MAX_METRIC_DROP_POINTS,
-        "min_speedup": MIN_SPEEDUP,
-        "or_min_shrinking": MIN_SHRINKING,
-        "max_slowdown": MAX_SLOWDOWN,
-        "min_rows": MIN_ROWS,
-    }

@@ -54,7 +54,8 @@ class Ensemble:
     base: float64 [targets], what the sums begin with. compares: the type to which the library rounds a feature before
     it compares it. sums: the type in which it adds leaves up. link: from sums to what is answered; ``sigmoid`` of one
     target gives two columns. zero_is_missing: features whose zeros go where NaN goes; zero is what is at most
-    *zero_within*. width: how many features a row has.
+    *zero_within*. width: how many features a row has. averaged: each leaf was divided by the number of trees. parallel:
+    how many trees of one target are grown in one round.
     """
 
     trees: Sequence[Tree]
@@ -66,6 +67,25 @@ class Ensemble:
     link: Link = "identity"
     zero_is_missing: tuple[int, ...] = ()
     zero_within: float = 0.0
+    averaged: bool = False
+    parallel: int = 1
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds the trees were grown in: of boosting, or trees of a forest."""
+        return len(self.trees) // self._trees_per_round
+
+    @property
+    def _trees_per_round(self) -> int:
+        adds_to_all = all(tree.value.shape[1] == self.targets for tree in self.trees)
+        return self.parallel * (1 if adds_to_all else self.targets)
+
+    def first(self, rounds: int) -> Ensemble:
+        """Only the trees of the first rounds; of an average they weigh more, so that it stays one."""
+        trees = self.trees[: rounds * self._trees_per_round]
+        if self.averaged:
+            trees = [replace(tree, value=tree.value * (len(self.trees) / len(trees))) for tree in trees]
+        return replace(self, trees=trees)
 
     @property
     def targets(self) -> int:

@@ -56,7 +56,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Invariance:
-    """What was found when rows were answered alone and in random company. label_changes: ties left out."""
+    """What was found when rows were answered alone and in random company.
+
+    label_changes: ties left out. scales_of_batch: the model takes scales over all rows of a batch, so that answers
+    depend on it even where no row was found for which they do.
+    """
 
     rows: int
     companies: int
@@ -64,10 +68,11 @@ class Invariance:
     label_changes: int
     over_tolerance: int
     max_difference: float
+    scales_of_batch: bool = False
 
     @property
     def holds(self) -> bool:
-        return self.label_changes == 0 and self.over_tolerance == 0
+        return self.label_changes == 0 and self.over_tolerance == 0 and not self.scales_of_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,14 @@ class OnnxModel:
             return self._runtime.run(tensors)
         except InferenceFailed as error:
             raise ConversionRefused(str(error)) from error
+
+
+def answers(model: OnnxModel, signature: Signature, inputs: Tensors) -> Tensors:
+    """The model's answers to rows as clients get them: one by one where a row's answer depends on its batch."""
+    if not signature.batchable or signature.batch_invariant:
+        return model.run(inputs)
+    single = [model.run(take(inputs, slice(row, row + 1))) for row in range(len(next(iter(inputs.values()))))]
+    return {name: np.concatenate([each[name] for each in single]) for name in single[0]}
 
 
 def tolerance_for(answer: Answer) -> Tolerance:

@@ -13,6 +13,7 @@ from converters.original import Answer, Original
 from converters.probes import Probed, probe
 from converters.rows import MISSING_TEXT, rounded_to_float32, take, to_tensors
 from converters.signature import signature_of
+from converters.variants import optimized
 from converters.verify import OnnxModel, Parity, Tolerance, compare, invariance, tolerance_for
 from converters.write import to_onnx
 from gateway.errors import ConversionRefused
@@ -55,7 +56,7 @@ def right_one(
     for form in _forms(original):
         try:
             signature = signature_of(form, frame)
-            content = to_onnx(form, signature)
+            content = optimized(to_onnx(form, signature))
             model = OnnxModel(content, signature)
         except ConversionRefused as error:
             unwritten = unwritten or error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.cli.apart import Written, convert_apart
 from gateway.cli.origin import origin_of
-from gateway.errors import ConversionRefused
+from gateway.errors import ConversionRefused, InvalidInput
 
 if TYPE_CHECKING:
     from converters.convert import Converted, Progress
@@ -24,17 +24,17 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "convert",
         help="turn a fitted model into a model package",
-        description="Turn a fitted model of scikit-learn, XGBoost, LightGBM or CatBoost, or a ready ONNX file, into a "
-        "model package. The ONNX model is compared with the original on all given rows, and on rows made to find "
-        "faults; a package that does not answer as the original does is not written.",
+        description="Turn a fitted model of scikit-learn, XGBoost, LightGBM or CatBoost, a module of PyTorch, or a "
+        "ready ONNX file, into a model package. The ONNX model is compared with the original on all given rows, and "
+        "on rows made to find faults; a package that does not answer as the original does is not written.",
     )
     add = parser.add_argument
     add(
         "model",
         metavar="MODEL",
         type=Path,
-        help="a .joblib or .skops file, a model file of XGBoost (.json, .ubj), LightGBM (.txt) or CatBoost (.cbm), or "
-        "an .onnx file",
+        help="a .joblib or .skops file, a model file of XGBoost (.json, .ubj), LightGBM (.txt) or CatBoost (.cbm), a "
+        "module (.pt) or program (.pt2) of PyTorch, or an .onnx file",
     )
     add("--name", required=True, metavar="N", help="the model's public name")
     add("--version", required=True, metavar="V", help="the version; a version never changes once it is written")
@@ -54,7 +54,28 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="COL",
         help="tell the quality by what stands in this column too; may be given again (default: true classes, texts)",
     )
-    add("--quantize", choices=("auto", "off"), default="auto", help="int8 where it is good and faster (default: auto)")
+    add(
+        "--quantize",
+        choices=("auto", "off", "dynamic", "static", "fp16"),
+        default="auto",
+        help="auto: the fastest variant that passes the gate, or float32; a method by name: that one if it keeps the "
+        "quality, else nothing is written (default: auto)",
+    )
+    add(
+        "--gate",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="of variants: max_flip_rate (0.002), max_metric_drop_points (0.5), min_speedup (1.2), or_min_shrinking "
+        "(2.0), max_slowdown (1.05), min_rows (500)",
+    )
+    add(
+        "--max-trees",
+        metavar="N",
+        type=_max_trees,
+        help="keep only the first N rounds of trees; auto: the fewest that lose no more of the metric than the gate "
+        "allows, with --target and --held-out",
+    )
     add(
         "--card", metavar="FILE", type=Path, help="TOML or JSON: stakes (low or high), intended_use, limitations, owner"
     )
@@ -78,6 +99,8 @@ def _run(options: argparse.Namespace) -> int:
         "target": options.target,
         "held_out": options.held_out,
         "quantize": options.quantize,
+        "gate": _gate(options.gate),
+        "max_trees": options.max_trees,
         "trust": options.trust,
         "card": options.card,
         "slices": options.slices,
@@ -90,6 +113,30 @@ def _run(options: argparse.Namespace) -> int:
         return _tell_refusal(error, as_json=options.json)
     _tell(converted, options.out, as_json=options.json)
     return 0
+
+
+def _max_trees(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        most = int(text)
+    except ValueError:
+        most = 0
+    if most < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1, or auto")
+    return most
+
+
+def _gate(settings: list[str]) -> dict[str, float]:
+    """What the user set of the gate. Raises InvalidInput for what is no number; the converters know the keys."""
+    found: dict[str, float] = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        try:
+            found[key] = float(value)
+        except ValueError as error:
+            raise InvalidInput(f"gate.{key}", repr(value), "KEY=VALUE with a number") from error
+    return found
 
 
 def _convert_here(order: Mapping[str, Any], progress: Progress) -> Converted:

@@ -81,7 +81,10 @@ def load(
     else:
         signature = package.manifest.signature
         check_same(signature, runtime.signature)
-        golden = _replay(package, runtime, signature)
+        try:
+            golden = _replay(package, runtime, signature)
+        except PackageInvalid as error:
+            raise PackageInvalid(f"{error}{_of_another_processor(package.manifest.quantization)}") from error
         rows = golden or _made_up(signature)
     cost, best = RunCost(), BestSize(inline_budget_s)
     # With several threads in a run, the time of the one that asked is not what it costs.
@@ -116,6 +119,16 @@ def _replay(package: Package, runtime: Runtime, signature: Signature) -> Tensors
     except GatewayError as error:
         raise PackageInvalid(f"the golden predictions fail: {error}") from error
     return first
+
+
+def _of_another_processor(quantization: Mapping[str, Any]) -> str:
+    """Why a quantized model may answer otherwise here; empty for one that is not."""
+    chosen = str(quantization.get("chosen", "float32"))
+    if "int8" not in chosen:
+        return ""
+    cpu = quantization.get("cpu", {})
+    judged = " ".join([str(cpu.get("model", "an unknown processor")), *cpu.get("flags", ())])
+    return f"; it is {chosen}, judged on {judged}: int8 may round otherwise here, so convert it on such a machine"
 
 
 def _shown(golden: Tensors | None, signature: Signature) -> Tensors | None:

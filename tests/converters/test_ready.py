@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,11 @@ import pandas as pd
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import to_onnx
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from converters.convert import Converted, Order, convert
 from gateway.errors import ConversionRefused, InvalidInput
@@ -47,12 +53,12 @@ def written(
     return path
 
 
+def repacked(path: Path, *, version: str = "1", data: Path | None = None, **changes: Any) -> Converted:
+    return convert(Order(path, "model", version, data, path.parent / "models", **changes))
+
+
 def _is_foreign(nodes: list[Any]) -> bool:
     return any(node.domain == "com.example" for node in nodes)
-
-
-def repacked(path: Path, **changes: Any) -> Converted:
-    return convert(Order(path, "model", "1", changes.pop("data", None), path.parent / "models", **changes))
 
 
 def loaded(package: Converted) -> Loaded:
@@ -173,7 +179,76 @@ def test_a_model_that_draws_random_numbers_is_not_cached(tmp_path: Path) -> None
     shape = ["rows", 3]
     package = repacked(written(tmp_path / "model.onnx", nodes, [("x", FLOAT, shape)], [("y", FLOAT, shape)]))
     assert not package.manifest.signature.cacheable
+    loaded(package)  # without golden pairs, which it could not give again
     assert not NeverLook().should_look(b"anything")
+
+
+def test_a_module_of_pytorch_needs_trust_and_the_extra_that_reads_it(tmp_path: Path) -> None:
+    for name in ("net.pt", "net.pt2"):
+        (tmp_path / name).write_bytes(b"not read")
+        with pytest.raises(ConversionRefused, match="--trust"):
+            repacked(tmp_path / name)
+        with pytest.raises(ConversionRefused, match=r"pip install 'sluicegate\[torch\]'"):
+            repacked(tmp_path / name, trust=True)
+
+
+def test_texts_need_no_locale_that_a_small_image_lacks(tmp_path: Path) -> None:
+    node = helper.make_node("StringNormalizer", ["x"], ["y"], case_change_action="UPPER", locale="en_US.UTF-8")
+    shape, text = [2], TensorProto.STRING
+    package = repacked(written(tmp_path / "model.onnx", [node], [("x", text, shape)], [("y", text, shape)]))
+    outputs = loaded(package).runtime.run({"x": np.array([b"monday", "\u00e4rger".encode()], dtype=object)})
+    assert [value.decode() for value in outputs["y"]] == ["MONDAY", "\u00c4RGER"]
+
+
+def test_answers_that_are_no_numbers_are_golden_too(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Sub", ["x", "x"], ["zero"]), helper.make_node("Div", ["x", "zero"], ["y"])]
+    package = repacked(written(tmp_path / "model.onnx", nodes, [("x", FLOAT, [3])], [("y", FLOAT, [3])]))
+    golden = json.loads((package.path / "golden.json").read_bytes())
+    assert {*golden["pairs"][0]["response"]["outputs"][0]["data"]} <= {"inf", "-inf", None}
+    loaded(package)
+
+
+def test_int8_with_scales_of_the_moment_is_known_to_depend_on_the_batch(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    shape = ["rows", 3]
+    package = repacked(written(tmp_path / "model.onnx", nodes, [("x", FLOAT, shape)], [("y", FLOAT, shape)]))
+    assert not package.manifest.signature.batch_invariant
+    loaded(package)  # its golden pairs are the answers that it gives to just these rows
+
+
+def network_file(path: Path, rows: Any) -> Any:
+    """A fitted network over *rows* as an ONNX file with two outputs; returns the network."""
+    network = make_pipeline(StandardScaler(), MLPClassifier((512, 512), max_iter=5, random_state=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        network.fit(rows.features.to_numpy(), rows.truth)
+    given = rows.features.to_numpy()[:1].astype(np.float32)
+    path.write_bytes(to_onnx(network, given, target_opset=18, options={"zipmap": False}).SerializeToString())
+    return network
+
+
+def test_a_ready_network_with_rows_gets_variants_judged_by_its_own_answers(tmp_path: Path) -> None:
+    rows = cancer()
+    network = network_file(tmp_path / "model.onnx", rows)
+    rows.features.assign(truth=rows.truth).to_parquet(tmp_path / "rows.parquet", index=False)
+    gate = {"max_flip_rate": 0.05}
+    package = repacked(
+        tmp_path / "model.onnx", data=tmp_path / "rows.parquet", target="truth", quantize="static", gate=gate
+    )
+    manifest = package.manifest
+    assert manifest.quantization["chosen"].startswith("static int8")
+    assert manifest.metrics["original"]["accuracy"] == pytest.approx(
+        network.score(rows.features.to_numpy(np.float32), rows.truth), abs=1e-6
+    )
+    assert manifest.metrics["served"]["accuracy"] >= manifest.metrics["original"]["accuracy"] - 0.005
+    loaded(package)
+    with pytest.raises(ConversionRefused, match="no rows to judge it by"):
+        repacked(tmp_path / "model.onnx", version="2", quantize="static")
+    with pytest.raises(InvalidInput, match="max-trees"):
+        repacked(tmp_path / "model.onnx", version="2", max_trees=3)
 
 
 def test_a_row_that_depends_on_its_batch_is_found(tmp_path: Path) -> None:
@@ -189,7 +264,28 @@ def test_a_row_that_depends_on_its_batch_is_found(tmp_path: Path) -> None:
         ir_version=10,
     )
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    assert not repacked(tmp_path / "model.onnx").manifest.signature.batch_invariant
+    package = repacked(tmp_path / "model.onnx")
+    assert not package.manifest.signature.batch_invariant
+    loaded(package)
+
+
+def test_a_row_that_depends_on_its_batch_is_found_though_the_given_rows_hide_it(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Less", ["x", "zero"], ["below"]),
+        helper.make_node("Where", ["below", "mean", "x"], ["y"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([0], np.int64), "axes"),
+        numpy_helper.from_array(np.array(0, np.float32), "zero"),
+    ]
+    made = [helper.make_tensor_value_info(name, FLOAT, ["rows", 3]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", made[:1], made[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    pd.DataFrame(np.ones((4, 3)), columns=["a", "b", "c"]).to_csv(tmp_path / "rows.csv", index=False)
+    package = repacked(tmp_path / "model.onnx", data=tmp_path / "rows.csv")
+    assert not package.manifest.signature.batch_invariant
 
 
 def test_what_is_no_onnx_file_and_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-# install: .venv with everything; demo: the whole walk on real data; test; coverage: test, counting lines (twice the time); bench: what it costs; chaos: faults under load; fuzz: hostile requests; clients: the KServe SDK; soak: an hour of traffic; check; fmt.
+# install: .venv with everything; demo: the whole walk on real data; test; coverage: test, counting lines (twice the time); bench: what it costs; chaos: faults under load; fuzz: hostile requests; clients: the KServe SDK; torch: modules of PyTorch, in .venv-torch; soak: an hour of traffic; check; fmt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 # A gateway is several processes with the same modules: what they are compiled to is kept even where the environment says no.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test coverage bench chaos fuzz clients soak check fmt clean
+.PHONY: install demo test torch coverage bench chaos fuzz clients soak check fmt clean
 
 install: $(STAMP)
 
@@ -25,6 +25,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# pip takes the build for GPUs where it finds no other: name the one that is wanted.
+TORCH ?= torch==2.13.0
+torch:
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	.venv-torch/bin/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	.venv-torch/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,postgres]' --group test
+	.venv-torch/bin/python -m pytest $(ARGS) tests/converters/test_torch.py
 
 coverage: $(STAMP)
 	rm -f .coverage .coverage.*
@@ -63,4 +72,4 @@ fmt: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf $(VENV) .venv-torch .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from converters.demo_models import DemoModels, build
+
+# PyTorch is a gigabyte that only `make torch` installs.
+collect_ignore = [] if find_spec("torch") else ["test_torch.py"]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,30 @@ def with_categories() -> Rows:
 def test_categories_of_a_library_are_refused_by_name(make: Callable[[], Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConversionRefused, match=message):
         converted(tmp_path, make(), with_categories())
+
+
+def test_categories_in_a_librarys_own_file_are_refused_too(tmp_path: Path) -> None:
+    features = with_categories().features
+    codes = features.assign(size=np.arange(len(features)) * 7 % 6)
+    rows = Rows(codes.assign(size=codes["size"].astype("category")), codes["size"].isin([0, 3, 4]).astype(int))
+    light = lightgbm.train(
+        {"objective": "binary", "verbosity": -1, "num_threads": 1},
+        lightgbm.Dataset(codes, rows.truth, categorical_feature=[3]),
+        20,
+    )
+    light.save_model(tmp_path / "model.txt")
+    XGBClassifier(enable_categorical=True, **SMALL).fit(rows.features, rows.truth).save_model(tmp_path / "model.json")
+    CatBoostClassifier(cat_features=["size"], **QUIET).fit(rows.features, rows.truth).save_model(
+        str(tmp_path / "model.cbm")
+    )
+    # Without the types of its columns a booster still knows which of its splits are sets.
+    typeless = json.loads((tmp_path / "model.json").read_bytes())
+    typeless["learner"]["feature_types"] = []
+    (tmp_path / "typeless.json").write_text(json.dumps(typeless))
+    for file in ("model.txt", "model.json", "typeless.json", "model.cbm"):
+        with pytest.raises(ConversionRefused, match=r"categor"):
+            convert(order(tmp_path, None, Rows(codes, rows.truth), model=tmp_path / file, trust=False))
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def _apart(one: Array, other: Array) -> float:
         return float("inf")
     if one.dtype.kind != "f":
         return 0.0 if np.array_equal(one, other) else float("inf")
-    a, b = one.astype(np.float64), other.astype(np.float64)
+    a, b = np.atleast_1d(one).astype(np.float64), np.atleast_1d(other).astype(np.float64)  # a scalar too
     with np.errstate(invalid="ignore"):
         sizes = np.abs(np.where(np.isfinite(a), a, 1.0))
         apart = np.abs(a - b) / np.maximum(max(1.0, float(np.median(sizes)) if a.size else 1.0), sizes)

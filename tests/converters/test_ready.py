@@ -200,6 +200,12 @@ def test_texts_need_no_locale_that_a_small_image_lacks(tmp_path: Path) -> None:
     assert [value.decode() for value in outputs["y"]] == ["MONDAY", "\u00c4RGER"]
 
 
+def test_a_single_number_without_dimensions_is_taken(tmp_path: Path) -> None:
+    node = helper.make_node("Add", ["x", "x"], ["y"])
+    package = repacked(written(tmp_path / "model.onnx", [node], [("x", FLOAT, [])], [("y", FLOAT, [])]))
+    assert loaded(package).runtime.run({"x": np.array(2, np.float32)})["y"] == 4
+
+
 def test_answers_that_are_no_numbers_are_golden_too(tmp_path: Path) -> None:
     nodes = [helper.make_node("Sub", ["x", "x"], ["zero"]), helper.make_node("Div", ["x", "zero"], ["y"])]
     package = repacked(written(tmp_path / "model.onnx", nodes, [("x", FLOAT, [3])], [("y", FLOAT, [3])]))

@@ -18,7 +18,7 @@ from converters.variants import nodes_of, optimized, takes_scales_of_batch
 from converters.verify import OnnxModel
 from converters.write import MAX_IR_VERSION, one_import_per_domain
 from gateway.errors import ConversionRefused, InvalidInput
-from gateway.tensors import Array, Signature, Tensors, TensorSpec
+from gateway.tensors import FLOATS, Array, Signature, Tensors, TensorSpec
 
 # ONNX Runtime guarantees nothing for older ones.
 _OLDEST_OPSET = 7
@@ -69,6 +69,8 @@ def open_file(path: Path) -> Ready:
     before = bytes(proto.SerializeToString())
     _without_foreign_locales(proto, notes)
     content, model = _loaded(proto, notes)
+    if not model.signature.inputs:
+        raise ConversionRefused("it has no inputs, so that its answer is always the same: nothing is there to ask")
     content = _without_needless_work(content, model)
     signature = _with_roles(model.signature, classes or _classes(proto))
     carried = tuple(_carried(signature))
@@ -266,6 +268,6 @@ def _drawn(spec: TensorSpec, shape: Sequence[int], random: np.random.Generator) 
         texts: Array = np.empty(tuple(shape), dtype=object)
         texts[...] = b"a"
         return texts
-    if spec.datatype in ("FP16", "FP32", "FP64"):
+    if spec.datatype in FLOATS:
         return random.standard_normal(tuple(shape)).astype(spec.dtype)
     return random.integers(0, 2, tuple(shape)).astype(spec.dtype)

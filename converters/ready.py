@@ -14,7 +14,7 @@ from converters.from_onnx import Ready
 from converters.rows import read_rows, spread, take, to_tensors
 from converters.verify import TOLERANCE, OnnxModel
 from gateway.errors import ConversionRefused, InvalidInput
-from gateway.tensors import MAX_FEATURES, Array, Feature, Signature, Tensors
+from gateway.tensors import FLOATS, MAX_FEATURES, Array, Feature, Kind, Signature, Tensors
 
 # Rows that are drawn where none are given.
 _DRAWN_ROWS = 8
@@ -142,8 +142,8 @@ def _from_rows(signature: Signature, frame: Any) -> tuple[Signature, Tensors]:
 
 def _feature(name: str, given: str, column: int, datatype: str) -> Feature:
     is_text = datatype in ("BYTES", "BOOL")
-    missing = datatype in ("FP16", "FP32", "FP64")
-    return Feature(name, given, column, "categorical" if is_text else "numeric", missing_allowed=missing)
+    kind: Kind = "categorical" if is_text else "numeric"
+    return Feature(name, given, column, kind, missing_allowed=datatype in FLOATS)
 
 
 def _differences(path: Path, ready: Ready, model: OnnxModel, inputs: Tensors, notes: list[str]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from converters.convert import Converted, Order, convert
-from gateway.errors import ConversionRefused, InvalidInput
+from gateway.errors import ConversionRefused, InvalidInput, PackageInvalid
 from gateway.models.manifest import parse
 from gateway.models.source import DirectorySource
 from gateway.serving.cache_policy import NeverLook
@@ -63,7 +65,7 @@ def _is_foreign(nodes: list[Any]) -> bool:
 
 def loaded(package: Converted) -> Loaded:
     source = DirectorySource(package.path.parent.parent)
-    return load(source, "model", "1", intra_op_threads=1, on_runtime=lambda _: None)
+    return load(source, "model", package.path.name, intra_op_threads=1, on_runtime=lambda _: None)
 
 
 def doubling(path: Path, rows: Any = "rows", **versions: Any) -> Path:
@@ -204,6 +206,32 @@ def test_a_single_number_without_dimensions_is_taken(tmp_path: Path) -> None:
     node = helper.make_node("Add", ["x", "x"], ["y"])
     package = repacked(written(tmp_path / "model.onnx", [node], [("x", FLOAT, [])], [("y", FLOAT, [])]))
     assert loaded(package).runtime.run({"x": np.array(2, np.float32)})["y"] == 4
+
+
+@pytest.mark.parametrize("element", [TensorProto.FLOAT16, TensorProto.BFLOAT16], ids=["FP16", "BF16"])
+def test_halves_have_golden_pairs_that_a_worker_can_ask(element: int, tmp_path: Path) -> None:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    inputs: list[Value] = [("x", element, ["rows", 3])]
+    path = written(tmp_path / "model.onnx", [node], inputs, [("y", element, ["rows", 3])])
+    rows = pd.DataFrame(np.linspace(-9, 9, 36).reshape(12, 3), columns=["a", "b", "c"])
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    for version, data in (("1", None), ("2", tmp_path / "rows.csv")):
+        package = repacked(path, version=version, data=data)
+        assert loaded(package).example is not None, "the inputs of its first golden pair"
+    golden = json.loads((package.path / "golden.json").read_bytes())
+    golden["pairs"][-1]["response"]["outputs"][0]["data"][-1] += 0.5
+    document = json.dumps(golden).encode()
+    (package.path / "golden.json").write_bytes(document)
+    files = {**package.manifest.files, "golden.json": hashlib.sha256(document).hexdigest()}
+    (package.path / "manifest.json").write_bytes(dataclasses.replace(package.manifest, files=files).to_json())
+    with pytest.raises(PackageInvalid, match="answers otherwise"):
+        loaded(package)
+
+
+def test_a_file_that_takes_nothing_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.ones(3, np.float32)))
+    with pytest.raises(ConversionRefused, match="no inputs"):
+        repacked(written(tmp_path / "model.onnx", [node], [], [("y", FLOAT, [3])]))
 
 
 def test_answers_that_are_no_numbers_are_golden_too(tmp_path: Path) -> None:

@@ -156,7 +156,8 @@ def to_bfloat16(floats: Array) -> Array:
     bits = np.ascontiguousarray(floats, np.float32).view(np.uint32)
     halves = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     # Rounded, a NaN could become another number: it keeps its first half, and stays one.
-    return np.where(np.isnan(floats), (bits >> 16) | 0x40, halves).astype(np.uint16)
+    found = np.where(np.isnan(floats), (bits >> 16) | 0x40, halves).astype(np.uint16)
+    return found.reshape(floats.shape)  # ascontiguousarray has no array without dimensions
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -144,7 +144,7 @@ class OnnxRuntime:
     def _run_to_bfloat16(self, names: list[str], inputs: Mapping[str, Any], options: Any) -> list[Any]:
         """As the session's run, which would give arrays, and there are none of BF16."""
         given = {
-            name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+            name: OrtValue.ortvalue_from_numpy(np.asarray(value, order="C")) if isinstance(value, np.ndarray) else value
             for name, value in inputs.items()
         }
         found = self._session.run_with_ort_values(names, given, options)

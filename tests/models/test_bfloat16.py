@@ -26,7 +26,7 @@ def test_all_values_of_bfloat16_come_back(bits: np.ndarray) -> None:
     assert np.isnan(from_bfloat16(back)[~numbers]).all()
 
 
-@given(floats=hnp.arrays(np.float32, st.integers(0, 20)))
+@given(floats=hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=5)))
 def test_other_numbers_are_rounded_as_ml_dtypes_does(floats: np.ndarray) -> None:
     ours, theirs = from_bfloat16(to_bfloat16(floats)), floats.astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(ours, theirs)
@@ -67,6 +67,17 @@ def test_a_model_takes_and_gives_it() -> None:
     np.testing.assert_array_equal(found["sum"], X + MORE)
     np.testing.assert_array_equal(found["y"], from_bfloat16(to_bfloat16(X + MORE)))
     assert found["y"].dtype == np.float32
+
+
+def test_a_single_number_without_dimensions_stays_one() -> None:
+    scalars = [helper.make_tensor_value_info(name, kind, []) for name, kind in (("x", TensorProto.BFLOAT16), ("n", 1))]
+    nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["n"], ["m"])]
+    given = [helper.make_tensor_value_info("y", TensorProto.BFLOAT16, []), helper.make_tensor_value_info("m", 1, [])]
+    graph = helper.make_graph(nodes, "g", scalars, given)
+    runtime = OnnxRuntime(helper.make_model(graph, opset_imports=OPSETS, ir_version=IR_VERSION).SerializeToString())
+    found = runtime.run({"x": np.array(1.5, np.float32), "n": np.array(2, np.float32)})
+    assert (found["y"].shape, found["m"].shape) == ((), ())
+    assert (found["y"].item(), found["m"].item()) == (1.5, 2.0)
 
 
 def test_a_model_takes_it_beside_texts() -> None:

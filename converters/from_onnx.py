@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from converters.from_sklearn import OPSET
 from converters.sources import first_line
@@ -157,6 +157,8 @@ def _loaded(proto: Any, notes: list[str]) -> tuple[bytes, OnnxModel]:
             proto.graph.input.extend(kept)
             proto.ir_version = MAX_IR_VERSION
         try:
+            if opset < _OLDEST_OPSET:
+                _with_slopes_of_channels(proto)
             content, model = _tried(onnx.version_converter.convert_version(proto, OPSET))
             notes.append(f"operator set {opset} became {OPSET}")
             return content, model
@@ -166,6 +168,31 @@ def _loaded(proto: Any, notes: list[str]) -> tuple[bytes, OnnxModel]:
             )
     assert refusal is not None
     raise refusal
+
+
+def _with_slopes_of_channels(proto: Any) -> None:
+    """Give slopes of PRelu the form in which newer operator sets take them as one per channel, the second dimension.
+
+    They were a vector, which is now one of the last dimension; the version converter leaves it as it is. Raises
+    ValueError if a slope is no constant, or it is not known how many dimensions it is for.
+    """
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    known = [
+        value for value in (*graph.input, *graph.value_info, *graph.output) if value.type.tensor_type.HasField("shape")
+    ]
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+    constants = {constant.name: constant for constant in proto.graph.initializer}
+    for node in [node for node in nodes_of(proto.graph) if node.op_type == "PRelu"]:
+        given, slope = node.input
+        if slope not in constants or given not in ranks:
+            raise ValueError(f"PRelu takes a slope per channel, and {slope!r} is none that is known")
+        slopes = numpy_helper.to_array(constants[slope])
+        if slopes.ndim == 1 and slopes.size > 1:
+            node.input[1] = f"{slope}_of_{ranks[given]}"
+            if node.input[1] not in constants:
+                shaped = slopes.reshape(-1, *[1] * (ranks[given] - 2))
+                proto.graph.initializer.append(numpy_helper.from_array(shaped, node.input[1]))
+                constants[node.input[1]] = proto.graph.initializer[-1]
 
 
 def _without_foreign_locales(proto: Any, notes: list[str]) -> None:

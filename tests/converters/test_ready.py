@@ -109,6 +109,20 @@ def test_versions_are_upgraded_where_the_runtime_needs_it(tmp_path: Path) -> Non
     assert any("operator set 5 became 18" in note for note in older.manifest.parity["notes"])
 
 
+def test_old_slopes_per_channel_stay_per_channel_where_the_last_dimension_is_as_long(tmp_path: Path) -> None:
+    slopes = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "slope")
+    nodes = [helper.make_node("PRelu", ["x", "slope"], ["y"]), helper.make_node("PRelu", ["y", "slope"], ["z"])]
+    values: list[Value] = [("x", FLOAT, ["rows", 3, 3])]
+    path = written(tmp_path / "old.onnx", nodes, values, [("z", FLOAT, ["rows", 3, 3])], opset=6, constants=[slopes])
+    found = loaded(repacked(path)).runtime.run({"x": np.full((1, 3, 3), -1, np.float32)})["z"]
+    np.testing.assert_array_equal(found, np.repeat([[[-1], [-4], [-9]]], 3, axis=2))
+    nodes[0].input[1] = "given"
+    values.append(("given", FLOAT, [3]))
+    path = written(tmp_path / "open.onnx", nodes, values, [("z", FLOAT, ["rows", 3, 3])], opset=6, constants=[slopes])
+    with pytest.raises(ConversionRefused, match="slope per channel"):
+        repacked(path, version="2")
+
+
 def test_inputs_and_outputs_of_several_kinds(tmp_path: Path) -> None:
     nodes = [helper.make_node("Identity", ["text"], ["same"]), helper.make_node("Cast", ["n"], ["m"], to=FLOAT)]
     inputs: list[Value] = [("text", TensorProto.STRING, ["rows", 1]), ("n", TensorProto.INT64, ["rows", 1])]

@@ -156,10 +156,10 @@ def _repacked(
     """The package of a ready ONNX file, or of a module that is exported to one."""
     if order.max_trees is not None:
         raise InvalidInput("max-trees", str(order.max_trees), "nothing, for a model that is ONNX already or a module")
-    begin("upgrade and try")
+    begin("upgrade")
     framework = {"name": "ONNX", "estimator": order.model.name, "task": "unknown"}
     with from_torch.exported(order.model, order.data, order.target, trust=order.trust) as (path, module):
-        made = repack(path, order.data, order.target, random, module)
+        made = repack(path, order.data, order.target, random, begin, module)
     if module is not None:
         framework = {"name": "PyTorch", "estimator": module.described, "task": "unknown"}
     begin("quantize")

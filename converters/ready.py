@@ -48,13 +48,18 @@ class Module:
 
 
 def repack(
-    path: Path, data: Path | None, target: str | None, random: np.random.Generator, module: Module | None = None
+    path: Path,
+    data: Path | None,
+    target: str | None,
+    random: np.random.Generator,
+    begin: Callable[[str], None],
+    module: Module | None = None,
 ) -> Repacked:
     """Make the ONNX file at *path* ready to be served, and try it on the rows in *data* or on rows that are drawn.
 
-    It is compared with the *module* that it was exported from, if there is one, else with the file as it came. Raises
-    InvalidInput for files that make no sense together, ConversionRefused if the file cannot be served, or answers
-    otherwise.
+    It is compared with the *module* that it was exported from, if there is one, else with the file as it came. The
+    runtime may end the process: *begin* is told before it gets rows. Raises InvalidInput for files that make no sense
+    together, ConversionRefused if the file cannot be served, or answers otherwise.
     """
     ready = from_onnx.open_file(path)
     model = OnnxModel(ready.content)
@@ -69,6 +74,7 @@ def repack(
         signature, inputs = _from_rows(signature, frame.drop(columns=[] if target is None else [target]))
     else:
         inputs = from_onnx.made_up(signature, _DRAWN_ROWS, random)
+    begin("answer rows that were drawn at random" if data is None else "answer the rows")
     try:
         outputs = model.run(inputs)
     except ConversionRefused as error:

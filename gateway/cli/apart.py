@@ -1,4 +1,4 @@
-"""A conversion in a process of its own: a model's file that runs code when it is loaded never runs it in this one."""
+"""A conversion in a process of its own: a model's file that runs code, or that the runtime dies of, does so there."""
 
 from __future__ import annotations
 
@@ -44,6 +44,13 @@ def convert_apart(order: Mapping[str, Any], progress: Progress) -> Written:
     from gateway.models.source import DirectorySource  # numpy: not for the sake of a list of verbs
 
     heard, told = os.pipe()
+    last = ""
+
+    def note(step: str, done: int, steps: int) -> None:
+        nonlocal last
+        last = step
+        progress(step, done, steps)
+
     paths = {key: str(value.absolute()) for key, value in order.items() if isinstance(value, Path)}
     process = subprocess.Popen(
         [sys.executable, "-m", "converters.child"],
@@ -58,7 +65,7 @@ def convert_apart(order: Mapping[str, Any], progress: Progress) -> Written:
         with contextlib.suppress(BrokenPipeError), process.stdin as given:  # it died at once: told below
             given.write(json.dumps({"tell": told, "order": {**order, **paths}}).encode())
         with open(heard, encoding="utf-8") as lines:
-            done = _listened(lines, progress)
+            done = _listened(lines, note)
         code = process.wait()
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -67,7 +74,8 @@ def convert_apart(order: Mapping[str, Any], progress: Progress) -> Written:
     if not done:
         name = Path(order["model"]).name
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        raise ConversionRefused(f"the process that loaded {name} ended {how}; nothing was written")
+        where = f" at the step {last!r}" if last else ""
+        raise ConversionRefused(f"the process that loaded {name} ended {how}{where}; nothing was written")
     package = DirectorySource(order["out"]).open(order["name"], order["version"])
     assert package.manifest is not None
     return Written(order["out"] / order["name"] / order["version"], package.manifest)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import joblib
 import pytest
+from onnx import TensorProto, helper
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -88,6 +89,25 @@ def test_code_in_a_models_file_runs_in_another_process_without_our_secrets(
     said = "the process that loaded model.joblib ended by SIGABRT" if deadly else "expected a scikit-learn estimator"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
+
+
+def test_a_ready_file_that_the_runtime_dies_of_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The step of a Fourier transform that is an input, where 0 is drawn for it."""
+    scalars = [helper.make_tensor_value_info(name, TensorProto.INT64, []) for name in ("step", "length")]
+    graph = helper.make_graph(
+        [helper.make_node("STFT", ["signal", "step", "", "length"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("signal", TensorProto.FLOAT, [1, 128, 1]), *scalars],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 15, 9, 2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (tmp_path / "deadly.onnx").write_bytes(model.SerializeToString())
+    out = tmp_path / "models"
+    named = ("--name", "deadly", "--version", "1", "--out", str(out), "--json")
+    assert main(["convert", str(tmp_path / "deadly.onnx"), *named]) == 1
+    message = json.loads(capsys.readouterr().out)["error"]["message"]
+    assert "deadly.onnx ended by SIGFPE at the step 'answer rows that were drawn at random'" in message
+    assert not out.exists()
 
 
 def test_a_refusal_exits_with_1_and_prints_what_was_compared(tmp_path: Path) -> None:

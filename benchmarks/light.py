@@ -1,25 +1,29 @@
 """The models and operator cases that come with the onnx package: how many are served, and what the rest is refused for.
 
 Each becomes a package as `sluicegate convert` makes one, is loaded as a worker loads it, gets the inputs that the case
-brings, and has to give the outputs that the case expects, within the case's own tolerance.
+brings, and has to give the outputs that the case expects, within the case's own tolerance. Where it does not, ONNX
+Runtime alone is asked on the file as it came. All of this happens in another process, which a model may end.
 
-    .venv/bin/python benchmarks/light.py [--kind light] [--names REGEX] [--reasons]
+    .venv/bin/python benchmarks/light.py [--kind node] [--names REGEX] [--reasons]
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import multiprocessing
 import re
+import signal
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
@@ -29,9 +33,8 @@ from gateway.models.source import DirectorySource
 from gateway.serving.loading import load
 from gateway.tensors import DTYPES, check_shape
 
-# Not "node", each operator by itself: ONNX Runtime gives some other outputs itself, and ends the process at rows that
-# are drawn for STFT.
-KINDS = ("light", "simple", "pytorch-converted", "pytorch-operator")
+KINDS = ("light", "simple", "pytorch-converted", "pytorch-operator", "node")
+ENDS = ("reproduced", "refused", "random", "runtime", "wrong")
 _LIGHT_TOLERANCE = {"light_densenet121": 2e-3}
 # What tells one refusal from another, in the words of the refusals.
 _REASONS = {
@@ -39,8 +42,10 @@ _REASONS = {
     "an optional": "a sequence, a map or an optional",
     "a map": "a sequence, a map or an optional",
     "ONNX Runtime refuses the model": "ONNX Runtime has no kernel, or finds it invalid",
-    "only tensors can be served": "a datatype that no protocol has (4 and 8 bit, complex)",
+    "which no request and no answer can hold": "a datatype that no protocol has (4 and 8 bit)",
     "the model failed on these inputs": "it fails on the inputs of the case",
+    "the process ended": "it ends the process, on rows that were drawn",
+    "it has no inputs": "it takes nothing",
     "expected": "names or shapes that no request can have",
 }
 
@@ -59,7 +64,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a case: ``reproduced``, ``refused``, or ``wrong``, which would be a fault of ours."""
+    """What became of a case, of `ENDS`: it answers as expected; it is refused; it draws random numbers; ONNX Runtime
+    alone gives the same answer as we do on the file as it came; or ``wrong``, which would be a fault of ours.
+    """
 
     case: Case
     what: str
@@ -71,7 +78,10 @@ def cases(kind: str, names: str = "") -> Iterator[Case]:
     if kind == "light":
         yield from (case for case in _light() if re.search(names, case.name))
         return
-    for test in load_model_tests(kind=kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some are computed here, out of numbers that overflow
+        tests = load_model_tests(kind=kind)
+    for test in tests:
         if not re.search(names, test.name):
             continue
         if test.model is not None:
@@ -112,7 +122,43 @@ def _tensor(path: Path) -> Any:
     return numpy_helper.to_array(onnx.load_tensor(path))
 
 
-def tried(case: Case) -> Outcome:
+def judged(given: Iterable[Case]) -> Iterator[Outcome]:
+    """Try cases one by one in another process, and in a new one after each that ends it."""
+    spawning = multiprocessing.get_context("spawn")
+    process: Any = None
+    for case in given:
+        if process is None:
+            here, there = spawning.Pipe()
+            process = spawning.Process(target=_serve, args=(there,), daemon=True)
+            process.start()
+            there.close()
+        here.send(case)
+        done = "conversion"
+        try:
+            while isinstance(word := here.recv(), str):
+                done = word
+            yield Outcome(case, *word)
+        except EOFError:
+            process.join()
+            how = f"by {signal.Signals(-process.exitcode).name}" if process.exitcode < 0 else "by itself"
+            yield Outcome(case, "refused" if done == "conversion" else "wrong", f"the process ended {how}, in {done}")
+            process = None
+    if process is not None:
+        here.close()
+        process.join()
+
+
+def _serve(asked: Any) -> None:
+    onnxruntime.set_default_logger_severity(4)
+    while True:
+        try:
+            case = asked.recv()
+        except EOFError:
+            return
+        asked.send(_tried(case, lambda: asked.send("serving")))
+
+
+def _tried(case: Case, converted: Callable[[], None]) -> tuple[str, str]:
     """Package a case, load it as a worker does, and compare."""
     try:
         with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
@@ -120,14 +166,15 @@ def tried(case: Case) -> Outcome:
             models = Path(directory) / "models"
             (Path(directory) / "case.onnx").write_bytes(case.model)
             convert(Order(Path(directory) / "case.onnx", "case", "1", None, models))
+            converted()
             source = DirectorySource(models)
             loaded = load(source, "case", "1", intra_op_threads=1, max_batch_rows=1, on_runtime=lambda _: None)
             return _compared(case, loaded)
     except GatewayError as error:
-        return Outcome(case, "refused", str(error))
+        return "refused", str(error)
 
 
-def _compared(case: Case, loaded: Any) -> Outcome:
+def _compared(case: Case, loaded: Any) -> tuple[str, str]:
     signature = loaded.signature
     for given, expected in case.pairs:
         inputs = {}
@@ -135,13 +182,38 @@ def _compared(case: Case, loaded: Any) -> Outcome:
             inputs[spec.name] = _as_served(value, spec.datatype)
             check_shape(spec, inputs[spec.name].shape)  # as a codec does before a model sees a tensor
         if len(inputs) < len(signature.inputs):
-            return Outcome(case, "refused", f"{len(given)} inputs came, {len(signature.inputs)} expected")
+            return "refused", f"{len(given)} inputs came, {len(signature.inputs)} expected"
         found = loaded.runtime.run(inputs)
-        for spec, value in zip(signature.outputs, expected, strict=False):
-            reason = _off(_as_served(value, spec.datatype), found[spec.name], case)
-            if reason:
-                return Outcome(case, "wrong", f"output {spec.name!r} {reason}")
-    return Outcome(case, "reproduced")
+        reason = _off_all(signature, expected, found, case)
+        if reason:
+            again = loaded.runtime.run(inputs)
+            if _off_all(signature, [again[spec.name] for spec in signature.outputs], found, case):
+                return "random", reason
+            alone, trouble = _alone(case.model, given)
+            if alone is None:
+                return "wrong", f"{reason}; ONNX Runtime alone: {trouble}"
+            return ("wrong" if _off_all(signature, alone, found, case) else "runtime"), reason
+    return "reproduced", ""
+
+
+def _alone(model: bytes, given: Sequence[Any]) -> tuple[list[Any] | None, str]:
+    """What ONNX Runtime gives by itself; None if it refuses the file as it came, and its words."""
+    try:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        arrays = (numpy_helper.to_array(each) if isinstance(each, onnx.TensorProto) else each for each in given)
+        named = zip(session.get_inputs(), arrays, strict=False)
+        return session.run(None, {argument.name: np.asarray(array) for argument, array in named}), ""
+    except Exception as error:  # its exceptions share no base class but Exception
+        return None, str(error).splitlines()[0]
+
+
+def _off_all(signature: Any, expected: Sequence[Any], found: Any, case: Case) -> str:
+    """How outputs differ; empty if they do not."""
+    for spec, value in zip(signature.outputs, expected, strict=False):
+        reason = _off(_as_served(value, spec.datatype), found[spec.name], case)
+        if reason:
+            return f"output {spec.name!r} {reason}"
+    return ""
 
 
 def _as_served(value: Any, datatype: str) -> Any:
@@ -177,13 +249,13 @@ def main() -> None:
     parser.add_argument("--reasons", action="store_true", help="print each case that is not reproduced")
     options = parser.parse_args()
     refusals: collections.Counter[str] = collections.Counter()
-    print(f"onnx {onnx.__version__}\n\n| cases | all | reproduced | refused | wrong |\n|---|---|---|---|---|")
+    print(f"onnx {onnx.__version__}, ONNX Runtime {onnxruntime.__version__}\n")
+    print(f"| cases | all | {' | '.join(ENDS)} |\n|---{'|---' * (len(ENDS) + 1)}|")
     listed = []
     for kind in options.kind or KINDS:
-        outcomes = [tried(case) for case in cases(kind, options.names)]
+        outcomes = list(judged(cases(kind, options.names)))
         counts = collections.Counter(outcome.what for outcome in outcomes)
-        told = " | ".join(f"{counts[what]:,}" for what in ("reproduced", "refused", "wrong"))
-        print(f"| {kind} | {len(outcomes):,} | {told} |", flush=True)
+        print(f"| {kind} | {len(outcomes):,} | {' | '.join(f'{counts[what]:,}' for what in ENDS)} |", flush=True)
         refusals.update(short(outcome.reason) for outcome in outcomes if outcome.what == "refused")
         listed += [outcome for outcome in outcomes if outcome.what != "reproduced"]
     print("\n| refused because of | cases |\n|---|---|")

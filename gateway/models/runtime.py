@@ -189,7 +189,7 @@ def _names(specs: Sequence[TensorSpec]) -> str:
 def _spec(argument: Any) -> TensorSpec:
     datatype = _DATATYPES.get(argument.type)
     if datatype is None:
-        raise PackageInvalid(f"{argument.name!r} is a {argument.type}; only tensors can be served")
+        raise PackageInvalid(f"{argument.name!r} is a {argument.type}, which no request and no answer can hold")
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in argument.shape)
     return TensorSpec(argument.name, datatype, shape)
 

@@ -148,6 +148,18 @@ class SqliteStore:
                         "INSERT INTO record VALUES (?, ?, ?, ?)", (kind, record.id, record.revision, body)
                     )
 
+    def reread(self) -> None:
+        """Look at the file as one who opens it only now: what our own connection has in memory says nothing of it.
+
+        Raises StoreUnavailable, for which `is_damage` holds if the file is torn.
+        """
+        with self._lock, troubles(self._path):
+            connection = connect(self._path, _SCHEMA, version=_SCHEMA_VERSION, upgrades=_UPGRADES, read_only=True)
+            with contextlib.closing(connection):
+                (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+
     def discard(self) -> None:
         """Remove the file: only for a copy, which can be made again. Those who have it open see that it is gone."""
         with self._lock, troubles(self._path):

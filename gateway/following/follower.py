@@ -132,6 +132,7 @@ class Follower:
     def _keep(self, document: FlagDocument) -> None:
         try:
             before = self._snapshot.mirror(document)
+            self._snapshot.reread()
         except StoreUnavailable as error:
             if not is_damage(error):
                 raise

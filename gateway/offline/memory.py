@@ -11,12 +11,14 @@ from typing import Any
 _ARENA_MAX = -8  # malloc.h
 
 
-def keep_small() -> None:
+def keep_small(*, without_pandas: bool = True) -> None:
     """Let all that computes here use one heap, and load no pandas; to be said once, before there are threads.
 
     Arrow's own allocator keeps what it had, and numpy cannot use it; each thread's arena does likewise.
+    without_pandas: false for who uses river, which cannot do without it.
     """
-    sys.meta_path.insert(0, _NoPandas())
+    if without_pandas:
+        sys.meta_path.insert(0, _NoPandas())
     with suppress(AttributeError, OSError):  # only glibc has arenas
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
     with suppress(ImportError):  # then there are no batches either

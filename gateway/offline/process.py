@@ -72,7 +72,7 @@ def run_monitor(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    memory.keep_small()
+    memory.keep_small(without_pandas=not settings.labels.detectors)
     monitor = Monitor(settings, MonitorMetrics(process_registry()))
     log.info("following the sample log", extra={"boot": boot, "log": str(settings.sample_log_path)})
     report("ready")

@@ -13,13 +13,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import joblib
 import numpy as np
 from catboost import CatBoostClassifier, CatBoostRegressor
 from lightgbm import LGBMClassifier, LGBMRegressor
+from serving import serving
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
 from sklearn.ensemble import (
     ExtraTreesClassifier,
@@ -99,7 +97,6 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 }
 # Wrong rows and all rows.
 Count = tuple[int, int]
-_START_S = 60
 _ROWS_PER_REQUEST = 50
 
 
@@ -110,7 +107,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         root = Path(directory)
         made = list(_converted(root))
-        with _gateway(root) as url:
+        with serving(root) as url:
             for model, data, package, original, rows in made:
                 parity = package.manifest.parity
                 boundary, single = parity["boundary_rows"], parity["float32_rows"]
@@ -134,46 +131,6 @@ def _converted(root: Path) -> Iterator[tuple[str, str, Converted, Original, Any]
             package = convert(Order(source, f"m{number}-{place}", "1", rows, root / "models", trust=True))
             print(".", end="", file=sys.stderr, flush=True)
             yield model, data, package, Original(estimator), held_out.reset_index(drop=True)
-
-
-@contextmanager
-def _gateway(root: Path) -> Iterator[str]:
-    """A gateway that serves all packages; gives its address."""
-    ready = root / "ready.json"
-    command = [
-        sys.executable,
-        "-m",
-        "gateway",
-        "serve",
-        "--models",
-        str(root / "models"),
-        "--state",
-        str(root / "state"),
-    ]
-    options = [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--control-port",
-        "0",
-        "--workers",
-        "1",
-        "--ready-file",
-        str(ready),
-    ]
-    with (root / "log").open("wb") as log:
-        process = subprocess.Popen([*command, *options], stderr=log, cwd=root)
-    try:
-        end_s = time.monotonic() + _START_S
-        while not ready.exists() and time.monotonic() < end_s and process.poll() is None:
-            time.sleep(0.05)  # a ready file tells nobody that it is there
-        if not ready.exists():
-            raise SystemExit((root / "log").read_text())
-        yield json.loads(ready.read_text())["data"]["url"]
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def _over_http(url: str, package: Converted, original: Original, rows: Any) -> Count:

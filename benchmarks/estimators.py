@@ -85,10 +85,9 @@ def _tried(directory: Path, name: str, each: type, recipe: Recipe, data: str) ->
                 estimator.fit(features[:half].to_dict("records"))
             else:
                 estimator.fit(_given(estimator, features[:half]), truth[:half])
-        except Exception as error:
-            return Outcome(
-                name, kind, data, "refused", f"cannot be fitted on rows of columns: {str(error).splitlines()[0][:100]}"
-            )
+        except Exception as error:  # whatever an estimator raises on data that it was not made for is its row's reason
+            why = (str(error) or type(error).__name__).splitlines()[0][:100]
+            return Outcome(name, kind, data, "refused", f"cannot be fitted on rows of columns: {why}")
         place = directory / f"{name}-{data}"
         place.mkdir()
         joblib.dump(estimator, place / "model.joblib")

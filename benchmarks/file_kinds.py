@@ -13,16 +13,13 @@ import argparse
 import json
 import random
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from serving import serving
 
 from converters.convert import Order, convert
 from converters.quantize import Gate
@@ -30,7 +27,6 @@ from gateway.cli.package_view import decision_table, quantization_text
 
 PEERS = Path(__file__).parent / "peers"
 _ASKED, _JUDGED = 200, 600
-_START_S = 60.0
 
 
 def files(asked: int, judged: int) -> tuple[list[str], list[str]]:
@@ -43,26 +39,6 @@ def files(asked: int, judged: int) -> tuple[list[str], list[str]]:
     )
     random.Random(0).shuffle(found)
     return found[:asked], found[asked : asked + judged]
-
-
-@contextmanager
-def serving(root: Path) -> Iterator[str]:
-    """A gateway over the packages below *root*; gives its address."""
-    ready = root / "ready.json"
-    places = ["--models", str(root / "models"), "--state", str(root / "state"), "--ready-file", str(ready)]
-    ports = ["--host", "127.0.0.1", "--port", "0", "--control-port", "0", "--workers", "1"]
-    with (root / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "gateway", "serve", *places, *ports], stderr=log, cwd=root)
-    try:
-        end_s = time.monotonic() + _START_S
-        while not ready.exists() and time.monotonic() < end_s and process.poll() is None:
-            time.sleep(0.05)  # a ready file tells nobody that it is there
-        if not ready.exists():
-            raise SystemExit((root / "log").read_text())
-        yield json.loads(ready.read_text())["data"]["url"]
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def main() -> None:

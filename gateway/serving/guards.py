@@ -135,7 +135,7 @@ class Guards:
 
     def _let_go(self) -> None:
         for guard, check in list(self._retired.items()):
-            if not guard.live.batcher.is_busy:
+            if not guard.live.batcher.is_busy and not guard.live.arrivals:
                 _watch(guard.live, check, None)
                 self._end(guard)
 

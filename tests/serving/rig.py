@@ -52,6 +52,8 @@ FLAG = {
     "targeting": {"if": [{"!=": [{"var": "headers.x-variant"}, None]}, {"var": "headers.x-variant"}, None]},
 }
 
+_OPEN: list[Rig] = []  # since the last scenario: each may have a thread, and a property test makes hundreds
+
 
 class HandPool(Executor):
     """Runs what is submitted when it is told to, in the thread that tells it."""
@@ -183,6 +185,7 @@ class Rig:
         if tracer is not None:
             self.pipeline = TracedPipeline(*parts, tracer(metrics), clock=self.clock)
         self.callers: list[Caller] = []
+        _OPEN.append(self)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -266,10 +269,16 @@ class Rig:
     async def _run_all(self, pool: HandPool) -> None:
         idle_turns = 0
         while idle_turns < 3:
-            idle_turns = idle_turns + 1 if not pool.is_busy else 0
-            if pool.is_busy:
+            before, is_busy = self._waiting(), pool.is_busy
+            if is_busy:
                 pool.run_one()
             await self.turn()
+            # Once runs are known to be short they are made on the loop, where no pool shows them.
+            idle_turns = 0 if is_busy or self._waiting() != before else idle_turns + 1
+
+    def _waiting(self) -> int:
+        """Requests that are not decoded yet, and rows that wait for a run."""
+        return sum(len(live.arrivals) + live.batcher.queued_rows for live in self.versions.values())
 
     def counted(self, name: str, **labels: str) -> float:
         """What the metrics say of model m."""
@@ -283,6 +292,10 @@ class Rig:
             await self._run_all(self.copies)
             self.shadow.tick()
 
+    def close(self) -> None:
+        """End the thread that looks after candidates."""
+        self.guards.close()
+
     def check_nothing_is_held(self) -> None:
         for caller in self.callers:  # as the ASGI door does at the end: nothing, if it has its answer
             self.pipeline.abandon(caller.call)
@@ -293,4 +306,9 @@ class Rig:
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(scenario())
+    """Run a scenario on an event loop of its own, and close the rigs that it made."""
+    try:
+        asyncio.run(scenario())
+    finally:
+        while _OPEN:
+            _OPEN.pop().close()

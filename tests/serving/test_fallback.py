@@ -650,6 +650,21 @@ def test_the_breaker_stays_as_it_is_when_the_weights_change_and_goes_with_the_ca
     run(scenario)
 
 
+def test_who_came_just_before_the_kill_switch_still_has_somebody_behind_them(tmp_path: Path) -> None:
+    """Even if nothing of the candidate's runs or waits yet at that moment."""
+
+    async def scenario() -> None:
+        rig = FaultyRig(tmp_path)
+        rig.canary.fault = "nan"
+        caller = rig.ask(1, key=CANARY_KEYS[0])
+        rig.adopt({**PLAIN_FLAG, "state": "DISABLED"})
+        rig.advance(0.05)
+        await rig.settle()
+        check_fell_back(caller)
+
+    run(scenario)
+
+
 # -- whatever happens -----------------------------------------------------------------------------------
 
 ASK = st.fixed_dictionaries(

@@ -25,7 +25,7 @@ from fuzzing.targets import Target, targets
 from growth import Bounds, Watch, processes, table
 from speed import machine
 
-from tests.builders import classifier, write_package
+from tests.builders import IRIS_FEATURES, classifier, write_package
 from tests.live import LiveGateway, SettingsTable, eventually
 
 # Groups of attacks on one target before the next one has its turn.
@@ -36,6 +36,8 @@ GATEWAYS: Mapping[str, Mapping[str, str]] = {
     "asgi": {"door": "asgi"},
     "fast, with keys": {"door": "fast", "api_keys": "required"},
 }
+# Of the model that is watched: its reference, and a window of the drift monitor.
+REFERENCE_ROWS, WINDOW_ROWS = 500, 100
 # Rows that are drawn per operation from the OpenAPI document, right and wrong ones each.
 DRAWN = 3
 # A fifth of a minute is no hour: what is allocated and kept for the next time rises for a while.
@@ -57,7 +59,8 @@ def write_models(root: Path) -> None:
     """iris, which the innocents ask; maple with two versions, to be played with; oak, whose changes need approval."""
     for model, version in (("iris", "1"), ("maple", "1"), ("maple", "2"), ("oak", "1"), ("oak", "2")):
         card = {"stakes": "high"} if model == "oak" else {}
-        write_package(root, classifier(model, version), golden=True, card=card)
+        rows = REFERENCE_ROWS if model == "iris" else 0
+        write_package(root, classifier(model, version), golden=True, card=card, reference_rows=rows)
 
 
 @contextlib.contextmanager
@@ -67,7 +70,7 @@ def attacked(root: Path, name: str, found: list[Target]) -> Iterator[Attacked]:
         "server": {**SERVER, **GATEWAYS[name]},
         "sampling": {"rate": 1, "segment_max_age_s": 1, "max_log_bytes": 4_000_000},
         "cache": {"max_bytes": 1_000_000},
-        "monitor": {"compact_after_s": 1},
+        "monitor": {"compact_after_s": 1, "poll_s": 0.5, "window_rows": WINDOW_ROWS, "min_window_rows": WINDOW_ROWS},
         "webhooks": {"allow_networks": "127.0.0.0/8"},
         "log": {"level": "info"},
     }
@@ -80,6 +83,7 @@ def attacked(root: Path, name: str, found: list[Target]) -> Iterator[Attacked]:
             declare(live, model)
         flags = live.control.get("/admin/v1/flags").json()
         mine = found if name == next(iter(GATEWAYS)) else [each for each in found if each.port == "data"]
+        fill_window(live, key)
         with Siege(live, name, key) as siege:
             yield Attacked(siege, mine, flags, Watch())
 
@@ -92,6 +96,15 @@ def declare(live: LiveGateway, model: str) -> None:
         lambda: live.control.put(f"/admin/v1/flags/{model}.route", json=flag, headers=why).status_code == 200,
         f"{model} has a route of two versions",
     )
+
+
+def fill_window(live: LiveGateway, key: str | None) -> None:
+    """Have the drift monitor judge a window: what it imports for its first one would look like growth."""
+    rows = [[0.01 * number] * len(IRIS_FEATURES) for number in range(WINDOW_ROWS)]
+    body = {"columns": list(IRIS_FEATURES), "rows": rows}
+    answer = live.data.post("/predict/iris", json=body, headers={} if key is None else {"x-api-key": key})
+    assert answer.is_success, answer.text
+    eventually((live.state / "drift" / "iris.json").exists, "the monitor has judged a window")
 
 
 def round_of(each: Attacked, turn: int, *, seed: int, examples: int, until_s: float) -> None:

@@ -56,7 +56,7 @@ async def cost_us(root: Path, name: str, requests: Sequence[bytes], connections:
     from gateway.serving.server import server_for
 
     paths = {"paths.models": str(root / f"{name}.models"), "paths.state": str(root / f"{name}.state")}
-    effective = settings.load(None, {**os.environ, **servers.CACHE_OFF}, paths)
+    effective = settings.load(None, servers.CACHE_OFF, paths)
     worker = build(effective, boot="without-sockets", report=lambda _word: None)
     following = asyncio.create_task(worker.watch.follow())
     await asyncio.wait_for(worker.watch.ready.wait(), servers.START_TIMEOUT_S)

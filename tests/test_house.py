@@ -23,6 +23,7 @@ READERS_OF_THE_PROCESS = (
     "gateway/children.py",  # its one argument is the file with its orders
     "gateway/template.py",  # its one argument is the socket on which orders come
     "benchmarks/locustfile.py",  # locust starts it and hands it nothing else
+    "benchmarks/without_sockets.py",  # as the supervisor, it tells the metrics where they are kept
     "benchmarks/peers/",  # other servers start these and hand them nothing else
 )
 

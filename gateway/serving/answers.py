@@ -167,7 +167,8 @@ class Answers:
 
     def _keep_body(self, call: Call, own: Cut | Kept, encoded: Encoded) -> None:
         if call.cache_epoch == call.live.cache_epoch:
-            self._cache.put(call.raw_key, call.request, own.outputs, encoded, ttl_s=self.ttl_of(call))
+            like = own if isinstance(own, Kept) else None
+            self._cache.put(call.raw_key, call.request, own.outputs, encoded, ttl_s=self.ttl_of(call), like=like)
 
     def answer(self, call: Call, body: bytes, content: Headers, own: Cut | Kept, run: Run | None) -> None:
         """Reply with an encoded body, count, offer to the sample log, let go of the version."""

@@ -100,9 +100,9 @@ class Batcher:
         """Whether a request that comes now has to wait for others."""
         return self._running or self.queued_rows > 0
 
-    def check_in_time(self, deadline_s: float, now_s: float) -> None:
-        """Refuse a request of which no more is known than its deadline: DeadlineUnreachable, if it cannot be met."""
-        if now_s + self._finish_s(1, now_s) > deadline_s:
+    def check_in_time(self, deadline_s: float, now_s: float, rows: int = 1) -> None:
+        """Refuse a request whose deadline cannot be met: DeadlineUnreachable. rows: one, while they are not known."""
+        if now_s + self._finish_s(rows, now_s) > deadline_s:
             raise DeadlineUnreachable(
                 f"behind what runs and {self.queued_rows} queued rows an answer would come after the deadline",
                 retry_after_s=self.room.retry_after_s(self.queued_rows),

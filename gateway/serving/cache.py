@@ -28,13 +28,19 @@ class Kept:
     __slots__ = ("encoded", "expires_s", "outputs", "request", "size_bytes", "touched_s")
 
     def __init__(
-        self, request: Request, outputs: Tensors, encoded: Encoded | None, size_bytes: int, now_s: float, ttl_s: float
+        self,
+        request: Request,
+        outputs: Tensors,
+        encoded: Encoded | None,
+        size_bytes: int,
+        now_s: float,
+        expires_s: float,
     ) -> None:
         self.request = request
         self.outputs = outputs
         self.encoded = encoded
         self.size_bytes = size_bytes
-        self.expires_s = now_s + ttl_s
+        self.expires_s = expires_s
         self.touched_s = now_s
 
     @property
@@ -128,11 +134,19 @@ class PredictionCache:
         return kept
 
     def put(
-        self, key: Hashable, request: Request, outputs: Tensors, encoded: Encoded | None, *, ttl_s: float
+        self,
+        key: Hashable,
+        request: Request,
+        outputs: Tensors,
+        encoded: Encoded | None,
+        *,
+        ttl_s: float,
+        like: Kept | None = None,
     ) -> Kept | None:
         """Keep an answer for *ttl_s*; returns it as it is kept, or None if it is too large for that.
 
-        The arrays are copied: a slice would keep its whole batch alive.
+        like: the kept answer that these outputs are from, if they are no new ones: their age is its age. The arrays are
+        copied: a slice would keep its whole batch alive.
         """
         inputs_bytes = len(request.flat) if request.flat is not None else bytes_of(request.inputs)
         size = _OVERHEAD_BYTES + 2 * inputs_bytes + bytes_of(outputs) + len(request.id or "")
@@ -141,7 +155,9 @@ class PredictionCache:
         if size > MAX_ENTRY_BYTES or size > self._max_bytes:
             return None
         owned = {name: array if array.base is None else array.copy() for name, array in outputs.items()}
-        kept = Kept(request, owned, encoded, size, self._clock(), ttl_s)
+        now_s = self._clock()
+        expires_s = now_s + ttl_s if like is None else min(now_s + ttl_s, like.expires_s)
+        kept = Kept(request, owned, encoded, size, now_s, expires_s)
         self._store[key] = kept
         self._entries.pop(key, None)  # an entry that is renewed goes to the end of the order
         self._entries[key] = kept

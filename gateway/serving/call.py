@@ -134,3 +134,11 @@ class Call(Entry):
 def ids_of(calls: Sequence[Call]) -> dict[str, list[dict[str, str]]]:
     """By what a log line about several names them: some of them, if they are many."""
     return {"requests": [call.ids for call in calls[:_MAX_NAMED]]}
+
+
+def decode_plain(live: LiveVersion, calls: list[Call]) -> list[bytes | None]:
+    """The values of the calls whose bodies can be read together with others; None for those to be read alone."""
+    codec = calls[0].codec
+    if not all([call.codec is codec and not codec.cache_headers(call.headers) for call in calls]):  # noqa: C419  # faster
+        return [decode_plain(live, [call])[0] for call in calls] if len(calls) > 1 else [None]
+    return live.bound[codec.name].decode_plain([call.body for call in calls])

@@ -28,7 +28,7 @@ from gateway.errors import (
 from gateway.serving.admission import Admission
 from gateway.serving.answers import Answers, Cut
 from gateway.serving.cache import PredictionCache, raw_key, tensor_key
-from gateway.serving.call import Call, OnReply, ids_of
+from gateway.serving.call import Call, OnReply, decode_plain, ids_of
 from gateway.serving.entry import Run
 from gateway.serving.guard import BREAKER, ERROR, INVALID, QUEUE, TIMEOUT, Guard
 from gateway.serving.guards import MARGIN_SHARE, Guards
@@ -67,8 +67,7 @@ class Pipeline:
     ) -> None:
         self._admission = admission
         self._router = router
-        self._cache = cache
-        self._answers, self._guards = answers, guards
+        self._cache, self._answers, self._guards = cache, answers, guards
         self._clock = clock
         self._loop = asyncio.get_running_loop()  # asking for it each time would be a system call
         self._waiting: dict[object, Call] = {}  # calls on their way, by the key of their inputs
@@ -120,7 +119,7 @@ class Pipeline:
         spec = live.signature.inputs[0]
         flats: list[bytes | None]
         try:
-            flats = _decode_plain(live, calls)
+            flats = decode_plain(live, calls)
         except Exception:  # each by itself, then: the one that did it must not take the others along
             log.exception("bodies could not be read together", extra={"version": live.version, **ids_of(calls)})
             flats = [None] * len(calls)
@@ -155,8 +154,8 @@ class Pipeline:
         call.is_plain = request.is_plain
         if request.timeout_s is not None:
             self._admission.shorten(call, request.timeout_s)
-            if live.batcher.is_busy:
-                live.batcher.check_in_time(call.deadline_s, self._clock())
+        if live.batcher.is_busy:  # what begin did not know of is known now: its rows, and what its body asks for
+            live.batcher.check_in_time(call.deadline_s, self._clock(), request.rows)
 
     def _find_equal(self, call: Call, live: LiveVersion) -> bool:
         """Answer with what equal inputs got, or wait with an equal call that is on its way. False: there is none."""
@@ -232,8 +231,13 @@ class Pipeline:
     def _fail(self, entry: Call, error: Exception) -> None:
         """Refuse a call and those that follow it; equal calls that come from now on are on their own."""
         self._forget(entry)
-        for call in (entry, *entry.release_followers()):
-            self._end(call, error)
+        followers = entry.release_followers()
+        self._end(entry, error)
+        for call in followers:
+            if isinstance(error, OverShare):  # that is its client's business: who followed it may be somebody else's
+                self._arrive(call, call.live)
+            else:
+                self._end(call, error)
 
     def _complete_plain(self, calls: list[Call], starts: Sequence[int], outputs: Tensors, run: Run) -> None:
         if self._waiting:  # else no call has a key
@@ -280,10 +284,14 @@ class Pipeline:
         live = self._guards.take_over(call, why)
         if live is None:
             return False
+        self._arrive(call, live)
+        return True
+
+    def _arrive(self, call: Call, live: LiveVersion) -> None:
+        """Put a call to those that are taken in with the next turn of the loop."""
         if not live.arrivals:
             self._loop.call_soon(self._take_in, live)
         live.arrivals.append(call)
-        return True
 
     def _check(self, entry: Call) -> Call:
         """An entry whose answer is no good, and those that follow it: who can falls back. Returns who is answered.
@@ -390,11 +398,3 @@ class Pipeline:
             leader.followers = tuple([other for other in leader.followers if other is not call])
             call.leader = None
         leader.gone = leader.left and not leader.followers
-
-
-def _decode_plain(live: LiveVersion, calls: list[Call]) -> list[bytes | None]:
-    """The values of the calls whose bodies can be read together with others; None for those to be read alone."""
-    codec = calls[0].codec
-    if not all([call.codec is codec and not codec.cache_headers(call.headers) for call in calls]):  # noqa: C419  # faster
-        return [_decode_plain(live, [call])[0] for call in calls] if len(calls) > 1 else [None]
-    return live.bound[codec.name].decode_plain([call.body for call in calls])

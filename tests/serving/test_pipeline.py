@@ -13,7 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import DeadlineExceeded, DeadlineUnreachable, InferenceFailed, InvalidInput, QueueFull, Shed
+from gateway.errors import (
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    InferenceFailed,
+    InvalidInput,
+    OverShare,
+    QueueFull,
+    Shed,
+)
 from gateway.flags.compile import ModelOptions, compile_route
 from gateway.flags.document import parse
 from gateway.metrics import ServingMetrics, process_registry
@@ -24,6 +32,7 @@ from gateway.serving.doorway import Doorway
 from gateway.serving.packing import Packer
 from gateway.serving.protocols import prediction_paths
 from gateway.serving.router import Adopted
+from gateway.serving.shares import Shares
 from gateway.tensors import Feature, Signature, Tensors, TensorSpec
 from tests.puppet import POISON, PuppetRuntime
 from tests.serving.rig import FLAG, Caller, Rig, run
@@ -193,6 +202,50 @@ def test_a_leader_that_finds_no_room_is_refused_with_its_followers(tmp_path: Pat
     run(scenario)
 
 
+def test_a_leader_whose_client_asks_for_too_much_is_refused_alone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig, shares = Rig(tmp_path, max_queue_rows=20, max_batch_rows=2), Shares()
+
+        def ask(client: str, *values: float, codec: str = "oip") -> Caller:
+            caller = rig.ask(*values, codec=codec)
+            shares.join(caller.call, client, "m")
+            return caller
+
+        ask("greedy", 7)
+        await rig.turn()
+        ask("greedy", *range(10, 19))
+        ask("large", *range(20, 28))
+        leader, followers = ask("greedy", 3), [ask("modest", 3, codec="native"), ask("small", 3)]
+        assert leader.call.share is not None
+        leader.call.share.rows = 11  # of which the nine are known once they are decoded
+        await rig.settle()
+        assert isinstance(leader.error, OverShare)
+        assert [caller.outputs() for caller in followers] == [[6], [6]]
+        assert [caller.headers["x-cache"] for caller in followers] == ["miss", "shared"]
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_an_answer_that_is_kept_under_another_spelling_too_gets_no_younger_by_that(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path)  # answers are kept for 300 s
+
+        async def ask(codec: str) -> str:
+            caller = rig.ask(1, codec=codec)
+            await rig.settle()
+            assert caller.outputs() == [2]
+            return caller.headers["x-cache"]
+
+        assert await ask("oip") == "miss"
+        rig.clock.advance(290)
+        assert [await ask("native"), await ask("native")] == ["hit", "hit"]
+        rig.clock.advance(20)
+        assert await ask("native") == "miss"
+
+    run(scenario)
+
+
 def test_a_follower_makes_the_run_worth_doing_for_longer(tmp_path: Path) -> None:
     """The leader's deadline passes in the queue; the follower's has not."""
 
@@ -355,7 +408,10 @@ def test_who_cannot_be_answered_in_time_is_told_at_once_and_never_by_an_idle_ver
         assert not first.answers
         late, patient = rig.ask(2, timeout_s=3.0), rig.ask(3, timeout_s=10.0)
         other = rig.ask(4, timeout_s=1.0, pinned="2")
+        large = rig.ask(*range(10, 30), timeout_s=30.0)  # how much that is shows when it is decoded
         assert isinstance(late.error, DeadlineUnreachable)
+        await rig.turn()
+        assert isinstance(large.error, DeadlineUnreachable)
         assert not patient.answers
         await rig.settle()
         for caller in (first, patient, other):

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from gateway import marks
 from gateway.boot import Boot
@@ -20,7 +21,9 @@ from gateway.template import Forked, Template
 
 _ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-# How often a worker that is silent while it loads is looked at.
+# After so long without a word, of which there is one a second, a process is looked at whether it has been stopped: such
+# a one holds its connections and says nothing. Looked at again, as one that is silent while it loads, so often:
+_STOPPED_S = 1.5
 _LOOK_AGAIN_S = 0.5
 
 _log = logging.getLogger(__name__)
@@ -154,7 +157,7 @@ class Slot:
 
     @property
     def silent_at_s(self) -> float:
-        """When the process counts as hung if nothing is heard of it; infinity until its first "ready"."""
+        """When the process is to be looked at if nothing is heard of it; infinity until its first "ready"."""
         return self._silent_at_s
 
     def start(self, now_s: float, *, suspects: frozenset[tuple[str, str]] = frozenset()) -> int:
@@ -217,7 +220,7 @@ class Slot:
         self._heard_s = now_s
         self._is_excused = False
         if self.is_ready:
-            self._silent_at_s = now_s + self._heartbeat_timeout_s
+            self._silent_at_s = now_s + min(_STOPPED_S, self._heartbeat_timeout_s)
         return self.is_ready and not was_ready
 
     def signal(self, number: signal.Signals) -> None:
@@ -234,10 +237,17 @@ class Slot:
         self.signal(signal.SIGKILL)
 
     def is_excused(self, now_s: float) -> bool:
-        """Whether a silent worker is busy loading, which may hold the whole process: then it is looked at again soon.
+        """Whether a silent process may go on: then it is looked at again soon.
 
-        Not for longer than a load may take.
+        One that a signal has stopped may not. Else it has the time of the setting, and a worker that is busy loading,
+        which may hold the whole process, the time of a load.
         """
+        if _is_stopped(self.pid):
+            _log.warning("%s has been stopped by a signal", self.name, extra={"pid": self.pid})
+            return False
+        if now_s - self._heard_s < self._heartbeat_timeout_s:
+            self._silent_at_s = min(self._heard_s + self._heartbeat_timeout_s, now_s + _LOOK_AGAIN_S)
+            return True
         if self._marks_fd is None or now_s - self._heard_s > self._load_timeout_s:
             return False
         loading = [one for one in marks.read(self._marks_fd) if one.doing == marks.LOADING]
@@ -282,3 +292,12 @@ class Slot:
         pause_s = self._backoff.after(lived_s)
         self.start_at_s = now_s + pause_s
         return pause_s
+
+
+def _is_stopped(pid: int | None) -> bool:
+    """Whether a process stands still since a signal told it to. One that a debugger holds does not count."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:  # it is gone
+        return False
+    return stat[stat.rindex(b")") + 2 :].startswith(b"T")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import pty
@@ -24,6 +25,8 @@ from tests.end_to_end.flags import must_change
 from tests.live import ChildRole, LiveGateway, child_processes, eventually, is_running, name_of
 
 ROLES: tuple[ChildRole, ...] = ("worker", "control", "monitor")
+PTRACE_ATTACH, PTRACE_DETACH = 16, 17
+WAIT_ALL = 0x40000000  # of waitpid: also for those that are no children of ours
 
 
 @pytest.fixture
@@ -137,14 +140,40 @@ def test_the_last_living_worker_keeps_its_socket_however_often_it_dies(models: P
                 assert connection.recv(100).startswith(b"HTTP/1.1 200"), "its successor answers"
 
 
-def test_a_child_that_hangs_is_killed_and_replaced(models: Path, state: Path) -> None:
-    settings = {"supervisor": {"heartbeat_timeout_s": 3}}
-    with LiveGateway(models, state, role="all", settings=settings) as gateway:
-        hung = {role: gateway.signal_child(role, 0, signal.SIGSTOP) for role in ROLES}
-        for role, old_pid in hung.items():
+def test_a_child_that_was_stopped_is_killed_and_replaced_at_once(models: Path, state: Path) -> None:
+    """Long before the time is over that a silent one has, which is a minute."""
+    with LiveGateway(models, state, role="all") as gateway:
+        stopped = {role: gateway.signal_child(role, 0, signal.SIGSTOP) for role in ROLES}
+        for role, old_pid in stopped.items():
             gateway.wait_replaced(role, 0, old_pid)
             assert not is_running(old_pid)
-        assert gateway.log.count("is silent and is killed") == len(ROLES)
+        assert gateway.log.count("has been stopped by a signal") == len(ROLES)
+
+
+def test_a_child_that_hangs_is_killed_and_replaced(models: Path, state: Path) -> None:
+    settings = {"supervisor": {"heartbeat_timeout_s": 3}}
+    with LiveGateway(models, state, settings=settings) as gateway:
+        with held(gateway.child_pids("worker")[0]) as old_pid:
+            eventually(lambda: "is silent and is killed" in gateway.log and not is_running(old_pid), "it is killed")
+        gateway.wait_replaced("worker", 0, old_pid)
+        assert "has been stopped" not in gateway.log
+
+
+@contextlib.contextmanager
+def held(pid: int) -> Iterator[int]:
+    """Hold all threads of a process as a debugger does: it stands still, and no signal has told it to."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    threads = [int(thread) for thread in os.listdir(f"/proc/{pid}/task")]
+    for thread in threads:
+        if libc.ptrace(PTRACE_ATTACH, thread, None, None):
+            raise OSError(ctypes.get_errno(), "it cannot be held")
+        os.waitpid(thread, WAIT_ALL)
+    yield pid
+    for thread in reversed(threads):  # the first one, whose number is that of the process, ends after all others
+        if is_running(pid):
+            libc.ptrace(PTRACE_DETACH, thread, None, None)
+        else:
+            os.waitpid(thread, WAIT_ALL)  # until then its death is the debugger's alone
 
 
 def test_a_worker_that_is_silent_while_it_loads_is_not_killed(models: Path, state: Path) -> None:
@@ -160,9 +189,8 @@ def test_a_worker_that_is_silent_while_it_loads_is_not_killed(models: Path, stat
             return found
 
         eventually(lambda: state_of("2") == "loading", "it loads")
-        os.kill(pid, signal.SIGSTOP)  # as a load does that holds the interpreter
-        eventually(lambda: "worker-0 is silent while it loads iris/2: it gets more time" in gateway.log, "excused")
-        os.kill(pid, signal.SIGCONT)
+        with held(pid):  # as by a load that holds the interpreter
+            eventually(lambda: "worker-0 is silent while it loads iris/2: it gets more time" in gateway.log, "excused")
         eventually(lambda: state_of("2") == "warm", "it has loaded", timeout_s=60)
         assert gateway.child_pids("worker") == {0: pid}
 

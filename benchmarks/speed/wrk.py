@@ -19,7 +19,10 @@ class LoadFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one run of wrk saw. busy: the share of its core that wrk itself used; near 1, it was the bound."""
+    """What one run of wrk saw. busy: the share of its core that wrk itself used; near 1, it was the bound.
+
+    refused: of the requests, those whose status was no success.
+    """
 
     requests: int
     requests_per_s: float
@@ -27,10 +30,11 @@ class Load:
     p99_ms: float
     p999_ms: float
     busy: float
+    refused: int = 0
 
 
-def run(script: Path, url: str, *, connections: int, seconds: int) -> Load:
-    """One run. Raises LoadFailed if any request failed."""
+def run(script: Path, url: str, *, connections: int, seconds: int, may_refuse: bool = False) -> Load:
+    """One run. Raises LoadFailed if any request failed; with may_refuse only if one was not answered at all."""
     command = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--timeout", "10",
                "-s", str(script), url]  # fmt: skip
     before_s = _children_s()
@@ -40,16 +44,16 @@ def run(script: Path, url: str, *, connections: int, seconds: int) -> Load:
         raise LoadFailed(f"wrk did not end within {seconds + _GRACE_S:g} s") from error
     if told.returncode != 0:
         raise LoadFailed(f"wrk failed: {(told.stderr or told.stdout).strip()[-300:]}")
-    return parse(told.stdout, _children_s() - before_s)
+    return parse(told.stdout, _children_s() - before_s, may_refuse=may_refuse)
 
 
-def parse(printed: str, busy_s: float) -> Load:
-    """The line that our script makes wrk print. Raises LoadFailed if there is none, or if a request failed."""
+def parse(printed: str, busy_s: float, *, may_refuse: bool = False) -> Load:
+    """The line that our script makes wrk print. Raises LoadFailed if there is none, or as run does."""
     line = next((line for line in printed.splitlines() if line.startswith("figures ")), None)
     if line is None:
         raise LoadFailed(f"wrk printed no figures: {printed.strip()[-300:]}")
     told = json.loads(line.removeprefix("figures "))
-    if told["failures"] or told["errors"]:
+    if told["errors"] or (told["failures"] and not may_refuse):
         raise LoadFailed(f"of {told['requests']} requests {told['failures']} had a status that is no success; "
                          f"{told['errors']} errors of connections")  # fmt: skip
     if not told["requests"]:
@@ -62,6 +66,7 @@ def parse(printed: str, busy_s: float) -> Load:
         told["p99_us"] / 1000,
         told["p999_us"] / 1000,
         busy_s / duration_s,
+        told["failures"],
     )
 
 

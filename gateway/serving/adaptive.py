@@ -48,11 +48,14 @@ class QueueLimit:
     def _begin(self) -> None:
         self._has_waits, self._shortest_s, self._peak_rows, self._too_long_s = False, 0.0, 0, self._target_s
 
-    def observe(self, wait_s: float, run_s: float, rows: int, batch_rows: int, now_s: float) -> bool:
+    def observe(
+        self, wait_s: float, run_s: float, rows: int, batch_rows: int, now_s: float, *, row_s: float = 0.0
+    ) -> bool:
         """A batch has run. Returns whether an interval is over, and the limit may be another one.
 
         wait_s: of its oldest entry; run_s: of the batch; rows: that were in the queue with it; batch_rows: of a batch
-        of the best size.
+        of the best size; row_s: what a row of the batch took of its run. What runs within the target may always wait:
+        where a row is cheaper than a refusal, refusing it helps nobody.
         """
         self._shortest_s = min(self._shortest_s, wait_s) if self._has_waits else wait_s
         self._has_waits = True
@@ -61,7 +64,8 @@ class QueueLimit:
         intervals = int((now_s - self._since_s) / INTERVAL_S)
         if intervals < 1:
             return False
-        least = min(self._most_rows, max(_LEAST_ROWS, batch_rows))
+        within_target = self._target_s / row_s if row_s > 0 else 0.0
+        least = min(self._most_rows, max(_LEAST_ROWS, batch_rows, within_target))
         if self._shortest_s > self._too_long_s:
             # From what has really waited: a limit far above it would be lowered for long without any effect.
             self.rows = max(least, _DECREASE * min(self.rows, self._peak_rows))

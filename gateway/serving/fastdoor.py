@@ -10,6 +10,7 @@ Of most requests the HTTP parser sees nothing: their heads come whole, nothing e
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import httptools
@@ -20,6 +21,7 @@ from gateway.offers import head_without_offers
 from gateway.serving.call import Call, OnReply
 from gateway.serving.connections import Doors, Exchange, to_nobody
 from gateway.serving.replies import Block, Reply, ok_json_wire, wire_bytes
+from gateway.serving.target import Target
 from gateway.timed import ANSWERING as _ANSWERING
 from gateway.timed import BODY as _BODY
 from gateway.timed import HEAD as _HEAD
@@ -122,8 +124,11 @@ class FastDoor(TimedHttp):
             return False  # the next request has come too
         try:
             call = self._admission.open(target, headers, length)
-        except GatewayError:
-            return False
+        except GatewayError as error:
+            if missing:
+                return False
+            self._turn_away_quickly(target, headers, error)
+            return True
         exchange = self._exchange
         exchange.response_complete = False
         exchange.keep_alive = not self._doors.is_leaving
@@ -138,6 +143,15 @@ class FastDoor(TimedHttp):
             self._stands = _ANSWERING
             self._begin(call, self._on_reply)
         return True
+
+    def _turn_away_quickly(self, target: Target, headers: Mapping[str, str], error: GatewayError) -> None:
+        """Refuse a request that has come whole: the parser would only read it again, when there is least time."""
+        exchange = self._exchange
+        exchange.response_complete = False
+        exchange.keep_alive = not self._doors.is_leaving
+        self.cycle = exchange  # type: ignore[assignment]  # as above
+        self._stands = _ANSWERING
+        self._send(self._doorway.turn_away(target, headers, error))
 
     def _take_body(self, data: bytes) -> None:
         """More of the body of a request that was begun quickly."""

@@ -41,7 +41,10 @@ class QueueRoom:
             self._drain.observe(run.rows, now_s - self.busy_since_s)
             self.busy_since_s = now_s
         limit = self._limit
-        if limit is not None and limit.observe(run.oldest_wait_s, run.run_s, run.rows + queued_rows, batch_rows, now_s):
+        if limit is None:
+            return
+        waited, row_s = run.rows + queued_rows, run.run_s / run.rows
+        if limit.observe(run.oldest_wait_s, run.run_s, waited, batch_rows, now_s, row_s=row_s):
             self._follow(int(limit.rows))
 
     def retry_after_s(self, queued_rows: int) -> float:
@@ -61,10 +64,13 @@ class QueueRoom:
         if rows > self._max_rows:
             return InvalidInput("rows", f"{rows} rows", f"at most {self._max_rows} in one request")
         limit = self._limits[priority]
-        if queued_rows + rows > self._max_rows or queued_rows >= self.bound_rows:
-            text = f"{queued_rows} rows are queued and {self.bound_rows} may be"
+        bound_rows = (
+            self._max_rows if priority == CRITICAL else self.bound_rows
+        )  # what is learned is the others' business
+        if queued_rows + rows > self._max_rows or queued_rows >= bound_rows:
+            text = f"{queued_rows} rows are queued and {bound_rows} may be"
             return QueueFull(text, retry_after_s=self.retry_after_s(queued_rows))
-        if queued_rows and queued_rows >= limit:
+        if queued_rows and queued_rows >= limit and priority != CRITICAL:
             text = f"{queued_rows} rows are queued, and with priority {NAMES[priority]} one may join up to {limit:g}"
             return Shed(text, retry_after_s=self.retry_after_s(queued_rows))
         if share is not None and queued_rows and priority != CRITICAL:

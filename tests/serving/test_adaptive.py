@@ -76,7 +76,7 @@ class Server:
             now_s, run_s = self.clock(), len(batch) * self.row_s
             self.waits += [now_s - came_s for came_s in batch]
             self.clock.advance(run_s)
-            self.limit.observe(now_s - batch[0], run_s, queued, self.batch_rows, self.clock())
+            self.limit.observe(now_s - batch[0], run_s, queued, self.batch_rows, self.clock(), row_s=self.row_s)
 
 
 @pytest.mark.parametrize("row_s", [500e-6, 5e-3])
@@ -97,6 +97,17 @@ def test_an_overload_keeps_waits_short_loses_no_throughput_and_is_forgotten(
     server.run(0.7 * peak, 8)
     assert server.limit.rows == MOST_ROWS
     assert server.refused == 0
+
+
+def test_what_runs_within_the_target_may_always_wait() -> None:
+    """However long it waits for something else than runs: refusing a cheap row takes as long as running it."""
+    clock = FakeClock()
+    limit = QueueLimit(TARGET_S, MOST_ROWS, clock())
+    row_s = 4 * TARGET_S / MOST_ROWS
+    for _ in range(50):
+        clock.advance(INTERVAL_S)
+        limit.observe(1.0, 8 * row_s, MOST_ROWS, 8, clock(), row_s=row_s)
+    assert limit.rows == MOST_ROWS / 4
 
 
 def test_a_quiet_time_brings_the_limit_back_though_nothing_runs() -> None:

@@ -142,9 +142,10 @@ def test_a_room_that_learns_takes_less_once_its_rows_wait_too_long() -> None:
     assert room.refusal(waiting(1, NORMAL), 99) is None
     room.ran(Run(10, 10, "drained", 0.5, 0.01), 90, 8, 0.2)
     assert room.bound_rows == 70
-    assert isinstance(room.refusal(waiting(1, CRITICAL), 70), QueueFull)
+    assert isinstance(room.refusal(waiting(1, NORMAL), 70), QueueFull)
     assert isinstance(room.refusal(waiting(1, NORMAL), 63), Shed)
-    assert room.refusal(waiting(1, CRITICAL), 69) is None
+    assert room.refusal(waiting(1, CRITICAL), 999) is None, "what is learned is the others' business"
+    assert isinstance(room.refusal(waiting(1, CRITICAL), 1000), QueueFull)
     assert room.refusal(waiting(900, NORMAL), 0) is None, "an empty queue takes what fits"
 
 

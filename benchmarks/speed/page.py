@@ -256,6 +256,7 @@ def _profile(results: Mapping[str, Any]) -> str:
         for place in ordered
         if max(share.get(place, 0.0) for share in shares.values()) >= _LEAST_SHARE
     ]
-    text = ("Iris, cache off, everything on: the share of the worker's samples whose innermost Python frame was in "
-            "that file; what C code does for it counts there. models/runtime.py is the model itself.\n\n")  # fmt: skip
-    return "## Where the time goes\n\n" + text + _table(("", *(f"connections: {n}" for n in shares)), lines)
+    text = ("Everything on; 32 connections and the cache off unless a column says otherwise: the share of the worker's "
+            "samples whose innermost Python frame was in that file; what C code does for it counts there. "
+            "models/runtime.py is the model itself.\n\n")  # fmt: skip
+    return "## Where the time goes\n\n" + text + _table(("", *shares), lines)

@@ -9,11 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from speed import servers
-from speed.asks import one_row
+from speed import rows, servers
+from speed.asks import Ask, many_rows, one_row
 from speed.rounds import Bench, load
 
-CONNECTIONS = (1, 32)
+FULL = 32  # connections
 _SECONDS = 5
 _PER_S = 250
 _FRAME = re.compile(r"(?P<function>.+) \((?P<file>[^()]+):\d+\)")
@@ -21,26 +21,46 @@ LOOP = "event loop, sockets, kernel"
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Shares of the samples of a gateway's worker, by file, for each number of connections."""
-    models = bench.models("iris")
-    ask = one_row(servers.infer_path("iris"), models["iris"].rows[0])
-    shares: dict[str, dict[str, float]] = {}
+    """Shares of the samples of a gateway's worker, by file, for each kind of work that a bar is about."""
+    models = bench.models("iris", "forest", "mlp")
+    row = {name: one_row(servers.infer_path(name), model.rows[0]) for name, model in models.items()}
+    forest = many_rows(servers.infer_path("forest"), models["forest"].rows, rows.PACK, binary=False)
+    mlp = many_rows(servers.infer_path("mlp"), models["mlp"].rows, rows.PACK, binary=True)
+    works = (
+        ("iris, 1 connection", row["iris"], 1),
+        ("iris", row["iris"], FULL),
+        ("forest", row["forest"], FULL),
+        (rows.FOREST_JSON, forest, FULL),
+        (rows.MLP_ONE, row["mlp"], FULL),
+        (rows.MLP_BINARY, mlp, FULL),
+    )
+    iris, shares = {"iris": models["iris"]}, {}
     with servers.gateway(bench.root, "profile", models, servers.CACHE_OFF) as gateway:
-        for connections in CONNECTIONS:
-            load(bench.root, gateway, ask, connections, 1)
-            out = bench.root / "profile.txt"
-            spy = subprocess.Popen(
-                [str(Path(sys.executable).with_name("py-spy")), "record", "--pid", str(gateway.worker), "--nonblocking",
-                 "--format", "raw", "--rate", str(_PER_S), "--duration", str(_SECONDS - 1), "--output", str(out)],
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            )  # fmt: skip
-            load(bench.root, gateway, ask, connections, _SECONDS)
-            _, told = spy.communicate(timeout=30)
-            if spy.returncode != 0:
-                raise RuntimeError(f"py-spy failed: {told.decode(errors='replace').strip()[-300:]}")
-            shares[str(connections)] = by_file(out.read_text())
-            bench.tell(f"profile: {connections} connections")
+        for name, ask, connections in works:
+            shares[name] = _shares(bench, gateway, name, ask, connections)
+    with servers.gateway(bench.root, "profile-cache", iris, {}) as gateway:
+        name = "iris, unique rows with the cache on"
+        shares[name] = _shares(bench, gateway, name, row["iris"], FULL)
+    with servers.gateway(bench.root, "profile-two", iris, servers.CACHE_OFF, workers=2) as gateway:
+        name = "iris, one of two workers"
+        shares[name] = _shares(bench, gateway, name, row["iris"], 2 * FULL)
     return {"series": {}, "shares": shares}
+
+
+def _shares(bench: Bench, gateway: servers.Server, name: str, ask: Ask, connections: int) -> dict[str, float]:
+    load(bench.root, gateway, ask, connections, 1)
+    out = bench.root / "profile.txt"
+    spy = subprocess.Popen(
+        [str(Path(sys.executable).with_name("py-spy")), "record", "--pid", str(gateway.worker), "--nonblocking",
+         "--format", "raw", "--rate", str(_PER_S), "--duration", str(_SECONDS - 1), "--output", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    load(bench.root, gateway, ask, connections, _SECONDS)
+    _, told = spy.communicate(timeout=30)
+    if spy.returncode != 0:
+        raise RuntimeError(f"py-spy failed: {told.decode(errors='replace').strip()[-300:]}")
+    bench.tell(f"profile: {name}")
+    return by_file(out.read_text())
 
 
 def by_file(raw: str) -> dict[str, float]:

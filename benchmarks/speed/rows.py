@@ -13,7 +13,7 @@ MLP_ONE, MLP_BINARY, FOREST_JSON = "mlp, one-row JSON", "mlp, 32-row binary", "f
 LOOP = "bare loop, {}"
 ROWS_PER_REQUEST = {MLP_ONE: 1, MLP_BINARY: 32, FOREST_JSON: 32}
 MODEL_OF = {MLP_ONE: "mlp", MLP_BINARY: "mlp", FOREST_JSON: "forest"}
-_PACK = 32
+PACK = 32
 
 
 def measure(bench: Bench) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def measure(bench: Bench) -> dict[str, Any]:
     with servers.gateway(bench.root, "rows", models, servers.CACHE_OFF) as server:
         contenders = [
             Contender(MLP_ONE, server, one_row(to_mlp, mlp.rows[0])),
-            Contender(MLP_BINARY, server, many_rows(to_mlp, mlp.rows, _PACK, binary=True)),
-            Contender(FOREST_JSON, server, many_rows(to_forest, forest.rows, _PACK, binary=False)),
+            Contender(MLP_BINARY, server, many_rows(to_mlp, mlp.rows, PACK, binary=True)),
+            Contender(FOREST_JSON, server, many_rows(to_forest, forest.rows, PACK, binary=False)),
         ]
         for name, model in models.items():
             loop = partial(_loop, bare_loop.Loop(model.onnx, model.rows_path, best[name]), float(bench.seconds))

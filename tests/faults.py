@@ -13,9 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from gateway.models.manifest import MANIFEST_FILE, MODEL_FILE, Manifest, sha256_of
 from tests.builders import Linear, write_package
 
-Fault = Literal["nan", "raise", "rows", "hang", "memory"]
+Fault = Literal["nan", "raise", "rows", "hang", "memory", "large"]
 # Rows whose first feature is above this are those that "nan" and "hang" go wrong on.
 BAD_ABOVE = 10.0
+LARGE_BYTES = 2**29
 _HANG_TURNS = 2_000_000  # some 20 us each
 
 
@@ -24,9 +25,9 @@ def write_faulty(root: Path, linear: Linear, fault: Fault) -> Path:
 
     nan: the logarithm of a negative number in rows above BAD_ABOVE. raise: an index out of range, in every row.
     rows: twice as many rows as were asked. hang: a loop of most of a minute if the batch has a row above BAD_ABOVE.
-    memory: a tensor of terabytes if it has.
+    memory: a tensor of terabytes if it has; large: one of LARGE_BYTES.
     """
-    make = {"nan": _nan, "raise": _raise, "rows": _rows, "hang": _hang, "memory": _memory}[fault]
+    make = {"nan": _nan, "raise": _raise, "rows": _rows, "hang": _hang, "memory": _memory, "large": _large}[fault]
     return _rewritten(root, linear, make)
 
 
@@ -104,9 +105,9 @@ def _raise_above(graph: Any, above: float) -> None:
     )
 
 
-def _memory(graph: Any) -> None:
+def _memory(graph: Any, values: int = 2**42) -> None:
     _constant(graph, "limit", np.float32(BAD_ABOVE))
-    _constant(graph, "huge", np.array([2**42], np.int64))
+    _constant(graph, "huge", np.array([values], np.int64))
     _constant(graph, "small", np.array([1], np.int64))
     _instead(
         graph,
@@ -119,6 +120,10 @@ def _memory(graph: Any) -> None:
         helper.make_node("ReduceSum", ["zeros"], ["zero"], keepdims=0),
         helper.make_node("Add", ["good", "zero"], ["probabilities"]),
     )
+
+
+def _large(graph: Any) -> None:
+    _memory(graph, LARGE_BYTES // 4)
 
 
 def _rows(graph: Any) -> None:

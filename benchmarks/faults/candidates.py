@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import orjson
+from speed import machine
 
 from faults import stage
 from faults.load import Ask, Load
@@ -130,6 +131,31 @@ def wants_memory(trial: Trial) -> None:
     _fails(trial, _write("memory"))
 
 
+def takes_memory(trial: Trial) -> None:
+    """Every other row takes half a gigabyte for its run: the workers give it back."""
+    with _releases(trial, faulty.BAD_ABOVE + 1) as on:
+        for turn in trial.turns():
+            model = f"m{turn}"
+            faulty.write_faulty(on.live.models, classifier(model, "2"), "large")
+            stage.must_change(on.live, f"{model}.route", {"variants": {"canary": "2"}})
+            on.model = model
+            before = _resident_bytes(on.live)
+            on.release()
+            on.load.wait_answered(200)
+            began_s = time.monotonic()
+            stage.must_change(on.live, f"{model}.route", {"state": "DISABLED"})
+            eventually(
+                lambda before=before: _resident_bytes(on.live) < before + faulty.LARGE_BYTES / 4,  # type: ignore[misc]
+                "the memory is given back",
+            )
+            trial.recovered_s.append(time.monotonic() - began_s)
+    stage.none_failed(trial, on.load)
+
+
+def _resident_bytes(live: LiveGateway) -> int:
+    return machine.memory(live.child_pids("worker").values()).rss_bytes
+
+
 def crashes(trial: Trial) -> None:
     """Every other row ends the process: after two deaths in a minute no worker has the version any more."""
     with _releases(trial, 10 * DEADLY_SUM) as on:
@@ -160,5 +186,6 @@ FAULTS = (
     Fault("a candidate that returns NaN", 5, gives_nan),
     Fault("a candidate that returns wrong shapes", 5, gives_wrong_shapes),
     Fault("a candidate that wants terabytes", 5, wants_memory),
+    Fault("a candidate that takes half a gigabyte", 5, takes_memory),
     Fault("a candidate that crashes the process", 5, crashes),
 )

@@ -9,6 +9,11 @@ from typing import Any
 _KEEP = 0.99
 # A run longer than this many times the expectation was disturbed (another process, a page fault): it counts as this.
 _SPIKE = 4.0
+# A run that takes so long holds the event loop noticeably. Once may be the machine's doing; a second one within so many
+# that are learned from is the model's, whose cost depends on more than the rows: then so many are made in threads.
+LONG_RUN_S = 0.05
+_NEAR_RUNS = 64
+_APART_RUNS = 256
 # Runs to see before a prediction is trusted.
 MIN_RUNS = 30
 # The line is fitted anew after each run at first, later after this many: it moves slowly then.
@@ -44,15 +49,20 @@ class RunCost:
     varies more, and must not drown what the small ones say.
     """
 
-    __slots__ = ("_base_s", "_least_s", "_n", "_row_s", "_t", "_x", "_xt", "_xx", "runs")
+    __slots__ = ("_apart_until", "_base_s", "_last_long", "_least_s", "_n", "_row_s", "_t", "_x", "_xt", "_xx", "runs")
 
     def __init__(self) -> None:
         self.runs = 0
+        self._last_long, self._apart_until = -_NEAR_RUNS, 0  # by the count of runs
         self._n = self._x = self._t = self._xx = self._xt = 0.0
         self._base_s, self._row_s, self._least_s = float("inf"), 0.0, 0.0
 
     def observe(self, rows: int, run_s: float) -> None:
         """Learn from one run of *rows* rows that took *run_s* seconds."""
+        if run_s > LONG_RUN_S:
+            if self.runs - self._last_long < _NEAR_RUNS:
+                self._apart_until = self.runs + _APART_RUNS
+            self._last_long = self.runs
         if self.runs >= MIN_RUNS:
             run_s = min(run_s, _SPIKE * max(self.expected_s(rows), 1e-6))
         self.runs += 1
@@ -77,6 +87,11 @@ class RunCost:
         if base_s < 0.0:  # through the origin, then
             base_s, row_s = 0.0, self._xt / self._xx
         self._base_s, self._row_s = base_s, row_s
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether what is expected can be relied upon."""
+        return self.runs >= MIN_RUNS and self.runs >= self._apart_until
 
     def describe(self) -> dict[str, float]:
         """The fit: a run of n rows takes base_s + n * row_s, and least_s at the least."""

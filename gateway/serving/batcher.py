@@ -19,7 +19,7 @@ from gateway.errors import CallerLeft, DeadlineExceeded, DeadlineUnreachable, Ga
 from gateway.marks import IDLE, IN_THREAD, ON_LOOP, UNMARKED, Mark
 from gateway.models.runtime import Runtime
 from gateway.serving.adaptive import QueueLimit
-from gateway.serving.batch_policy import MIN_RUNS, BestSize, Reason, RunCost, finish_s
+from gateway.serving.batch_policy import LONG_RUN_S, MIN_RUNS, BestSize, Reason, RunCost, finish_s
 from gateway.serving.entry import Away, Batch, Entry, Run, RunGuard, all_in_one, joined
 from gateway.serving.execution import Execution, Results
 from gateway.serving.room import QueueRoom
@@ -160,7 +160,7 @@ class Batcher:
         """Whether a run surely costs less than a hop to a thread, and no thread is worth waiting for."""
         return (
             expected_s <= self._settings.inline_budget_s
-            and self._cost.runs >= MIN_RUNS
+            and self._cost.is_sure
             and not self._variable  # then rows alone do not tell what a run costs
             and (self._pool.has_free or not self._pool.is_worth_waiting_for(expected_s))
         )
@@ -313,7 +313,8 @@ class Batcher:
         if not run.failed:
             self._runs += 1
             is_probe = run.rows > self._best.best_rows(self._max_batch_rows)
-            if self._runs < _LEARN_ALL_RUNS or self._runs % _LEARN_ONE_IN == 0 or is_probe:
+            is_telling = is_probe or run.cost_s > LONG_RUN_S
+            if self._runs < _LEARN_ALL_RUNS or self._runs % _LEARN_ONE_IN == 0 or is_telling:
                 self._cost.observe(run.rows, run.cost_s)
                 self._best.observe(run.rows, run.cost_s)
         self._on_run(run)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.serving.batch_policy import MIN_RUNS, BestSize, DrainRate, RunCost, finish_s
+from gateway.serving.batch_policy import LONG_RUN_S, MIN_RUNS, BestSize, DrainRate, RunCost, finish_s
 
 MOST = 256
 # Seconds that a run of so many rows takes.
@@ -218,3 +218,24 @@ def test_a_spike_does_not_change_what_is_known() -> None:
         cost.observe(1, 50e-6)
     cost.observe(1, 3.0)
     assert cost.expected_s(1) <= 200e-6
+
+
+def test_a_model_whose_cost_depends_on_its_rows_leaves_the_loop_for_a_while() -> None:
+    cost = RunCost()
+    for _ in range(MIN_RUNS - 1):
+        cost.observe(1, 10e-6)
+    assert not cost.is_sure
+    cost.observe(1, 10e-6)
+    assert cost.is_sure
+    for _ in range(3):  # one long run now and then is the machine's doing
+        cost.observe(1, 2 * LONG_RUN_S)
+        assert cost.is_sure
+        for _ in range(64):
+            cost.observe(1, 10e-6)
+    cost.observe(1, 2 * LONG_RUN_S)
+    cost.observe(1, 10e-6)
+    cost.observe(1, 2 * LONG_RUN_S)
+    assert not cost.is_sure
+    for _ in range(256):
+        cost.observe(1, 10e-6)
+    assert cost.is_sure

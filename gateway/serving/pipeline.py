@@ -135,6 +135,8 @@ class Pipeline:
                     self._decode(call, live)
                 if call.deadline_s <= now_s:
                     raise DeadlineExceeded("the deadline passed before the request could be queued")
+                if flat is None and live.batcher.is_busy:  # its rows are known now, and what its body asks for
+                    live.batcher.check_in_time(call.deadline_s, now_s, call.rows)
                 if call.is_cached and self._find_equal(call, live):
                     continue
                 entries.append(call)
@@ -154,8 +156,6 @@ class Pipeline:
         call.is_plain = request.is_plain
         if request.timeout_s is not None:
             self._admission.shorten(call, request.timeout_s)
-        if live.batcher.is_busy:  # what begin did not know of is known now: its rows, and what its body asks for
-            live.batcher.check_in_time(call.deadline_s, self._clock(), request.rows)
 
     def _find_equal(self, call: Call, live: LiveVersion) -> bool:
         """Answer with what equal inputs got, or wait with an equal call that is on its way. False: there is none."""

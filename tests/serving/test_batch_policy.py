@@ -222,20 +222,18 @@ def test_a_spike_does_not_change_what_is_known() -> None:
 
 def test_a_model_whose_cost_depends_on_its_rows_leaves_the_loop_for_a_while() -> None:
     cost = RunCost()
-    for _ in range(MIN_RUNS - 1):
-        cost.observe(1, 10e-6)
-    assert not cost.is_sure
-    cost.observe(1, 10e-6)
-    assert cost.is_sure
+
+    def is_sure_after(runs: int, run_s: float = 10e-6) -> bool:
+        for _ in range(runs):
+            cost.observe(1, run_s)
+        return cost.is_sure
+
+    assert not is_sure_after(MIN_RUNS - 1)
+    assert is_sure_after(1)
     for _ in range(3):  # one long run now and then is the machine's doing
-        cost.observe(1, 2 * LONG_RUN_S)
-        assert cost.is_sure
-        for _ in range(64):
-            cost.observe(1, 10e-6)
-    cost.observe(1, 2 * LONG_RUN_S)
-    cost.observe(1, 10e-6)
-    cost.observe(1, 2 * LONG_RUN_S)
-    assert not cost.is_sure
-    for _ in range(256):
-        cost.observe(1, 10e-6)
-    assert cost.is_sure
+        assert is_sure_after(1, 2 * LONG_RUN_S)
+        assert is_sure_after(64)
+    is_sure_after(1, 2 * LONG_RUN_S)
+    assert not is_sure_after(1, 2 * LONG_RUN_S)
+    assert not is_sure_after(200)
+    assert is_sure_after(56)

@@ -314,10 +314,11 @@ def is_refused(gateway: LiveGateway) -> bool:
 
 def test_a_worker_that_does_not_stop_is_killed_when_the_budget_ends(models: Path, state: Path) -> None:
     with LiveGateway(models, state, settings={"server": {"drain_timeout_s": 0}}) as gateway:
-        pid = gateway.signal_child("worker", 0, signal.SIGSTOP)
-        gateway.stop()
-        assert not is_running(pid)
-        assert "worker-0 did not stop in time and is killed" in gateway.log
+        told = "worker-0 did not stop in time and is killed"
+        with held(gateway.child_pids("worker")[0]) as pid:
+            gateway.signal(signal.SIGTERM)
+            eventually(lambda: told in gateway.log and not is_running(pid), "it is killed")
+        gateway.wait_stopped()
 
 
 def test_a_second_signal_hurries(models: Path, state: Path) -> None:

@@ -1,7 +1,8 @@
 """What releases promise, measured on real gateways: decisions, propagation, stickiness, edits, flips, kills, outages.
 
 Prints a table in Markdown, which docs/operate.md quotes with its day and machine. Faulty canaries are measured by
-tests/end_to_end/test_rollouts.py, replicas by tests/end_to_end/test_replicas.py, the audit by tests/control.
+tests/end_to_end/test_rollouts.py, hosts on one database by tests/end_to_end/test_postgres.py, the audit by
+tests/control, rolling restarts by restarts.py and replicas.py.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def flip(gateway: Gateway) -> Row:
 
 
 def control_killed(gateway: Gateway) -> Row:
-    """kill -9 of control right after an acknowledged change, ten times."""
+    """kill -9 of control right after an acknowledged change, ten times, each of them as the first one."""
     lost, back_s = 0, []
     until(partial(_is_warm, gateway), "workers that were killed have the canary")
     for turn in range(10):

@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the gateways of tests/
@@ -82,18 +83,27 @@ async def peak_per_s(url: str, clients: int) -> float:
     return seen.statuses["200"] / _PEAK_S
 
 
-async def load(gateway: LiveGateway, requests: int, rate_per_s: float, clients: int) -> tuple[Seen, Counter[str]]:
-    """Ask *requests* times, and restart the workers as often as that lasts. Returns what became of both."""
-    seen, restarts = Seen(), Counter[str]()
+async def load(
+    url: str, requests: int, rate_per_s: float, clients: int, event: Callable[[], bool]
+) -> tuple[Seen, Counter[bool]]:
+    """Ask *requests* times while *event* is called in a thread again and again; the last call is waited for.
+
+    Returns what became of the requests, and how often the event came to something good.
+    """
+    seen, events = Seen(), Counter[bool]()
     begin_s = time.monotonic()
     due_s = iter([begin_s + number / rate_per_s for number in range(requests)])
-    asking = asyncio.gather(*(client(gateway.data_url, due_s, seen) for _ in range(clients)))
+    asking = asyncio.gather(*(client(url, due_s, seen) for _ in range(clients)))
     while not asking.done():
-        command = [sys.executable, "-m", "gateway", "restart", "--state", str(gateway.state)]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True)
-        restarts["done" if done.returncode == 0 else "failed"] += 1
+        events[await asyncio.to_thread(event)] += 1
     await asking
-    return seen, restarts
+    return seen, events
+
+
+def restart(gateway: LiveGateway) -> bool:
+    """Replace the workers, as an operator would. Returns whether that was well."""
+    command = [sys.executable, "-m", "gateway", "restart", "--state", str(gateway.state)]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def measured(requests: int, share: float, workers: int, clients: int, folder: Path) -> tuple[str, bool]:
@@ -102,16 +112,16 @@ def measured(requests: int, share: float, workers: int, clients: int, folder: Pa
     with LiveGateway(folder / "models", folder / "state", workers=workers) as gateway:
         peak = asyncio.run(peak_per_s(gateway.data_url, clients))
         begun_s = time.monotonic()
-        seen, restarts = asyncio.run(load(gateway, requests, share * peak, clients))
+        seen, restarts = asyncio.run(load(gateway.data_url, requests, share * peak, clients, partial(restart, gateway)))
         took_s = seen.last_s - begun_s
     asked = sum(seen.statuses.values())
     head = "| workers | requests | per second | of the peak | failed | restarts | connections closed | p50 | p99 |"
     row = f"| {workers} | {asked:,} | {asked / took_s:,.0f} | {asked / took_s / peak:.0%} | {seen.failed} "
-    row += f"| {restarts['done']} | {seen.closed} | {seen.late_ms(0.5):.1f} ms | {seen.late_ms(0.99):.1f} ms |"
+    row += f"| {restarts[True]} | {seen.closed} | {seen.late_ms(0.5):.1f} ms | {seen.late_ms(0.99):.1f} ms |"
     text = "\n".join([head, "|---" * 9 + "|", row])
     if seen.failed:
         text += f"\n{dict(seen.statuses)}"
-    return text, not seen.failed and not restarts["failed"] and restarts["done"] > 0
+    return text, not seen.failed and restarts.keys() == {True}
 
 
 def main() -> int:

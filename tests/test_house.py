@@ -17,6 +17,8 @@ EMPTY_WORDS = {
     *("manager", "helper", "helpers", "processor", "handler"),
     *("util", "utils", "common", "core", "data", "info"),
 }
+# A path of the repository, or of a test in it; none with a placeholder: <version>, *, NAME.
+PATHS = re.compile(r"(?!.*\b[A-Z]{3,}\b)(gateway|converters|benchmarks|tests|deploy|docs)/[\w./-]+(::\w+)?")
 READERS_OF_THE_PROCESS = (
     "gateway/cli/",
     "gateway/supervisor.py",
@@ -78,6 +80,45 @@ def test_the_walk_names_files_that_are_there_and_every_file_of_the_control_room(
     room = {path.stem for path in (ROOT / "gateway" / "control").glob("*.py")} - {"__init__", "app"}
     on_the_map = set(re.findall(r"`(\w+)/?`", text.partition("## The control room")[2]))
     assert on_the_map == room | {"statistics"}
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_pages_name_and_link_only_what_is_there() -> None:
+    pages = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md")]
+    found, missing = 0, []
+    for page in [*pages, *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = page.read_text()
+        for name, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
+            place = page.parent / name if name else page
+            found += 1
+            if not place.exists() or (anchor and anchor not in anchors(place)):
+                missing.append((named(page), f"{name}#{anchor}"))
+        for word in {word.strip("'\",;:()") for code in re.findall(r"`([^`\n]+)`", text) for word in code.split()}:
+            place = ROOT / word.partition("::")[0]
+            if page.parent.name == "benchmarks" and re.match(r"(speed|peers|faults|fuzzing)/", word):
+                place = page.parent / word
+            elif not PATHS.fullmatch(word):
+                continue
+            found += 1
+            if not place.exists():
+                missing.append((named(page), word))
+    assert found > 250
+    assert not missing
+
+
+def test_code_names_only_modules_that_are_there() -> None:
+    modules = re.compile(r"\b(?:gateway|converters|benchmarks|tests)/[\w/]+\.py\b")
+    missing = [
+        (named(path), name)
+        for path in CODE + TESTS
+        for name in modules.findall(path.read_text())
+        if not (ROOT / name).exists()
+    ]
+    assert not missing
 
 
 def test_what_security_md_claims_is_shown_by_tests_that_are_there() -> None:

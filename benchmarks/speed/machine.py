@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +21,8 @@ SERVER_CORE, LOAD_CORE = 0, 1
 ROOT = Path(__file__).parents[2]
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _END_TIMEOUT_S = 15.0
+_LOOK_S = 0.5
+_IDLE_SHARE = 0.06  # of a core: what several idle gateways take, looking at their flags
 
 
 class NotReady(Exception):
@@ -55,6 +57,19 @@ def cpu_s(pids: Iterable[int]) -> float:
             fields = _stat(Path(f"/proc/{pid}/stat"))
             total += int(fields[11]) + int(fields[12])
     return total / _TICKS_PER_S
+
+
+def wait_idle(find: Callable[[], Sequence[int]], timeout_s: float) -> None:
+    """Wait until the processes that *find* gives do nothing worth speaking of, or the time is over.
+
+    Some work is done once and not per request: the monitor of a gateway loads its libraries with the first sample.
+    """
+    until_s = time.monotonic() + timeout_s
+    while time.monotonic() < until_s:
+        before_s = cpu_s(find())
+        time.sleep(_LOOK_S)
+        if cpu_s(find()) - before_s < _IDLE_SHARE * _LOOK_S:
+            return
 
 
 def core_busy_s(core: int) -> float:

@@ -14,6 +14,7 @@ from speed.asks import Ask
 from speed.servers import Server
 
 _WARM_S = 1
+_SETTLE_S = 30.0
 
 # One measurement of one contender; None where it failed.
 Samples = list[dict[str, float] | None]
@@ -73,6 +74,7 @@ class Bench:
             if contender.server is not None and not warm:
                 try:
                     self._measure(replace(contender, seconds=_WARM_S))
+                    machine.wait_idle(contender.server.processes, _SETTLE_S)
                 except Exception as error:  # whatever it is, the others are measured on
                     out.add(contender.name)
                     self.fail(f"{what}, {contender.name}", error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,42 +14,13 @@ import pytest
 
 from tests.builders import classifier, write_package
 from tests.deploy.programs import require
-from tests.deploy.prometheus import replaced
+from tests.deploy.proxies import PROXIES, free_port
 from tests.end_to_end.flags import declare, must_change, split, wait_adopted
 from tests.live import LiveGateway, eventually
 
-SHIPPED = Path(__file__).parents[2] / "deploy" / "proxy"
 ROW = {"rows": [dict.fromkeys(classifier().features, 0.5)]}
 CLIENTS = 8
 MORE_REQUESTS = 40  # of each client, after the gateway has gone
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def write_nginx(root: Path, port: int, gateways: list[str]) -> list[str]:
-    """Write its configuration, in a server of its own; returns the command."""
-    places = {"10.0.0.11:8080": gateways[0], "10.0.0.12:8080": gateways[1], "listen 80;": f"listen 127.0.0.1:{port};"}
-    (root / "sluicegate.conf").write_text(replaced((SHIPPED / "nginx.conf").read_text(), places))
-    paths = "".join(f"{name}_temp_path {root / name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    (root / "nginx.conf").write_text(
-        f"daemon off; pid {root / 'pid'}; error_log {root / 'errors.log'} info; events {{}}\n"
-        f"http {{ access_log off; {paths} include {root / 'sluicegate.conf'}; }}\n"
-    )
-    return ["nginx", "-p", str(root), "-c", str(root / "nginx.conf"), "-e", str(root / "errors.log")]
-
-
-def write_haproxy(root: Path, port: int, gateways: list[str]) -> list[str]:
-    """Write its configuration; returns the command."""
-    places = {"10.0.0.11:8080": gateways[0], "10.0.0.12:8080": gateways[1], "bind :80": f"bind 127.0.0.1:{port}"}
-    (root / "haproxy.cfg").write_text(replaced((SHIPPED / "haproxy.cfg").read_text(), places))
-    return ["haproxy", "-db", "-f", str(root / "haproxy.cfg")]
-
-
-PROXIES = {"nginx": ("nginx-light", write_nginx), "haproxy": ("haproxy", write_haproxy)}
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,10 @@ be loaded, a shadow, a rollout, drift, samples that were dropped, labels.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,9 +32,11 @@ from tests.live import LiveGateway, SettingsTable, eventually
 DASHBOARDS = sorted((Path(__file__).parents[2] / "deploy" / "grafana" / "dashboards").glob("*.json"))
 FEATURES = classifier().features
 REASON = {"x-change-reason": "test"}
+WORKERS, MAX_CONNECTIONS = 2, 30
 SETTINGS: SettingsTable = {
     "sampling": {"rate": 1.0, "max_queue_bytes": 20_000},
     "batching": {"max_queue_rows": 2_000},
+    "server": {"max_connections": MAX_CONNECTIONS},
     "monitor": {"poll_s": 0.05, "window_rows": 200},
     "labels": {"wait_s": 2, "window_rows": 50, "reference_windows": 2},
     "metrics": {"listen": "127.0.0.1:0"},
@@ -94,6 +98,12 @@ def live_eventfully(gateway: LiveGateway, models: Path) -> None:
         asked = [clients.submit(crowd, gateway, table) for _ in range(12)]
     assert 503 in [each.result() for each in asked]
     assert predict(gateway, "iris", draw.normal(size=(1_500, 4))).is_success  # no room in the queue of samples
+    with contextlib.ExitStack() as stack:  # more connections than may be
+        host, _, port = gateway.data_url.removeprefix("http://").partition(":")
+        for _ in range(WORKERS * MAX_CONNECTIONS + 1):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        refused = 'sluicegate_refused_total{code="too_many_connections"}'
+        eventually(lambda: refused in gateway.control.get("/metrics").text, "a connection is refused")
     labels = []
     for row in draw.normal(3.0, size=(400, 4)):
         answer = predict(gateway, "iris", [row])
@@ -106,7 +116,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
     require("prometheus", "prometheus")
     root = tmp_path_factory.mktemp("eventful")
     write_models(root / "models")
-    with LiveGateway(root / "models", root / "state", workers=2, settings=SETTINGS) as gateway:
+    with LiveGateway(root / "models", root / "state", workers=WORKERS, settings=SETTINGS) as gateway:
         token = root / "admin.token"
         token.write_text(gateway.admin_token)
         places = {

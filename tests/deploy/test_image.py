@@ -67,6 +67,13 @@ def test_what_is_copied_is_enough_to_install(tmp_path: Path) -> None:
     assert (installed / "gateway" / "cli" / "benchmarks" / "locustfile.py").is_file()
 
 
+def test_the_image_is_built_on_one_version_of_python_and_debian() -> None:
+    told = dict(rest.split("=") for word, rest in instructions() if word == "ARG")
+    bases = [rest.split()[0] for word, rest in instructions() if word == "FROM"]
+    assert set(bases) == {"python:${PYTHON}"}
+    assert re.fullmatch(r"3\.\d+\.\d+-slim-[a-z]+", told["PYTHON"])
+
+
 def test_every_package_of_the_image_is_pinned() -> None:
     (install,) = (rest for word, rest in instructions() if word == "RUN" and "pip install" in rest)
     assert "--constraint constraints.txt" in install
@@ -89,6 +96,9 @@ def test_every_package_of_the_image_is_pinned() -> None:
                     needed.add(found)
                     waiting += [(found, each) for each in ("", *wanted.extras)]
     assert {"onnxruntime", "scipy", "psycopg", "psycopg-binary", "anyio"} <= needed
+    # What settings make serve ask for, and end without: flags.store and tracing.endpoint.
+    told = (ROOT / "gateway" / "preflight.py").read_text()
+    assert set(re.findall(r"sluicegate\[(\w+)\]", told)) <= set(extras[1].split(","))
     assert needed - pinned == set()
 
 

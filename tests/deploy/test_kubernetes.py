@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ import yaml
 
 from gateway.children import FLUSH_GRACE_S
 from gateway.settings import Settings
+from gateway.tracing_settings import TracingSettings
 from tests.builders import classifier, write_package
 from tests.deploy.programs import from_group
 from tests.live import LiveGateway, eventually
@@ -78,10 +80,14 @@ def ports(template: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("version", API_VERSIONS)
 def test_each_object_is_as_the_api_wants_it(overlay: Objects, version: str) -> None:
+    check_against_schemas(overlay, version)
+
+
+def check_against_schemas(objects: Objects, version: str) -> None:
     from_group("kubernetes-validate")
     import kubernetes_validate
 
-    for each in overlay:
+    for each in objects:
         if each["kind"] not in FOREIGN:
             kubernetes_validate.validate(each, version, strict=True)
 
@@ -155,6 +161,34 @@ def test_the_queue_that_scales_pods_is_recorded(production: Objects) -> None:
     (metric,) = (each["pods"]["metric"]["name"] for each in scaler["spec"]["metrics"] if each["type"] == "Pods")
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "sluicegate.rules.yml").read_text())
     assert metric in {rule["record"] for rule in rules["groups"][0]["rules"]}
+
+
+def with_component(name: str, root: Path) -> Objects:
+    """The production overlay with one of the components."""
+    path = root / name
+    path.mkdir()
+    places = {
+        "resources": [os.path.relpath(KUSTOMIZATIONS / "overlays" / "production", path)],
+        "components": [os.path.relpath(KUSTOMIZATIONS / "components" / name, path)],
+    }
+    (path / "kustomization.yaml").write_text(yaml.safe_dump(places))
+    return rendered(path)
+
+
+def test_with_the_component_of_traces_their_collector_can_be_reached(production: Objects, tmp_path: Path) -> None:
+    traced = with_component("tracing", tmp_path)
+    spec = container(traced, "sluicegate-serving", "serving")
+    (endpoint,) = (each["value"] for each in spec["env"] if each["name"] == "SLUICEGATE_TRACING__ENDPOINT")
+    settings = TracingSettings(endpoint=endpoint)
+    host, _, namespace = str(urlsplit(settings.url).hostname).partition(".")
+    way = named(traced, "NetworkPolicy", "sluicegate-serving")["spec"]["egress"]
+    before = named(production, "NetworkPolicy", "sluicegate-serving")["spec"]["egress"]
+    target = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}]
+    assert [rule for rule in way if rule not in before] == [
+        {"to": target, "ports": [{"port": urlsplit(settings.url).port}]}
+    ]
+    assert host
+    check_against_schemas(traced, API_VERSIONS[-1])
 
 
 # -- the commands of the pods, run here ------------------------------------------------------------

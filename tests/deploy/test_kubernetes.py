@@ -20,6 +20,7 @@ from gateway.settings import Settings
 from gateway.tracing_settings import TracingSettings
 from tests.builders import classifier, write_package
 from tests.deploy.programs import from_group
+from tests.deploy.prometheus import ALERTS, RULES
 from tests.live import LiveGateway, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ KUSTOMIZATIONS = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("dev", "production")
 API_VERSIONS = ("1.31", "1.37")
 # Of the Prometheus operator, whose schemas are not those of Kubernetes.
-FOREIGN = {"ServiceMonitor"}
+FOREIGN = {"ServiceMonitor", "PrometheusRule"}
 
 Objects = list[dict[str, Any]]
 
@@ -159,8 +160,19 @@ def test_a_pod_has_the_time_that_loading_takes(overlay: Objects) -> None:
 def test_the_queue_that_scales_pods_is_recorded(production: Objects) -> None:
     (scaler,) = of_kind(production, "HorizontalPodAutoscaler")
     (metric,) = (each["pods"]["metric"]["name"] for each in scaler["spec"]["metrics"] if each["type"] == "Pods")
-    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "sluicegate.rules.yml").read_text())
+    (rules,) = (each["spec"] for each in of_kind(production, "PrometheusRule") if "rules" in each["metadata"]["name"])
     assert metric in {rule["record"] for rule in rules["groups"][0]["rules"]}
+
+
+def test_the_operator_gets_the_rules_that_others_read_from_files(production: Objects) -> None:
+    shipped = {path.stem.replace(".", "-"): yaml.safe_load(path.read_text()) for path in (RULES, ALERTS)}
+    assert {each["metadata"]["name"]: each["spec"] for each in of_kind(production, "PrometheusRule")} == shipped
+    made = subprocess.run([sys.executable, KUSTOMIZATIONS / "prometheus_rules.py"], capture_output=True, text=True)
+    assert made.stdout == (KUSTOMIZATIONS / "base" / "rules.yaml").read_text(), "make it anew, as its head says"
+
+
+def test_a_cluster_for_trying_needs_no_operator() -> None:
+    assert not of_kind(rendered(KUSTOMIZATIONS / "overlays" / "dev"), *FOREIGN)
 
 
 def with_component(name: str, root: Path) -> Objects:

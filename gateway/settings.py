@@ -17,7 +17,7 @@ from gateway.errors import InvalidSetting
 from gateway.labelling import LabelSettings
 from gateway.metrics_port import MetricsSettings
 from gateway.networks import WebhookSettings
-from gateway.passwords import is_redacted, redacted
+from gateway.passwords import host_alone, is_redacted, redacted
 from gateway.tracing_settings import TracingSettings
 
 ENVIRONMENT_PREFIX = "SLUICEGATE_"
@@ -298,9 +298,10 @@ def to_plain(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def to_toml(settings: Settings) -> str:
-    """The settings as a TOML document that load() reads back to equal settings, but for a password: it is left out."""
+    """The settings as a TOML document that load() reads back to equal settings, but for secrets: they are left out."""
     plain = to_plain(settings)
     plain["flags"]["store"] = redacted(plain["flags"]["store"])
+    plain["audit"]["checkpoint_webhook"] = host_alone(plain["audit"]["checkpoint_webhook"])
     sections = (
         f"[{section}]\n" + "".join(f"{key} = {_toml_value(value)}\n" for key, value in keys.items())
         for section, keys in plain.items()
@@ -379,6 +380,9 @@ def _check_together(settings: Settings) -> None:
         raise InvalidSetting("setting 'monitor.alarm_drifted_windows' must not be above 'monitor.alarm_windows'")
     if (webhook := settings.audit.checkpoint_webhook) and not webhook.startswith(("http://", "https://")):
         raise InvalidSetting("setting 'audit.checkpoint_webhook': expected an address that begins with http or https")
+    if is_redacted(webhook):
+        left_out = "all but the host was left out when this was printed, as it may be a secret; name the whole address"
+        raise InvalidSetting(f"setting 'audit.checkpoint_webhook': {left_out}")
     store = settings.flags.store
     if store and not store.startswith((FILE_STORE, *SHARED_STORES)):
         expected = "sqlite:///PATH or postgresql://USER@HOST/DATABASE"

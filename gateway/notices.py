@@ -73,13 +73,18 @@ class Notices:
             _log.error("cannot tell how the children are: %s", error.strerror)
 
     def _addresses(self) -> dict[str, Any]:
+        certificates = {
+            "worker": self._settings.server.tls_certificate,
+            "control": self._settings.control.tls_certificate,
+        }
+
         def address(role: str) -> dict[str, Any] | None:
             listener = next((slot.listener for slot in self._slots if slot.role == role and slot.listener), None)
             if listener is None:
                 return None
             host, port = listener.getsockname()[:2]
-            tls = bool((self._settings.server if role == "worker" else self._settings.control).tls_certificate)
-            return {"host": host, "port": port, "url": sockets.url_of(listener, tls=tls)}
+            url = sockets.url_of(listener, tls=bool(certificates.get(role)))  # the exporter speaks no TLS
+            return {"host": host, "port": port, "url": url}
 
         return {
             "data": address("worker"),

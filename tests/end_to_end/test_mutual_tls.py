@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests import certificates
@@ -46,6 +47,7 @@ def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     settings = {
         "server": {**server.settings, "tls_client_ca": str(both), "door": request.param},
         "control": {**server.settings, "tls_client_ca": str(operators.certificate)},
+        "metrics": {"listen": "127.0.0.1:0"},
     }
     shown = (operator.certificate, operator.key)
     with LiveGateway(root / "models", root / "state", settings=settings, client=shown) as gateway:
@@ -65,6 +67,13 @@ def get(house: House, url: str, client: Pair | None, *, version: ssl.TLSVersion 
         return connection.getresponse().status
     finally:
         connection.close()
+
+
+def test_the_port_of_the_metrics_is_plain_and_is_told_so(house: House) -> None:
+    metrics = house.gateway.ready["metrics"]
+    assert metrics["url"] == f"http://127.0.0.1:{metrics['port']}"
+    assert f'"metrics": "{metrics["url"]}"' in house.gateway.log
+    assert httpx.get(f"{metrics['url']}/metrics").status_code == 200
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

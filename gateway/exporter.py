@@ -1,8 +1,9 @@
-"""The exporter process: tells the metrics of one boot on a port of their own, where no control tells them."""
+"""The exporter process: tells metrics and health of one boot on a port of their own, to whoever reaches it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import select
@@ -15,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from gateway import metric_files
+from gateway import health, metric_files
 
 _BEAT_INTERVAL_S = 1.0
 _SOCKET_TIMEOUT_S = 10.0  # a page is asked for and read in milliseconds
@@ -24,18 +25,18 @@ _log = logging.getLogger(__name__)
 
 
 def run_exporter(*, run_dir: Path, listener: socket.socket, report: Callable[[str], None], lifeline_fd: int) -> None:
-    """Answer GET /metrics on *listener* until SIGTERM, SIGINT or the end of the lifeline; then return.
+    """Answer GET /metrics, /livez and /readyz on *listener* until SIGTERM, SIGINT or the end of the lifeline.
 
-    Runs in the main thread of the exporter's process. Whoever reaches the port may read: it asks for no token.
+    Runs in the main thread of the exporter's process. Whoever reaches the port may read: it asks for no token, and
+    probes come through where the public port asks for certificates.
     """
     wakeup_fd, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # its number comes through the pipe
-    metrics_dir = run_dir / "metrics"
-    metrics_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "metrics").mkdir(parents=True, exist_ok=True)
     report("ready")  # this makes the socket listen, which the server takes for granted
-    with _Server(listener, metrics_dir) as server:
+    with _Server(listener, run_dir) as server:
         pages = threading.Thread(target=server.serve_forever, name="pages", daemon=True)
         pages.start()
         poll = select.poll()
@@ -54,11 +55,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a client that is slow must not hold up the end
 
-    def __init__(self, listener: socket.socket, metrics_dir: Path) -> None:
+    def __init__(self, listener: socket.socket, run_dir: Path) -> None:
         super().__init__(("", 0), _Page, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
-        self.metrics_dir = metrics_dir
+        self.run_dir = run_dir
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _log.warning("a page of metrics could not be given", exc_info=True, extra={"client": str(client_address)})
@@ -71,12 +72,28 @@ class _Page(BaseHTTPRequestHandler):
     timeout = _SOCKET_TIMEOUT_S
 
     def do_GET(self) -> None:
-        if self.path.partition("?")[0] != "/metrics":
-            self.send_error(HTTPStatus.NOT_FOUND, "there is /metrics")
-            return
-        page = metric_files.render(self.server.metrics_dir)
-        self.send_response(HTTPStatus.OK)
-        self.send_header("content-type", metric_files.CONTENT_TYPE)
+        match self.path.partition("?")[0]:
+            case "/metrics":
+                page = metric_files.render(self.server.run_dir / "metrics")
+                self._answer(HTTPStatus.OK, metric_files.CONTENT_TYPE, page)
+            case "/livez":  # the supervisor lives: without it this process would leave
+                self._tell(HTTPStatus.OK, {"live": True})
+            case "/readyz":
+                document = health.read(self.server.run_dir)
+                ready, told = health.is_ready(document), health.complaints(document)
+                if document.get("is_stopping"):
+                    told.insert(0, "draining: the gateway is stopping")
+                answer = {"ready": ready, "live": True, **({"detail": told} if told else {})}
+                self._tell(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, answer)
+            case _:
+                self.send_error(HTTPStatus.NOT_FOUND, "there are /metrics, /livez and /readyz")
+
+    def _tell(self, status: HTTPStatus, answer: dict[str, Any]) -> None:
+        self._answer(status, "application/json", json.dumps(answer).encode())
+
+    def _answer(self, status: HTTPStatus, content_type: str, page: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-type", content_type)
         self.send_header("content-length", str(len(page)))
         self.end_headers()
         with contextlib.suppress(ConnectionError):  # who asked has left

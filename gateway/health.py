@@ -19,6 +19,17 @@ def read(run_dir: Path) -> Mapping[str, Any]:
         return {}
 
 
+def is_ready(document: Mapping[str, Any]) -> bool:
+    """Whether the gateway should get traffic: it is not stopping, and one of its workers is ready.
+
+    One that has no workers is ready if all its processes are; the exporter, which tells this, does not count.
+    """
+    children = [child for child in document.get("children", ()) if child["name"] != "exporter"]
+    workers = [child["is_ready"] for child in children if child["name"].startswith("worker-")]
+    up = any(workers) if workers else bool(children) and all(child["is_ready"] for child in children)
+    return up and not document.get("is_stopping")
+
+
 def complaints(document: Mapping[str, Any]) -> list[str]:
     """What is wrong, a sentence each: children that die again and again, a restart that was stopped."""
     found = [

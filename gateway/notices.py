@@ -45,7 +45,7 @@ class Notices:
             except OSError as error:  # a full disk is no reason to stop serving
                 _log.error("cannot write the ready file %s: %s", self._ready_file, error.strerror)
 
-    def tell_health(self, extra: list[Slot], restart: Mapping[str, Any], *, now_s: float) -> None:
+    def tell_health(self, extra: list[Slot], restart: Mapping[str, Any], *, is_stopping: bool, now_s: float) -> None:
         """Write how everybody is. extra: workers beside those in the slots. now_s: of the slots' clock."""
 
         def starts_at(slot: Slot) -> float | None:
@@ -54,6 +54,7 @@ class Notices:
         document = {
             "pid": os.getpid(),
             "written_at": round(time.time(), 3),
+            "is_stopping": is_stopping,
             "restart": restart,
             "children": [
                 {

@@ -228,10 +228,10 @@ class Supervisor:
             return
         if is_newly_ready:
             _log.info("%s is ready", slot.name, extra={"pid": slot.pid})
+            self._tell_health()  # before the ready file: who waits for that may ask the exporter next
             if not self._stop_signals:  # a child may become ready even then
                 self._park_idle(self._clock())
                 self._notices.tell_ready()
-            self._tell_health()
 
     def _reap(self, slot: Slot, now_s: float) -> None:
         death = slot.reap(now_s)
@@ -336,7 +336,8 @@ class Supervisor:
     def _tell_health(self) -> None:
         for slot in self._slots:
             self._metrics.deaths_in_a_row.labels(slot.name).set(slot.deaths_in_a_row)
-        self._notices.tell_health(self._rolling.extra, self._rolling.to_json(), now_s=self._clock())
+        extra, restart, is_stopping = self._rolling.extra, self._rolling.to_json(), self._stop_signals > 0
+        self._notices.tell_health(extra, restart, is_stopping=is_stopping, now_s=self._clock())
 
     def _stop(self, number: signal.Signals) -> None:
         """First signal: workers drain. Second: everybody ends at once. Third: killed."""
@@ -349,6 +350,7 @@ class Supervisor:
             self._kill_at_s = math.inf
             for slot in self._workers():
                 slot.signal(ANNOUNCE if slot.is_ready else signal.SIGTERM)
+            self._tell_health()
             return
         self.exit_code = 128 + number
         _log.warning("%s again: %s", number.name, "hurrying" if self._stop_signals == 2 else "killing what is left")

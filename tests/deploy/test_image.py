@@ -107,9 +107,9 @@ def healthcheck(port: int) -> int:
     (check,) = (rest for word, rest in instructions() if word == "HEALTHCHECK")
     command = json.loads(check.partition("CMD ")[2])
     assert command[0] == "python"
-    return subprocess.run(
-        [sys.executable, *(part.replace(":8080/", f":{port}/") for part in command[1:])], capture_output=True
-    ).returncode
+    told = dict(rest.split("=", 1) for word, rest in instructions() if word == "ENV" and rest.startswith("HEALTH_URL"))
+    asked = {name: url.replace(":8080/", f":{port}/") for name, url in told.items()}
+    return subprocess.run([sys.executable, *command[1:]], env={**os.environ, **asked}, capture_output=True).returncode
 
 
 @pytest.fixture
@@ -155,6 +155,7 @@ def test_it_serves_as_its_user_on_a_read_only_root_and_its_health_check_tells(op
         "PYTHONPATH": f"{source}:{packages}",
         "LD_LIBRARY_PATH": str(python / "lib"),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "SLUICEGATE_METRICS__LISTEN": "127.0.0.1:0",
     }
     environment.pop("COVERAGE_PROCESS_START", None)  # its data would go to the read-only file system
     with log.open("wb") as stderr:
@@ -171,7 +172,8 @@ def test_it_serves_as_its_user_on_a_read_only_root_and_its_health_check_tells(op
         owners = {os.stat(f"/proc/{child['pid']}").st_uid for child in json.loads(ready.read_text())["children"]}
         assert owners == {int(uid)}
         port = json.loads(ready.read_text())["data"]["port"]
-        assert healthcheck(port) == 0
+        metrics_port = json.loads(ready.read_text())["metrics"]["port"]
+        assert (healthcheck(port), healthcheck(metrics_port)) == (0, 0)
         with socket.create_connection(("127.0.0.1", port)) as connection:
             row = json.dumps({"rows": [dict.fromkeys(classifier().features, 0.5)]})
             head = f"POST /predict/iris HTTP/1.1\r\nhost: x\r\ncontent-length: {len(row)}\r\n\r\n"
@@ -180,7 +182,7 @@ def test_it_serves_as_its_user_on_a_read_only_root_and_its_health_check_tells(op
     finally:
         process.terminate()
         assert process.wait(40) == 0, log.read_text()
-    assert healthcheck(port) == 1
+    assert (healthcheck(port), healthcheck(metrics_port)) == (1, 1)
 
 
 def test_pods_run_as_the_user_of_the_image() -> None:

@@ -203,6 +203,23 @@ def test_with_the_component_of_traces_their_collector_can_be_reached(production:
     check_against_schemas(traced, API_VERSIONS[-1])
 
 
+def test_with_the_component_of_tls_probes_ask_a_port_that_wants_no_certificate(
+    production: Objects, tmp_path: Path
+) -> None:
+    secured = with_component("tls", tmp_path)
+    check_against_schemas(secured, API_VERSIONS[-1])
+    spec, before = (container(each, "sluicegate-serving", "serving") for each in (secured, production))
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert before[kind]["httpGet"]["port"] == "data"
+        assert spec[kind] == {**before[kind], "httpGet": {**before[kind]["httpGet"], "port": "metrics"}}
+    (service,) = (each for each in of_kind(secured, "Service") if each["metadata"]["name"] == "sluicegate")
+    assert service["spec"]["ports"] == [{"name": "https", "port": 443, "targetPort": "data"}]
+    server = effective_settings(secured, "sluicegate-serving", "serving", tmp_path)["server"]
+    (mount,) = (each["mountPath"] for each in spec["volumeMounts"] if each["name"] == "tls")
+    files = [server[name] for name in ("tls_certificate", "tls_key", "tls_client_ca")]
+    assert files == [f"{mount}/{name}" for name in ("tls.crt", "tls.key", "ca.crt")]
+
+
 # -- the commands of the pods, run here ------------------------------------------------------------
 
 
@@ -217,6 +234,21 @@ def environment_of(spec: dict[str, Any], store: str) -> dict[str, str]:
     return {each["name"]: each.get("value") or made[each["name"]] for each in spec["env"]}
 
 
+def effective_settings(objects: Objects, deployment: str, name: str, root: Path) -> dict[str, Any]:
+    """What the gateway makes of the command, the settings and the environment of a container."""
+    spec = container(objects, deployment, name)
+    (root / "sluicegate.toml").write_text(settings_of(objects))
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", *spec["args"], "--print-config"],
+        cwd=root,
+        env={**os.environ, **environment_of(spec, "postgresql://u@db/flags")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return tomllib.loads(done.stdout)
+
+
 @pytest.mark.parametrize(
     ("deployment", "name"),
     [("sluicegate-serving", "serving"), ("sluicegate-serving", "monitor"), ("sluicegate-control", "control")],
@@ -225,16 +257,7 @@ def test_the_gateway_takes_the_command_of_each_container(
     overlay: Objects, tmp_path: Path, deployment: str, name: str
 ) -> None:
     spec = container(overlay, deployment, name)
-    (tmp_path / "sluicegate.toml").write_text(settings_of(overlay))
-    done = subprocess.run(
-        [sys.executable, "-m", "gateway", *spec["args"], "--print-config"],
-        cwd=tmp_path,
-        env={**os.environ, **environment_of(spec, "postgresql://u@db/flags")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    effective = tomllib.loads(done.stdout)
+    effective = effective_settings(overlay, deployment, name, tmp_path)
     assert effective["sampling"]["max_log_bytes"] == 2 * 1024**3
     listens = {effective["metrics"]["listen"].rpartition(":")[2]}
     if name == "serving":
@@ -286,5 +309,6 @@ def test_the_pods_find_each_other_over_the_database_and_their_probes_are_answere
         for each in (control, serving, monitor):
             page = httpx.get(f"{each.ready['metrics']['url']}/metrics")
             assert "sluicegate_process_restarts_total" in page.text
+            assert httpx.get(f"{each.ready['metrics']['url']}/readyz").status_code == 200
         workers = control.control.get("/admin/v1/status").json()["workers"]
         assert {worker["host"] for worker in workers} == {"pod-1"}

@@ -25,7 +25,7 @@ class Look:
 
     at_s: float
     rss_bytes: int
-    pss_bytes: int
+    anonymous_bytes: int
     descriptors: int
     threads: int
 
@@ -57,7 +57,7 @@ class Verdict:
 
     def row(self) -> tuple[str, ...]:
         """Under HEAD."""
-        unit, scale = (" MiB", _MIB) if self.what in ("RSS", "PSS") else ("", 1)
+        unit, scale = (" MiB", _MIB) if self.what in ("RSS", "anonymous") else ("", 1)
         numbers = (f"{value / scale:{sign}.1f}{unit}" for value, sign in
                    ((self.first, ""), (self.last, ""), (self.rise, "+"), (self.allowed, "")))  # fmt: skip
         return (self.process, self.what, *numbers, "flat" if self.is_flat else "GROWS")
@@ -92,7 +92,7 @@ class Watch:
             at_s = [look.at_s for look in kept]
             for what, values, least, share in (
                 ("RSS", [look.rss_bytes for look in kept], bounds.memory_bytes, bounds.memory_share),
-                ("PSS", [look.pss_bytes for look in kept], bounds.memory_bytes, bounds.memory_share),
+                ("anonymous", [look.anonymous_bytes for look in kept], bounds.memory_bytes, bounds.memory_share),
                 ("descriptors", [look.descriptors for look in kept], bounds.descriptors, 0.0),
                 ("threads", [look.threads for look in kept], bounds.threads, 0.0),
             ):
@@ -114,7 +114,7 @@ def held(pid: int) -> Look:
     status = Path(f"/proc/{pid}/status").read_text()
     threads = int(next(line.split()[1] for line in status.splitlines() if line.startswith("Threads:")))
     memory = machine.memory([pid])
-    return Look(time.monotonic(), memory.rss_bytes, memory.pss_bytes, descriptors, threads)
+    return Look(time.monotonic(), memory.rss_bytes, memory.anonymous_bytes, descriptors, threads)
 
 
 def slope(at_s: Sequence[float], values: Sequence[float]) -> float:

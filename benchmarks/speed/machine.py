@@ -31,10 +31,14 @@ class NotReady(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What some processes hold. rss: pages that they share count for each of them; pss: shared out among them."""
+    """What some processes hold. rss: pages that they share count for each of them; pss: shared out among them.
+
+    anonymous: of rss, what is no file's: unlike pss it does not rise when others that have the same files open end.
+    """
 
     rss_bytes: int
     pss_bytes: int
+    anonymous_bytes: int
 
 
 def tree(pid: int) -> list[int]:
@@ -99,14 +103,14 @@ def now_s() -> float:
 
 def memory(pids: Iterable[int]) -> Memory:
     """Resident and proportional memory of processes together."""
-    found = {"Rss": 0, "Pss": 0}
+    found = {"Rss": 0, "Pss": 0, "Anonymous": 0}
     for pid in pids:
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
                 key, _, rest = line.partition(":")
                 if key in found:
                     found[key] += int(rest.split()[0]) * 1024
-    return Memory(found["Rss"], found["Pss"])
+    return Memory(found["Rss"], found["Pss"], found["Anonymous"])
 
 
 @contextlib.contextmanager

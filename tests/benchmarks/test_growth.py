@@ -34,7 +34,7 @@ def watched(rss_mib: Callable[[float], float], descriptors: Callable[[float], in
     ids=["constant", "noise", "all in the warm-up", "a saw", "one peak", "shrinking"],
 )
 def test_what_does_not_grow_is_flat(rss_mib: Callable[[float], float]) -> None:
-    assert watched(rss_mib) == {"RSS": True, "PSS": True, "descriptors": True, "threads": True}
+    assert watched(rss_mib) == {"RSS": True, "anonymous": True, "descriptors": True, "threads": True}
 
 
 @pytest.mark.parametrize(
@@ -73,5 +73,5 @@ def test_a_process_is_looked_at_as_the_kernel_has_it() -> None:
         look = growth.held(process.pid)
     assert 53 <= look.descriptors < 60
     assert look.threads == 1
-    assert look.rss_bytes >= look.pss_bytes > MIB
+    assert look.rss_bytes >= look.anonymous_bytes > MIB
     assert "MiB | GROWS |" in growth.table([growth.Verdict("me", "RSS", 1.0, 2.0, 9.0 * MIB, Bounds().memory_bytes)])

@@ -59,8 +59,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "sql",
         help="ask by SQL",
         description="Answer one SELECT in DuckDB's SQL over the view samples (a column per field, and per input and "
-        'output: "inputs.NAME", "outputs.NAME", in double quotes) and, where labels came in, the view labels. '
-        "DESCRIBE samples tells the columns. Nothing is written.",
+        'output: "inputs.NAME", "outputs.NAME", in double quotes), the view labels (every label as it came; row is the '
+        "row of its request, null if it names none), and the view labelled: each row of samples once, with the latest "
+        "of its labels by event_ts_ns (or by arrival, if that is not said): label (JSON: label ->> '$' is its text), "
+        "label_ts_ns, label_delay_s, label_event_ts_ns, label_source, label_weight, how many labels came, and "
+        "is_disputed if they say different things. DESCRIBE samples tells the columns. Nothing is written.",
     )
     sql.add_argument("query", metavar="QUERY", help='select version, avg("inputs.age") from samples group by version')
     sql.add_argument("--format", choices=("table", "csv", "jsonl"), default="table", help="(default: table)")

@@ -1,4 +1,4 @@
-"""SQL over the sample log: DuckDB in memory, with a view of all samples and one of all labels, and nothing else."""
+"""SQL over the sample log: DuckDB in memory, with views of all samples, all labels and both together, and no more."""
 
 from __future__ import annotations
 
@@ -19,10 +19,43 @@ from gateway.samples.segments import Watermark
 
 # The columns that the folders say. As text: version 2 is not a number.
 _FOLDERS = "{'model': VARCHAR, 'version': VARCHAR, 'date': DATE, 'hour': INTEGER}"
-_LABELS = (
-    "{prediction_id: 'VARCHAR', label: 'JSON', ts_ns: 'BIGINT', event_ts_ns: 'BIGINT', source: 'VARCHAR', "
-    "weight: 'DOUBLE'}"
+_LABELS = {
+    "prediction_id": "VARCHAR",
+    "row": "BIGINT",
+    "label": "JSON",
+    "ts_ns": "BIGINT",
+    "event_ts_ns": "BIGINT",
+    "source": "VARCHAR",
+    "weight": "DOUBLE",
+}
+# Each row of samples once, with the latest of its labels by the time that it is about (where the sender does not say
+# that, by its arrival), or nulls. A label without a row is about the only one of a request, and of several about none.
+_LABELLED = """
+WITH told AS (
+    SELECT prediction_id, coalesce("row", 0) AS place, "row" IS NOT NULL AS is_named, ts_ns AS arrived_ns,
+        coalesce(event_ts_ns, ts_ns) AS at_ns,
+        -- 1 and 1.0 are one label
+        CASE WHEN json_type(label) IN ('UBIGINT', 'BIGINT', 'DOUBLE') THEN CAST(CAST(label AS DOUBLE) AS VARCHAR)
+            ELSE CAST(label AS VARCHAR) END AS said,
+        {'label': label, 'ts_ns': ts_ns, 'event_ts_ns': event_ts_ns, 'source': source, 'weight': weight} AS whole
+    FROM labels WHERE prediction_id IS NOT NULL AND label IS NOT NULL
+), summed AS (
+    SELECT prediction_id, place,
+        {'latest': first(whole ORDER BY at_ns DESC, arrived_ns DESC, said), 'labels': count(*),
+            'said': count(DISTINCT said)} AS every,
+        {'latest': first(whole ORDER BY at_ns DESC, arrived_ns DESC, said) FILTER (is_named),
+            'labels': count(*) FILTER (is_named), 'said': count(DISTINCT said) FILTER (is_named)} AS named
+    FROM told GROUP BY ALL
+), joined AS (
+    SELECT samples.*, CASE WHEN samples."rows" = 1 THEN every ELSE named END AS found
+    FROM samples LEFT JOIN summed ON summed.prediction_id = samples.prediction_id AND place = samples."row"
 )
+SELECT joined.* EXCLUDE (found), found.latest.label AS label, found.latest.ts_ns AS label_ts_ns,
+    (found.latest.ts_ns - ts_ns) / 1e9 AS label_delay_s, found.latest.event_ts_ns AS label_event_ts_ns,
+    found.latest.source AS label_source, found.latest.weight AS label_weight, coalesce(found.labels, 0) AS labels,
+    coalesce(found.said, 0) > 1 AS is_disputed
+FROM joined
+"""
 
 # A segment may be closed, and get its other name, while it is looked at.
 _ATTEMPTS = 3
@@ -92,8 +125,14 @@ class Query:
                 f"read_parquet({_list(files)}, union_by_name=true, hive_partitioning=true, hive_types={_FOLDERS})",
             )
         if labels:
-            options = f"columns={_LABELS}, format='newline_delimited', ignore_errors=true"
+            columns = ", ".join(f"{name}: '{kind}'" for name, kind in _LABELS.items())
+            options = f"columns={{{columns}}}, format='newline_delimited', ignore_errors=true"
             self._view("labels", f"read_json({_list(labels)}, {options})")
+        else:
+            nothing = ", ".join(f'CAST(NULL AS {kind}) AS "{name}"' for name, kind in _LABELS.items())
+            self._view("labels", f"(SELECT {nothing}) WHERE false")
+        if files:
+            self._view("labelled", f"({_LABELLED})")
         connection.execute(f"SET temp_directory = {_text(str(spill))}")
         connection.execute(f"SET allowed_paths = {_list([*files, *labels])}")
         connection.execute(f"SET allowed_directories = {_list([spill])}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 
 from gateway.cli import EXIT_BROKEN_PIPE, main
 from gateway.offline.compactor import Compactor
+from gateway.samples.labels import Label
 from gateway.samples.lines import to_lines
 from gateway.samples.segments import SegmentReader, SegmentWriter
 from tests.builders import classifier, regressor
@@ -22,6 +25,7 @@ from tests.puppet import FakeClock
 from tests.samples.make import TEN_O_CLOCK_NS, linear_sample
 
 SECOND_NS = 10**9
+OPERATE = Path(__file__).parents[2] / "docs" / "operate.md"
 
 
 @pytest.fixture
@@ -104,6 +108,109 @@ def test_sql_joins_labels_where_they_are(lines: list[bytes], state: Path, capsys
         {"prediction_id": "iris-1-0-0", "label": "2", "weight": None},
         {"prediction_id": "iris-1-1-0", "label": '{"species":"x"}', "weight": 0.5},
     ]
+
+
+def _write_labels(state: Path, *labels: dict[str, Any], name: str = "b1-1-000001.jsonl") -> None:
+    """Labels as a worker writes them, in this order."""
+    folder = state / "samples" / "labels" / "date=2026-03-01"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (Label(**{"ts_ns": TEN_O_CLOCK_NS, **label}).to_line() for label in labels)
+    (folder / name).write_bytes(b"".join(lines))
+
+
+def _labelled(state: Path, capsys: pytest.CaptureFixture[str], ids: str) -> dict[str, Any]:
+    query = f"select * from labelled where prediction_id like '{ids}' order by prediction_id, row"
+    return {f"{found['prediction_id']} {found['row']}": found for found in _sql(state, query, capsys)}
+
+
+def test_labelled_has_each_sampled_row_once_with_its_latest_label_by_the_time_that_it_is_about(
+    lines: list[bytes], state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hour_ns = 3600 * SECOND_NS
+    first, second, third, fourth = (f"iris-1-0-{index}" for index in range(4))
+    _write_labels(
+        state,
+        # The later arrival is of an earlier event.
+        {"prediction_id": first, "label": "right", "ts_ns": TEN_O_CLOCK_NS + 10, "event_ts_ns": TEN_O_CLOCK_NS + 9},
+        {"prediction_id": first, "label": "old", "ts_ns": TEN_O_CLOCK_NS + hour_ns, "event_ts_ns": TEN_O_CLOCK_NS + 8},
+        # The same one three times, one of them as another kind of number.
+        {"prediction_id": second, "label": 1, "ts_ns": TEN_O_CLOCK_NS + 5 * SECOND_NS, "source": "lab"},
+        {"prediction_id": second, "label": 1, "ts_ns": TEN_O_CLOCK_NS + 5 * SECOND_NS, "source": "lab"},
+        {"prediction_id": second, "label": 1.0, "ts_ns": TEN_O_CLOCK_NS + 4 * SECOND_NS, "row": 0},
+        # So late that the monitor no longer counts it.
+        {"prediction_id": third, "label": {"species": "x"}, "ts_ns": TEN_O_CLOCK_NS + 24 * hour_ns, "weight": 0.5},
+        {"prediction_id": fourth, "label": True, "row": 7},  # there is no such row
+        {"prediction_id": "nobody", "label": 3},
+    )
+    _write_labels(state, {"prediction_id": first, "label": "older", "event_ts_ns": 1}, name="b2-1-000001.jsonl.open")
+    found = _labelled(state, capsys, "%")
+    assert len(found) == len(lines)
+    assert len(_sql(state, "select * from labelled", capsys)) == len(lines)
+    names = ("label", "label_source", "label_weight", "labels", "is_disputed")
+    assert {name: [found[f"{name} 0"][field] for field in names] for name in (first, second, third, fourth)} == {
+        first: ['"right"', "", None, 3, True],
+        second: ["1", "lab", None, 3, False],
+        third: ['{"species":"x"}', "", 0.5, 1, False],
+        fourth: [None, None, None, 0, False],
+    }
+    assert found[f"{first} 0"]["label_event_ts_ns"] == TEN_O_CLOCK_NS + 9
+    assert found[f"{first} 0"]["label_ts_ns"] == TEN_O_CLOCK_NS + 10
+    assert found[f"{second} 0"]["label_delay_s"] == pytest.approx(4.0)  # its row is a second after ten
+    assert found[f"{third} 0"]["label_delay_s"] == pytest.approx(24 * 3600 - 2)
+    assert found[f"{first} 0"].keys() > json.loads(lines[0]).keys() - {"inputs", "outputs", "latency_us"}
+    query = "select label ->> '$' as said from labelled where prediction_id = 'iris-1-0-0'"
+    assert _sql(state, query, capsys) == [{"said": "right"}]
+
+
+def test_labels_of_a_request_of_several_rows_are_told_by_row_and_one_without_a_row_is_of_none(
+    state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(state.parent)
+    writer = SegmentWriter(state / "samples", "b1", max_bytes=10**6, max_age_s=60.0, clock=FakeClock())
+    sample = linear_sample(np.zeros((3, 4), np.float32), prediction_id="three")
+    writer.write("iris", "1", sample.ts_ns, b"".join(to_lines(sample, 64)))
+    writer.close()
+    assert _sql(state, "select * from labels", capsys) == []
+    assert {row["label"] for row in _labelled(state, capsys, "three").values()} == {None}
+    _write_labels(
+        state,
+        {"prediction_id": "three", "label": 9, "ts_ns": TEN_O_CLOCK_NS + 99},
+        {"prediction_id": "three", "label": 0, "row": 0},
+        {"prediction_id": "three", "label": 2, "row": 2},
+        {"prediction_id": "three", "label": 1, "row": 2, "ts_ns": TEN_O_CLOCK_NS + 1},
+    )
+    found = _labelled(state, capsys, "three")
+    assert {name: (row["label"], row["labels"], row["is_disputed"]) for name, row in found.items()} == {
+        "three 0": ("0", 1, False),
+        "three 1": (None, 0, False),
+        "three 2": ("1", 2, True),
+    }
+    rows = _sql(state, "select row, label from labels order by row nulls first, ts_ns", capsys)
+    assert [(each["row"], each["label"]) for each in rows] == [(None, "9"), (0, "0"), (2, "2"), (2, "1")]
+
+
+def test_the_documented_question_for_the_accuracy_by_labels_has_the_answer(
+    lines: list[bytes], state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (written,) = re.findall(r'^sluicegate (samples sql "[^`]*")$', OPERATE.read_text(), re.MULTILINE)
+    iris = [record for record in map(json.loads, lines) if record["model"] == "iris"]
+    wrong = set(range(0, len(iris), 5))
+    answers = [record["outputs"]["label"] for record in iris]
+    said = [(answer + 1) % 3 if index in wrong else answer for index, answer in enumerate(answers)]
+    _write_labels(
+        state,
+        *({"prediction_id": record["prediction_id"], "label": label} for record, label in zip(iris, said, strict=True)),
+        # Too late to count there.
+        {"prediction_id": iris[0]["prediction_id"], "label": answers[0], "ts_ns": TEN_O_CLOCK_NS + 3601 * SECOND_NS},
+    )
+    assert main([*shlex.split(written), "--state", str(state), "--format", "jsonl"]) == 0
+    shares = {}
+    for version in ("1", "2"):
+        of_version = [index not in wrong for index, record in enumerate(iris) if record["version"] == version]
+        of_version = of_version[1:] if version == "1" else of_version
+        shares[version] = pytest.approx(sum(of_version) / len(of_version))
+    found = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {row["version"]: row["accuracy"] for row in found} == shares
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Row = tuple[dict[str, Any], bytes]
 
+_TAIL_ROWS = 10
+_MAX_ID_CHARS = 128
 _ROWS_PER_TABLE = 20_000
 # What a table on the screen, or in a file, has at most.
 _MAX_SHOWN_ROWS = 1000
@@ -36,9 +38,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "tail",
         help="show the newest rows",
         description="Show the newest sampled rows, oldest first: when, which model, version and variant answered, what "
-        "the cache did, the outputs, the inputs. Reads the files of this machine; the gateway need not run.",
+        "the cache did, which rule of sampling wanted it if one did, the outputs or the error, the inputs. Reads the "
+        "files of this machine; the gateway need not run.",
     )
-    tail.add_argument("-n", dest="rows", metavar="N", type=_count, default=10, help="how many rows (default: 10)")
+    tail.add_argument(
+        "-n", dest="rows", metavar="N", type=_count, help="how many rows (default: 10, or all of the predictions named)"
+    )
     tail.add_argument("--json", action="store_true", help="print the lines as they stand in the log")
     tail.set_defaults(run=_tail)
     export = verbs.add_parser(
@@ -51,8 +56,6 @@ def add_parser(subparsers: Subparsers) -> None:
     export.add_argument(
         "--format", choices=tuple(_WRITERS), help="what to write, where the name of FILE does not say it"
     )
-    export.add_argument("--since", metavar="TIME", type=_time_ns, help="from this time on: 2026-03-01T10:00 (UTC)")
-    export.add_argument("--until", metavar="TIME", type=_time_ns, help="up to, but not including, this time")
     export.add_argument("--json", action="store_true", help="print JSON")
     export.set_defaults(run=_export)
     sql = verbs.add_parser(
@@ -73,12 +76,24 @@ def add_parser(subparsers: Subparsers) -> None:
     for verb in (tail, export):
         verb.add_argument("--model", metavar="M", help="only this model")
         verb.add_argument("--version", metavar="V", help="only this version")
+        verb.add_argument("--since", metavar="TIME", type=_time_ns, help="from this time on: 2026-03-01T10:00 (UTC)")
+        verb.add_argument("--until", metavar="TIME", type=_time_ns, help="up to, but not including, this time")
+        verb.add_argument(
+            "--prediction-id", metavar="ID", type=_identity, action="append", default=[], dest="prediction_ids",
+            help="only the rows of this prediction (x-prediction-id of its reply); may be given several times",
+        )  # fmt: skip
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _identity(text: str) -> str:
+    if not (text.isascii() and text.isprintable() and 0 < len(text) <= _MAX_ID_CHARS):
+        raise argparse.ArgumentTypeError(f"expected a prediction id of 1 to {_MAX_ID_CHARS} characters, got {text!r}")
+    return text
 
 
 def _time_ns(text: str) -> int:
@@ -110,31 +125,58 @@ def _archive() -> Archive | None:
     return Parts()
 
 
+def _selection(options: argparse.Namespace) -> Selection:
+    from gateway.samples.search import Selection
+
+    ids = frozenset(options.prediction_ids)
+    return Selection(options.model, options.version, options.since, options.until, ids)
+
+
+def _tell_missing(selection: Selection, found: Container[str]) -> None:
+    """Say which of the predictions asked for have no row. found: ids that have."""
+    for identity in sorted(selection.prediction_ids):
+        if identity not in found:
+            print(f"no row of prediction {identity}: not sampled, removed, or not written yet", file=sys.stderr)
+
+
 # -- tail -----------------------------------------------------------------------------------------
 
 
 def _tail(options: argparse.Namespace) -> int:
-    from gateway.samples.search import Selection, newest
+    from gateway.samples.search import newest
 
-    root = _log(options)
-    found = newest(root, options.rows, Selection(options.model, options.version), _archive())
+    root, selection = _log(options), _selection(options)
+    by_id = bool(selection.prediction_ids)
+    found = newest(root, options.rows or (sys.maxsize if by_id else _TAIL_ROWS), selection, _archive())
+    _tell_missing(selection, {record["prediction_id"] for record, _line in found})
     if options.json:
         for _record, line in found:
             sys.stdout.write(line.decode())
         return 0
-    if not found:
+    if not found and not by_id:
         print(f"no such samples in {root}", file=sys.stderr)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for record, _line in found:
-        print(_text(record)[:width])
+        print(_text(record, by_id=by_id)[:width])
     return 0
 
 
-def _text(record: dict[str, Any]) -> str:
-    """``2026-03-01 10:00:00.123 iris 1 stable miss | label=0 ... | sepal_length=5.1 ...``"""
+def _text(record: dict[str, Any], *, by_id: bool) -> str:
+    """``2026-03-01 10:00:00.123 iris 1 stable miss | label=0 ... | sepal_length=5.1 ...``
+
+    With ``sampled=RULE`` before the first bar if a rule wanted the row, and ``error=CODE`` for its outputs if that was
+    the answer. by_id: name the prediction, too.
+    """
+    from gateway.samples.record import RANDOM
+
     time = datetime.fromtimestamp(record["ts_ns"] / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     place = f"{time} {record['model']} {record['version']} {record['variant']} {record['cache']}"
-    return " | ".join((place, _pairs(record["outputs"]), _pairs(record["inputs"])))
+    if record["sample_reason"] != RANDOM:
+        place += f" sampled={record['sample_reason']}"
+    if by_id:
+        place += f" {record['prediction_id']} row {record['row']}"
+    answer = f"error={record['error']}" if record.get("error") else _pairs(record["outputs"])
+    return " | ".join((place, answer, _pairs(record["inputs"]) or "no inputs"))
 
 
 def _pairs(values: dict[str, Any]) -> str:
@@ -146,29 +188,36 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from gateway.samples.search import Selection
-
     kind = options.format or options.out.suffix.removeprefix(".")
     if kind not in _WRITERS:
         suffixes = ", ".join(f".{name}" for name in _WRITERS)
         raise GatewayError(f"--out: expected a file that ends in {suffixes}, or --format; got {options.out}")
     write = _WRITERS[kind]
     root = _log(options)
-    selection = Selection(options.model, options.version, options.since, options.until)
+    selection = _selection(options)
+    seen: set[str] = set()
     partial = options.out.with_name(f".{options.out.name}.partial")
     try:
         with _progress(root, selection) as rows:
-            written = write(rows, partial)
+            written = write(_noted(rows, seen) if selection.prediction_ids else rows, partial)
         partial.replace(options.out)
     except OSError as error:
         raise GatewayError(f"cannot export to {options.out}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
+    _tell_missing(selection, seen)
     if options.json:
         print(json.dumps({"rows": written, "file": str(options.out)}, indent=2))
     else:
         print(f"{written} rows in {options.out}")
     return 0
+
+
+def _noted(rows: Iterable[Row], seen: set[str]) -> Iterator[Row]:
+    """*rows* as they are; their prediction ids are in *seen* afterwards."""
+    for row in rows:
+        seen.add(row[0]["prediction_id"])
+        yield row
 
 
 @contextmanager

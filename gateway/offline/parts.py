@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from gateway.offline.columns import records_of
@@ -140,6 +141,9 @@ class Parts:
         """The wanted rows of one hour's parts. Raises OSError, ValueError."""
         for path in parts_in(folder):
             for table in tables(path, selection=selection):
+                if selection.prediction_ids:
+                    wanted = pyarrow.array(sorted(selection.prediction_ids))
+                    table = table.filter(pyarrow.compute.is_in(table["prediction_id"], wanted))
                 for record in records_of(table, *version_of(folder)):
                     if selection.takes(record):
                         yield _as_found(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -54,6 +55,30 @@ def test_tail_is_readable(log: list[bytes], state: Path, capsys: pytest.CaptureF
     assert line.startswith("2026-03-02 15:00:00.000 iris 1 stable miss | label=")
     assert f"sepal_length={record['inputs']['sepal_length']:.6g}" in line
     assert line.count("\n") == 1
+
+
+def test_tail_says_which_rule_wanted_a_row_and_which_error_was_the_answer(
+    state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(state.parent)
+    writer = SegmentWriter(state / "samples", "b1", max_bytes=10**6, max_age_s=60.0)
+    failed = {"sample_reason": "error", "cache": "bypass", "outputs": {}}
+    rows = (
+        linear_sample(np.ones((1, 4))),
+        linear_sample(np.ones((1, 4)), sample_reason="slow"),
+        replace(linear_sample(np.ones((1, 4))), error="model_failed", **failed),
+        replace(linear_sample(np.ones((1, 4))), error="invalid_input", **failed, inputs={}),
+    )
+    for place, sample in enumerate(rows):
+        writer.write("iris", "1", TEN_O_CLOCK_NS + place, b"".join(to_lines(sample, 64)))
+    writer.close()
+    assert main(["samples", "tail", "--state", str(state)]) == 0
+    usual, slow, broken, unread = capsys.readouterr().out.splitlines()
+    inputs = "sepal_length=1 sepal_width=1 petal_length=1 petal_width=1"
+    assert usual.startswith("2026-03-01 10:00:00.000 iris 1 stable miss | label=")
+    assert slow.startswith("2026-03-01 10:00:00.000 iris 1 stable miss sampled=slow | label=")
+    assert broken == f"2026-03-01 10:00:00.000 iris 1 stable bypass sampled=error | error=model_failed | {inputs}"
+    assert unread == "2026-03-01 10:00:00.000 iris 1 stable bypass sampled=error | error=invalid_input | no inputs"
 
 
 def test_tail_finds_the_log_by_the_environment(

@@ -257,6 +257,69 @@ def test_tail_and_export_see_both_forms(
             assert len(out.read_text().splitlines()) == len(lines) + 1
 
 
+def test_the_rows_of_named_predictions_are_found_in_both_forms_and_those_without_are_told(
+    lines: list[bytes], state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ("iris-1-0-3", "iris-1-1-3", "house-1-0-2")  # of a Parquet file, of a segment, of another model
+    ids = [part for identity in wanted for part in ("--prediction-id", identity)]
+    of_them = [line for line in lines if json.loads(line)["prediction_id"] in wanted]
+    tail = ["samples", "tail", "--state", str(state)]
+    assert main([*tail, *ids, "--json"]) == 0
+    assert capsys.readouterr().out.encode() == b"".join(of_them)
+    assert main([*tail, *ids, "--model", "iris", "--prediction-id", "iris-1-0"]) == 0
+    printed = capsys.readouterr()
+    assert [line.split(" | ")[0].split(" miss ")[1] for line in printed.out.splitlines()] == [
+        "iris-1-0-3 row 0",
+        "iris-1-1-3 row 0",
+    ]
+    assert printed.err.splitlines() == [
+        f"no row of prediction {identity}: not sampled, removed, or not written yet"
+        for identity in ("house-1-0-2", "iris-1-0")
+    ]
+    out = tmp_path / "rows.jsonl"
+    for path in (out, out.with_suffix(".parquet")):
+        export = ["samples", "export", "--state", str(state), "--out", str(path), "--prediction-id", "nobody", *ids]
+        assert main(export) == 0
+        assert capsys.readouterr().err.splitlines() == [
+            "no row of prediction nobody: not sampled, removed, or not written yet"
+        ]
+    assert sorted(out.read_bytes().splitlines(keepends=True)) == sorted(of_them)
+    ids_in_table = pyarrow.parquet.read_table(out.with_suffix(".parquet"))["prediction_id"].to_pylist()
+    assert sorted(ids_in_table) == sorted(wanted)
+
+
+def test_tail_gives_all_rows_of_a_named_prediction_and_the_newest_before_a_time(
+    state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(state.parent)
+    writer = SegmentWriter(state / "samples", "b1", max_bytes=10**7, max_age_s=60.0, clock=FakeClock())
+    for second in range(60):
+        sample = linear_sample(
+            np.zeros((30, 4), np.float32), prediction_id=f"p{second}", ts_ns=TEN_O_CLOCK_NS + second * SECOND_NS
+        )
+        writer.write("iris", "1", sample.ts_ns, b"".join(to_lines(sample, 64)))
+    writer.close()
+
+    def tail(*options: str) -> list[tuple[str, int]]:
+        assert main(["samples", "tail", "--state", str(state), "--json", *options]) == 0
+        found = map(json.loads, capsys.readouterr().out.splitlines())
+        return [(record["prediction_id"], record["row"]) for record in found]
+
+    assert tail("--prediction-id", "p3") == [("p3", row) for row in range(30)]
+    assert len(tail("--prediction-id", "p3", "-n", "4")) == 4
+    assert {name for name, _row in tail("--until", "2026-03-01T10:00:20", "-n", "60")} == {"p18", "p19"}
+    assert tail("--prediction-id", "p3", "--since", "2026-03-01T10:00:04") == []
+    assert {name for name, _row in tail("--since", "2026-03-01T10:00:57", "-n", "1000")} == {"p57", "p58", "p59"}
+
+
+@pytest.mark.parametrize("identity", ["", "x" * 129, "\u00e4", "a\nb"])
+def test_what_is_no_prediction_id_is_refused(identity: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["samples", "tail", "--prediction-id", identity])
+    assert ended.value.code == 2
+    assert "expected a prediction id of 1 to 128 characters" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(lines: list[bytes], state: Path) -> None:
     query = "select a.prediction_id from samples a, samples b, samples c"
     command = [sys.executable, "-m", "gateway", "samples", "sql", query, "--state", str(state), "--format", "csv"]

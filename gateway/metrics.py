@@ -238,7 +238,7 @@ class MonitorMetrics:
 
         self.window_rows = gauge("sluicegate_drift_window_rows", "Sampled rows in the compared window.", _VERSION)
         self.drifted_features = gauge("sluicegate_drift_features", "Features and outputs now found drifted.", _VERSION)
-        self.alarms = gauge("sluicegate_drift_alarms", "Columns that drifted in enough finished windows.", _VERSION)
+        self.alarms = gauge("sluicegate_drift_alarms", "Alarms of now, by what they are of.", (*_VERSION, "kind"))
         self.statistic = gauge("sluicegate_drift_statistic", "Test statistic.", (*feature, "test"))
         self.q_value = gauge("sluicegate_drift_q_value", "P-value after Benjamini-Hochberg.", feature)
         self.effect = gauge("sluicegate_drift_effect", "Effect size: KS distance or Cramer's V.", feature)

@@ -114,10 +114,8 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
     for version in document.versions:
         print(f"{document.model} {version.version}: {version.status} ({version.reason})")
         print(f"  {_window(version)}; written {_time(document.written_at)}")
-        for alarm in version.alarms:
-            ids = ", ".join(alarm.prediction_ids[:_SHOWN_IDS])
-            often = f"{alarm.drifted_windows} of {alarm.judged_windows} windows"
-            print(f"  ALARM {alarm.name}: drifted in {often}; look at {ids}")
+        for line in _alarms(document, version):
+            print(f"  {line}")
         if (beside := version.beside) is not None:
             print(f"  beside version {beside.baseline}, {beside.window_rows} rows: {beside.status} ({beside.reason})")
         if (outside := version.outside) is not None:
@@ -144,6 +142,26 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
         ):
             print(f"  {line}")
         print()
+
+
+def _alarms(document: DriftDocument, version: VersionReport) -> Iterator[str]:
+    """Every alarm of a version, each with the command that shows its rows."""
+    from gateway.offline import alarmed
+
+    model, performance = document.model, document.performance
+    beside = version.beside
+    columns = [(alarm.name, alarm) for alarm in version.alarms]
+    columns += [(f"{alarm.name} against {beside.baseline}", alarm) for alarm in beside.alarms] if beside else []
+    for name, alarm in columns:
+        yield f"ALARM {name}: drifted in {alarm.drifted_windows} of {alarm.judged_windows} windows; its rows:"
+        yield f"  {alarmed.command(model, version.version, alarm) or 'none are named'}"
+    told = alarmed.of_version(performance, version.version)
+    for metric in alarmed.decayed(performance, version.version):
+        yield f"ALARM {metric['name']} by labels: {_against(metric, told)}; its rows:"
+        yield f"  {alarmed.command_of_metric(model, version.version, told)}"
+    for found in alarmed.changed(performance, version.version):
+        yield f"ALARM {found['name']} by labels: {_change(found['changes'][-1])}; rows up to it:"
+        yield f"  {alarmed.command_of_detector(model, version.version, found)}"
 
 
 def _print_columns(columns: Sequence[ColumnDrift]) -> None:
@@ -208,10 +226,13 @@ def _decay(section: Mapping[str, Any], version: str) -> Iterator[str]:
     """How the windows of labelled rows compare with the first ones."""
     for told in section.get("versions", ()):
         for metric in told.get("metrics", ()) if told["version"] == version else ():
-            value, mean, bound = (_number(metric[name]) for name in ("value", "mean", "bound"))
-            against = f"at first {mean}, bound {bound}" if bound else f"at first {mean}, no bound yet"
-            window = f"{value} in a window of {told['window_rows']} rows; {against}"
-            yield f"{metric['name']} by labels: {metric['verdict']} ({window})"
+            yield f"{metric['name']} by labels: {metric['verdict']} ({_against(metric, told)})"
+
+
+def _against(metric: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    value, mean, bound = (_number(metric[name]) for name in ("value", "mean", "bound"))
+    against = f"at first {mean}, bound {bound}" if bound else f"at first {mean}, no bound yet"
+    return f"{value} in a window of {told['window_rows']} rows; {against}"
 
 
 def _detectors(section: Mapping[str, Any], version: str) -> Iterator[str]:
@@ -223,10 +244,13 @@ def _detectors(section: Mapping[str, Any], version: str) -> Iterator[str]:
                 f"{each['name']} by labels: {each['verdict']} ({each['found']} changes in {each['rows']} rows{because})"
             )
             if each["changes"]:
-                newest = each["changes"][-1]
-                line += f"; mean error {_number(newest['before'])} -> {_number(newest['after'])}"
-                line += f" at {_time(newest['ts_ns'] / 1e9)}"
+                line += f"; {_change(each['changes'][-1])}"
             yield line
+
+
+def _change(found: Mapping[str, Any]) -> str:
+    at = _time(found["ts_ns"] / 1e9)
+    return f"mean error {_number(found['before'])} -> {_number(found['after'])} at {at}"
 
 
 def _scores(scores: Mapping[str, Any]) -> str:

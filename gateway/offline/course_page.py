@@ -9,7 +9,8 @@ from gateway.offline.course import Course, Courses, Looks, Span
 from gateway.offline.figures import svg
 from gateway.offline.markup import number, share, short, text
 
-_WIDTH, _HEIGHT, _FOOT, _LEFT = 300, 96, 16, 44
+_WIDTH, _HEIGHT, _FOOT = 300, 96, 16
+_LEFT = 58  # with room for the longest number: -0.000943
 _HOUR_S, _DAY_S = 3600, 86_400
 _MAX_NAME = 80
 _LINE_OF_TEXT = 11

@@ -6,19 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gateway.offline import figures
-from gateway.offline.markup import badge, clock, length, number, share, short, table, time
+from gateway.offline.markup import METRICS, badge, clock, length, number, share, short, table, time
 
 _MAX_NAME = 40
-# Metric -> what people call it. What else is in the numbers is shown under its own name.
-_NAMES = {
-    "auc": "AUC",
-    "brier": "Brier",
-    "ece": "ECE",
-    "f1": "F1",
-    "log_loss": "log loss",
-    "mae": "mean absolute error",
-    "rmse": "RMSE",
-}
 _SHOWN_CHANGES = 3
 _APART = ("rows", "classes")
 _COUNTS = {
@@ -71,7 +61,7 @@ def _variant(told: Mapping[str, Any], slice_feature: str) -> Iterator[str]:
             yield f"{title}<p>Performance is not known: {short(told['reason'], 200)}.</p>"
         return
     names = [name for name in told["scores"] if name not in _APART]
-    headings = ["", "rows", *(_NAMES.get(name, name) for name in names)]
+    headings = ["", "rows", *(METRICS.get(name, name) for name in names)]
     rows = [("all", str(told["scores"]["rows"]), *(number(told["scores"][name]) for name in names))]
     rows += [
         (f"{short(slice_feature, _MAX_NAME)} = {short(each['value'], _MAX_NAME)}", str(each["rows"]),
@@ -82,7 +72,7 @@ def _variant(told: Mapping[str, Any], slice_feature: str) -> Iterator[str]:
     if classes := told["scores"].get("classes"):
         fields = ("precision", "recall", "f1")
         yield table(
-            ("class", "rows", *(_NAMES.get(name, name) for name in fields)),
+            ("class", "rows", *(METRICS.get(name, name) for name in fields)),
             (
                 (short(each["class"], _MAX_NAME), str(each["rows"]), *(number(each[name]) for name in fields))
                 for each in classes
@@ -118,7 +108,7 @@ def _decay(told: Mapping[str, Any]) -> Iterator[str]:
         '<div class="grid">'
     )
     for metric in metrics:
-        label = _NAMES.get(metric["name"], metric["name"])
+        label = METRICS.get(metric["name"], metric["name"])
         bound = f"bound {number(metric['bound'])}" if metric["bound"] is not None else "too few windows for a bound"
         yield (
             f'<div class="card"><h4><span>{short(label, _MAX_NAME)}</span>{badge(metric["verdict"])}</h4>'

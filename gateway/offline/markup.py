@@ -6,6 +6,27 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 
+from gateway.offline.drift import CHI_SQUARE, FISHER, KS, MISSING, RANKS
+
+# Test -> what people call it.
+TESTS = {
+    KS: "Kolmogorov-Smirnov",
+    RANKS: "Mann-Whitney",
+    CHI_SQUARE: "chi-square",
+    FISHER: "Fisher's exact test",
+    MISSING: "share missing",
+}
+# Metric -> what people call it. What else is in the numbers is shown under its own name.
+METRICS = {
+    "auc": "AUC",
+    "brier": "Brier",
+    "ece": "ECE",
+    "f1": "F1",
+    "log_loss": "log loss",
+    "mae": "mean absolute error",
+    "rmse": "RMSE",
+}
+
 
 def text(value: object) -> str:
     """*value* as HTML text that cannot be anything else: names come from whoever made the model.

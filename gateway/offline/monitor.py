@@ -139,7 +139,7 @@ class Monitor:
             )
             replace_file(self._document_path(model), document.to_json(), sync=False)
             for found in versions:
-                self._gauges.show(model, found)
+                self._gauges.show(model, found, performance)
             self._metrics.last_report_s.labels(model).set(now)
         self._changed.clear()
 

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gateway.offline import course_page, figures, labels_page
-from gateway.offline.drift import FISHER, KS, MISSING, RANKS, ColumnDrift
-from gateway.offline.history import Alarm, TimelinePoint
-from gateway.offline.markup import badge, chance, clock, figure, number, share, short, table, text, time
+from gateway.offline import alarms_page, course_page, figures, labels_page
+from gateway.offline.drift import ColumnDrift
+from gateway.offline.history import TimelinePoint
+from gateway.offline.markup import TESTS, badge, chance, clock, number, share, short, table, text, time
 from gateway.offline.outside import Outside
 from gateway.offline.report import BesideReport, DriftDocument, VersionReport
 from gateway.offline.together import Together
 
-_TESTS = {
-    KS: "Kolmogorov-Smirnov",
-    RANKS: "Mann-Whitney",
-    "chi2": "chi-square",
-    FISHER: "Fisher's exact test",
-    MISSING: "share missing",
-}
 _MAX_NAME = 80
 
 _STYLE = """
@@ -104,8 +97,8 @@ def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
         f'<p>{text(version.reason)}.</p><p class="soft">Window: {window}. Reference: {version.reference_rows} rows. '
         f"{_ever(version)} Package <code>{text(version.digest)}</code>.</p>"
     )
-    if version.alarms:
-        yield f'<h3>Alarms</h3><ul class="alarms">{"".join(_alarm(alarm) for alarm in version.alarms)}</ul>'
+    if listed := "".join(alarms_page.listed(document, version)):
+        yield f'<h3>Alarms</h3><ul class="alarms">{listed}</ul>'
     elif version.columns:
         yield "<h3>Alarms</h3><p>None.</p>"
     if version.beside is not None:
@@ -148,9 +141,6 @@ def _beside(found: BesideReport) -> Iterator[str]:
         f"version {text(found.baseline)}. A change of the traffic reaches both, and is not seen here. Of outputs only "
         "what lies beyond the difference of the two references counts.</p>"
     )
-    if found.alarms:
-        against = f"version {found.baseline}"
-        yield f'<ul class="alarms">{"".join(_alarm(alarm, against) for alarm in found.alarms)}</ul>'
     drifted = [column for column in found.columns if column.verdict == "drifted"]
     if drifted:
         yield f'<div class="grid">{"".join(_card(column) for column in drifted)}</div>'
@@ -189,29 +179,6 @@ def _quality(columns: Sequence[ColumnDrift]) -> Iterator[str]:
         yield "<p>No value is missing, beyond the reference, new, or of the wrong type.</p>"
 
 
-def _alarm(alarm: Alarm, against: str = "the reference") -> str:
-    what = {
-        MISSING: f"is missing in another share of the rows than in {text(against)}",
-        KS: f"has other values than in {text(against)}",
-        RANKS: f"has other values than in {text(against)}",
-    }.get(alarm.test, f"has its categories in other shares than in {text(against)}")
-    kind = "feature" if alarm.role == "input" else "output"
-    others = [
-        f"{short(top.name, _MAX_NAME)} ({top.effect:.2f})" for top in alarm.top_features if top.name != alarm.name
-    ]
-    moved = f"<p>Features that moved in the same window: {', '.join(others)}.</p>" if others else ""
-    ids = ", ".join(f"<code>{text(one)}</code>" for one in alarm.prediction_ids)
-    return (
-        f"<li><p><strong>{short(alarm.name, _MAX_NAME)}</strong> ({kind}) {what}: in {alarm.drifted_windows} of the "
-        f"last {alarm.judged_windows} windows.</p>"
-        f"<p>In the newest of them, {time(alarm.window_from_ns / 1e9)} to {time(alarm.window_to_ns / 1e9)}, "
-        f"{alarm.n_cur} rows against {alarm.n_ref}: effect {alarm.effect:.2f} of 1, "
-        f"{figure('q', chance(alarm.q))} ({figure(_TESTS.get(alarm.test, alarm.test), number(alarm.statistic))}, "
-        f"{figure('p', chance(alarm.p))}).</p>"
-        f"{moved}<p>Predictions to look at: {ids or 'none'}.</p></li>"
-    )
-
-
 def _together(found: Together) -> Iterator[str]:
     words = "inside of the band, as ever"
     if found.is_outside:
@@ -226,7 +193,7 @@ def _together(found: Together) -> Iterator[str]:
 def _card(column: ColumnDrift) -> str:
     facts: list[tuple[str, str]] = []
     if column.test:
-        facts.append((_TESTS.get(column.test, column.test), number(column.statistic)))
+        facts.append((TESTS.get(column.test, column.test), number(column.statistic)))
         facts += [("effect", number(column.effect)), ("p", chance(column.p)), ("q", chance(column.q))]
     plot = ""
     if (shown := column.measures) is not None:

@@ -278,14 +278,9 @@ class Performance:
         rows = newest((row for rows in parts for row in rows), self._settings.recent_rows)
         told = {"version": version, "window_rows": self._settings.window_rows, **told_of(rows, target)}
         told["detectors"] = self._watches.told((model, version))
-        for found in told["detectors"]:
-            self._metrics.error_drift.labels(model, version, found["name"]).set(found["verdict"] == "drifted")
         decay = self._decays.get((model, version))
         if decay is not None:
             told |= decay.told(self._settings.reference_windows)
-            for metric in told["metrics"]:
-                feature = f"{metric['name']} by labels"
-                self._metrics.drifted.labels(model, version, feature).set(metric["verdict"] == "drifted")
         return told
 
     def _show(self, key: _Key, told: dict[str, Any]) -> None:

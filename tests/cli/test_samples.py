@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -62,7 +63,7 @@ def test_tail_says_which_rule_wanted_a_row_and_which_error_was_the_answer(
 ) -> None:
     monkeypatch.chdir(state.parent)
     writer = SegmentWriter(state / "samples", "b1", max_bytes=10**6, max_age_s=60.0)
-    failed = {"sample_reason": "error", "cache": "bypass", "outputs": {}}
+    failed: dict[str, Any] = {"sample_reason": "error", "cache": "bypass", "outputs": {}}
     rows = (
         linear_sample(np.ones((1, 4))),
         linear_sample(np.ones((1, 4)), sample_reason="slow"),

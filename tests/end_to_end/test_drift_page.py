@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import random
 import re
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 
 from gateway.cli import main
+from gateway.offline.alarmed import KINDS
 from tests.browser import Tab, browser
 from tests.builders import classifier, write_package
 from tests.end_to_end.flags import declare, must_change
@@ -99,19 +103,53 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         eventually(is_all_there, "alarms and labels are in the document", timeout_s=60.0)
 
+        seeds = itertools.count(8)
+
+        def canary_alarms() -> bool:
+            found = next(version for version in document(live)["versions"] if version["version"] == "2")
+            if found["beside"] is not None and found["beside"]["alarms"]:
+                return True
+            seed = next(seeds)  # as traffic goes on, rows of both fall into each window
+            asked.extend(ask_and_label(live, 50, seed, shift=1.0, right=0.5, tier="usual"))
+            ask_and_label(live, 50, seed, shift=2.0, right=0.8, tier="gold")
+            return False
+
+        eventually(canary_alarms, "the canary alarms beside the default version", timeout_s=60.0)
+
         def is_told() -> bool:
             rows = live.control.get("/admin/v1/audit", params={"limit": 100}).json()["rows"]
-            return any("adwin by labels" in str(row["after"]) for row in rows if row["verb"] == "alarm.drift")
+            told = str([row["after"] for row in rows if row["verb"] == "alarm.drift"])
+            return all(f"{name} by labels" in told for name in ("accuracy", "adwin")) and "against 1" in told
 
-        eventually(is_told, "what a detector found is an alarm")
-        assert (
-            'sluicegate_error_drift{detector="adwin",model="iris",version="1"} 1.0' in live.control.get("/metrics").text
-        )
+        eventually(is_told, "every kind of alarm is in the trail", timeout_s=60.0)
+        metrics = live.control.get("/metrics").text
+        assert 'sluicegate_error_drift{detector="adwin",model="iris",version="1"} 1.0' in metrics
+        alarms = {
+            (version, kind): float(count)
+            for kind, version, count in re.findall(
+                r'^sluicegate_drift_alarms{kind="(\w+)",model="iris",version="(\d)"} (\S+)$', metrics, re.MULTILINE
+            )
+        }
+        assert set(alarms) == {(version, kind) for version in "12" for kind in KINDS}
+        for key in (("1", "reference"), ("1", "labels"), ("1", "detectors"), ("2", "beside")):
+            assert alarms[key] >= 1, key
+        assert alarms["1", "beside"] == 0
         page = root / "drift.html"
         report = ["drift", "report", "iris", "--url", live.control_url, "--token-file", str(state / "admin.token")]
         with redirect_stdout(io.StringIO()) as printed:
             assert main([*report, "--html", str(page)]) == 0
         assert "adwin by labels: drifted (" in printed.getvalue()
+        lines = printed.getvalue().splitlines()
+        for name in ("sepal_width", "sepal_width against 1", "accuracy by labels", "adwin by labels"):
+            place = next(index for index, line in enumerate(lines) if line.startswith(f"  ALARM {name}: "))
+            shown = subprocess.run(  # what is printed is what a shell takes
+                ["bash", "-c", lines[place + 1].replace("sluicegate", f"{sys.executable} -m gateway", 1)],
+                env={**os.environ, "SLUICEGATE_PATHS__STATE": str(state)},
+                capture_output=True,
+                text=True,
+            )
+            assert (shown.returncode, shown.stderr) == (0, ""), shown.stderr
+            assert len(shown.stdout.splitlines()) >= 10, shown.stdout
         assert re.search(r"sepal_width +│ reference +│ +│ +-?\d", printed.getvalue())
         assert "more than the bound" in printed.getvalue()
         metrics = live.control.get("/metrics").text
@@ -156,6 +194,10 @@ def test_all_that_the_document_has_is_on_the_page(written: Path, tab: Tab) -> No
     words = " ".join(tab.evaluate("document.body.innerText").split())
     for said in (
         "sepal_width (feature) has other values than in the reference",
+        "sepal_width (feature) has other values than in version 1 at the same time",
+        "accuracy (by labels) got worse: ",
+        "adwin (by labels) found a change for the worse at ",
+        "Its rows, on the gateway's host: sluicegate samples tail --model iris --version 1 --since ",
         "Beside version 1 at the same time",
         "Windows one after the other",
         "Day by day and hour by hour",

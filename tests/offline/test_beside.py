@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from gateway.metrics import MonitorMetrics, process_registry
+from gateway.offline.alarmed import KINDS
 from gateway.offline.monitor import Monitor
 from gateway.offline.page import page
 from gateway.offline.report import BesideReport
@@ -16,6 +19,7 @@ from gateway.tensors import Array
 from tests.builders import classifier, write_package
 from tests.offline.logs import Log, document, monitor_settings
 from tests.offline.test_monitor import clean, run, samples, shifted, start
+from tests.puppet import FakeClock
 from tests.samples.make import TEN_O_CLOCK_NS, linear_sample
 
 CANARY = classifier(version="2")
@@ -99,12 +103,25 @@ def test_what_the_canary_alone_shows_is_an_alarm_after_two_windows_and_survives_
         write(log, monitor, clean(10 + window, 310), shifted(20 + window, 310), start_row=400 * window)
         monitor.save()
         monitor = start(settings)
+    registry = process_registry()
+    monitor = Monitor(settings, MonitorMetrics(registry), clock=FakeClock(TEN_O_CLOCK_NS / 1e9))
     run(monitor)
     (alarm,) = (alarm for alarm in beside(settings).alarms if alarm.name == "sepal_width")
     assert (alarm.drifted_windows, alarm.judged_windows) == (2, 2)
     assert alarm.since_ns == TEN_O_CLOCK_NS  # all that it takes came after that: the first window
     assert all(name.startswith("c") for name in alarm.prediction_ids)
-    assert "sepal_width</strong> (feature) has other values than in version 1" in page(document(settings, "iris"))
+    by_kind = {
+        kind: registry.get_sample_value("sluicegate_drift_alarms", {"model": "iris", "version": "2", "kind": kind})
+        for kind in KINDS
+    }
+    own = document(settings, "iris").versions[1].alarms
+    wanted = {"reference": len(own), "beside": len(beside(settings).alarms), "labels": 0, "detectors": 0}
+    assert by_kind == wanted
+    (listed,) = re.findall(r"<h3>Alarms</h3><ul.*?</ul>", page(document(settings, "iris")))
+    assert "sepal_width</strong> (feature) has other values than in version 1 at the same time" in listed
+    ids = " ".join(f"--prediction-id {name}" for name in alarm.prediction_ids)
+    span = "--since 2026-03-01T10:06 --until 2026-03-01T10:12"
+    assert f"sluicegate samples tail --model iris --version 2 {span} {ids}</code>" in listed
     raw = (settings.drift_path / "iris.json").read_bytes()
     assert document(settings, "iris").to_json() == raw
     assert json.loads(raw)["versions"][1]["beside"]["baseline"] == "1"

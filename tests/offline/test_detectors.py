@@ -14,9 +14,11 @@ from river import drift
 from gateway.cli import main
 from gateway.labelling import DETECTORS, parse_detectors
 from gateway.offline.detectors import MAX_ERRORS, SCALE_ROWS, ErrorWatch
+from gateway.offline.page import page
 from gateway.offline.scores import Judged
 from gateway.samples.labels import Label
 from tests.builders import classifier, write_package
+from tests.offline.logs import document
 from tests.offline.test_performance import SECOND_NS, Rig
 from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample
 
@@ -178,6 +180,13 @@ def test_the_monitor_watches_the_errors_of_rows_whose_wait_is_over_in_the_order_
     rig.run()
     section = rig.section()
     assert section["detectors_alarm"] == (tell == "alarm")
+    drifted = sum(each["verdict"] == "drifted" for each in section["versions"][0]["detectors"])
+    assert drifted >= 1
+    assert rig.alarms("detectors") == (drifted if tell == "alarm" else 0)
+    names = {"model": "iris", "version": "1", "detector": "adwin"}
+    assert rig.registry.get_sample_value("sluicegate_error_drift", names) == 1
+    listed = "<strong>adwin</strong> (by labels) found a change for the worse at "
+    assert (listed in page(document(rig.settings, "iris"))) == (tell == "alarm")
     found = {each["name"]: each for each in section["versions"][0]["detectors"]}
     assert found["adwin"]["verdict"] == "drifted"
     assert found["adwin"]["rows"] == 600

@@ -15,6 +15,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from gateway.metrics import MonitorMetrics, process_registry
+from gateway.offline.alarmed import KINDS
 from gateway.offline.monitor import Monitor
 from gateway.offline.windows import load_memory
 from gateway.samples.record import Sample
@@ -468,7 +469,8 @@ def test_the_gauges_say_what_the_document_says(settings: Settings, log: Log) -> 
     assert registry.get_sample_value("sluicegate_drift_window_rows", version) == 300
     assert registry.get_sample_value("sluicegate_drift_features", version) == len(found.drifted)
     assert registry.get_sample_value("sluicegate_monitor_rows_total") == 300
-    assert registry.get_sample_value("sluicegate_drift_alarms", version) == 0
+    alarms = {kind: registry.get_sample_value("sluicegate_drift_alarms", {**version, "kind": kind}) for kind in KINDS}
+    assert alarms == dict.fromkeys(KINDS, 0)
     for column in found.columns:
         labels = {**version, "feature": column.name}
         assert registry.get_sample_value("sluicegate_drift_detected", labels) == (column.verdict == "drifted")
@@ -476,6 +478,22 @@ def test_the_gauges_say_what_the_document_says(settings: Settings, log: Log) -> 
         assert registry.get_sample_value("sluicegate_drift_effect", labels) == column.effect
         statistic = registry.get_sample_value("sluicegate_drift_statistic", {**labels, "test": column.test})
         assert statistic == column.statistic
+
+
+def test_the_gauges_count_alarms_and_take_them_back_with_the_package(settings: Settings, log: Log) -> None:
+    write_package(settings.paths.models, classifier(), reference_rows=2000)
+    registry = process_registry()
+    monitor = Monitor(settings, MonitorMetrics(registry), clock=FakeClock(TEN_O_CLOCK_NS / 1e9))
+    log.write(*samples(shifted()), *samples(shifted(5), start_row=300))
+    run(monitor)
+    names = {"model": "iris", "version": "1"}
+    found = document(settings, "iris").versions[0].alarms
+    assert "sepal_width" in {alarm.name for alarm in found}
+    assert registry.get_sample_value("sluicegate_drift_alarms", {**names, "kind": "reference"}) == len(found)
+    shutil.rmtree(settings.paths.models / "iris")
+    monitor.tidy()
+    assert registry.get_sample_value("sluicegate_drift_alarms", {**names, "kind": "reference"}) == 0
+    assert registry.get_sample_value("sluicegate_drift_detected", {**names, "feature": "sepal_width"}) == 0
 
 
 def test_the_document_is_plain_json_with_a_schema_number(settings: Settings, log: Log) -> None:

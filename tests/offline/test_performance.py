@@ -19,6 +19,7 @@ from gateway.labelling import LabelSettings
 from gateway.metrics import MonitorMetrics, process_registry
 from gateway.offline.decay import band, is_outside
 from gateway.offline.monitor import Monitor
+from gateway.offline.page import page
 from gateway.offline.scores import Judged, scores_of
 from gateway.offline.targets import Target, target_of
 from gateway.samples.labels import Label, LabelLog
@@ -48,7 +49,6 @@ class Rig:
     def __init__(self, root: Path, **labels: Any) -> None:
         self.settings = settings_in(root, **labels)
         self.clock = FakeClock(TEN_O_CLOCK_NS / 1e9)
-        self.registry = process_registry()
         self.log = Log(self.settings)
         self.label_logs = [
             LabelLog(self.settings.sample_log_path, boot=f"w{index}", max_bytes=3000, max_age_s=3600)
@@ -57,7 +57,8 @@ class Rig:
         self.monitor = self.start()
 
     def start(self) -> Monitor:
-        return Monitor(self.settings, MonitorMetrics(process_registry()), clock=self.clock)
+        self.registry = process_registry()
+        return Monitor(self.settings, MonitorMetrics(self.registry), clock=self.clock)
 
     def restart(self) -> None:
         self.monitor.save()
@@ -80,6 +81,11 @@ class Rig:
         found = document(self.settings, model).performance
         assert found is not None
         return dict(found)
+
+    def alarms(self, kind: str, model: str = "iris") -> float | None:
+        """What the gauge says of version 1."""
+        names = {"model": model, "version": "1", "kind": kind}
+        return self.registry.get_sample_value("sluicegate_drift_alarms", names)
 
     def variant(self, model: str = "iris", variant: str = "stable") -> dict[str, Any]:
         return next(dict(each) for each in self.section(model)["variants"] if each["variant"] == variant)
@@ -451,8 +457,16 @@ def test_a_model_that_gets_worse_is_found_by_its_windows_and_one_that_does_not_i
     assert (verdict("good"), verdict("bad")) == ("stable", "stable")  # one window may be chance
     add("bad", 280, 1, 0.5)
     assert (verdict("good"), verdict("bad")) == ("stable", "drifted")
+    assert (rig.alarms("labels", "good"), rig.alarms("labels", "bad")) == (0, 2)  # accuracy and AUC
+    content = page(document(rig.settings, "bad"))
+    window_ns = [TEN_O_CLOCK_NS + second * SECOND_NS for second in (280, 319)]
+    assert "<strong>accuracy</strong> (by labels) got worse: " in content
+    assert f"and ts_ns between {window_ns[0]} and {window_ns[1]} order by ts_ns" in content
+    assert "<h3>Alarms</h3>" not in page(document(rig.settings, "good"))
     add("bad", 320, 2, 0.95)
     assert verdict("bad") == "stable"
+    (of_bad,) = rig.section("bad")["versions"]
+    assert rig.alarms("labels", "bad") == sum(metric["verdict"] == "drifted" for metric in of_bad["metrics"]) < 2
 
 
 def test_of_models_that_do_not_change_few_are_ever_called_decayed_and_a_drop_of_six_points_is_found() -> None:

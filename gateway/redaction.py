@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -102,13 +102,18 @@ def parse_setting(text: str) -> dict[str, Rules]:
     return dict(found)
 
 
-def rules_for(model: str, card: Rules, setting: Mapping[str, Rules]) -> Rules:
-    """All rules of one version together; of two for one name, the stricter."""
-    rules = dict(card)
-    for more in (setting.get(ANY_MODEL, NOTHING), setting.get(model, NOTHING)):
+def rules_for(
+    model: str, card: Rules, setting: Mapping[str, Rules], parts: Mapping[str, Sequence[str]] | None = None
+) -> Rules:
+    """All rules of one version together; of two for one name, the stricter.
+
+    parts: by tensor, the names of its features or output columns (`Signature.parts`): a rule for it is one for each.
+    """
+    rules: dict[str, Rule] = {}
+    for more in (card, setting.get(ANY_MODEL, NOTHING), setting.get(model, NOTHING)):
         for name, rule in more.items():
-            known = rules.get(name, rule)
-            rules[name] = min(known, rule, key=lambda one: _STRICTEST.index(one.kind))
+            for each in {name, *(parts or {}).get(name, ())}:
+                rules[each] = min(rules.get(each, rule), rule, key=lambda one: _STRICTEST.index(one.kind))
     return rules
 
 

@@ -111,6 +111,15 @@ class Signature:
         tensors = {spec.name for spec in (*self.inputs, *self.outputs)}
         return tensors | {feature.name for feature in self.features} | {column.name for column in self.output_columns()}
 
+    def parts(self) -> dict[str, list[str]]:
+        """By tensor, the names under which its values stand in the sample log: its features, or its output columns."""
+        found: dict[str, list[str]] = {}
+        for feature in self.features:
+            found.setdefault(feature.input, []).append(feature.name)
+        for column in self.output_columns():
+            found.setdefault(column.output, []).append(column.name)
+        return found
+
     def output_columns(self) -> Iterator[OutputColumn]:
         """The columns of all outputs: ``label``, ``probabilities.setosa``; wide outputs are left out."""
         for spec in self.outputs:

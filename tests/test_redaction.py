@@ -83,6 +83,19 @@ def test_the_card_and_the_settings_are_added_up_and_the_stricter_rule_holds() ->
     assert {name: rule.kind for name, rule in rules_for("x", {}, setting).items()} == {"email": "hash"}
 
 
+def test_a_rule_for_a_tensor_is_one_for_each_of_its_columns_unless_theirs_is_stricter() -> None:
+    card = parse_card({"table": "hash", "age": "bucket 18", "zip": "drop", "alone": "hash"})
+    rules = rules_for("m", card, parse_setting("m.chances = drop"), {"table": ["age", "zip"], "chances": ["chances.0"]})
+    assert {name: rule.kind for name, rule in rules.items()} == {
+        "table": "hash",
+        "age": "hash",
+        "zip": "drop",
+        "alone": "hash",
+        "chances": "drop",
+        "chances.0": "drop",
+    }
+
+
 @pytest.mark.parametrize("text", ["age=drop", "m.age", "m.age=keep", ".age=drop", "m.=drop"])
 def test_a_setting_that_names_nothing_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"form MODEL|drop, hash"):

@@ -73,6 +73,7 @@ class Monitor:
         self._reader = SegmentReader(settings.sample_log_path, watermark, clock=clock)
         self._saved = Watermark(dict(watermark.offsets), dict(watermark.finished))
         self._compactor = compactor_of(settings)
+        self._redact = parse_setting(settings.sampling.redact)
         self._performance = Performance(
             settings.labels,
             models=settings.paths.models,
@@ -80,9 +81,9 @@ class Monitor:
             memory=settings.monitor_path,
             metrics=metrics,
             clock=clock,
+            redact=self._redact,
         )
         self._references: dict[tuple[str, str], Reference | str] = {}  # or why there is none
-        self._redact = parse_setting(settings.sampling.redact)
         sampling = settings.sampling
         self._retention = Retention(settings.sample_log_path, sampling.keep_s, sampling.max_log_bytes, clock)
         self._fits: dict[tuple[str, str], tuple[Reference | str, Fit | None]] = {}

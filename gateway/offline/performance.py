@@ -6,7 +6,7 @@ import calendar
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from gateway.offline.join import Join, Waiting
 from gateway.offline.scores import Judged
 from gateway.offline.targets import Target, Targets, text_of
 from gateway.offline.windows import replace_file
+from gateway.redaction import Rules
 from gateway.samples.labels import FOLDER, LabelMark, LabelReader, from_line
 from gateway.samples.record import RANDOM
 from gateway.samples.record import SCHEMA as SAMPLE_SCHEMA
@@ -71,15 +72,16 @@ class Performance:
         memory: Path,
         metrics: MonitorMetrics,
         clock: Callable[[], float] = time.time,
+        redact: Mapping[str, Rules] | None = None,
     ) -> None:
-        """memory: the directory of its memory. Raises OSError."""
+        """memory: the directory of its memory. redact: what the settings hide in the log, by model. Raises OSError."""
         self._settings = settings
         self._models = models
         self._log = sample_log
         self._path = memory / MEMORY_FILE
         self._metrics = metrics
         self._clock = clock
-        self._targets = Targets(models, clock=clock)
+        self._targets = Targets(models, clock=clock, redact=redact)
         self._forget()
         try:
             self._remember()

@@ -81,7 +81,7 @@ def load_reference(package: Path, redact: Mapping[str, Rules] | None = None) -> 
             raise PackageInvalid(f"{REFERENCE_FILE} is not the file that the manifest names (its sha256 differs)")
         with pyarrow.parquet.ParquetFile(path) as parquet:  # read_table would load pandas, if it is there
             table = parquet.read(use_threads=False)
-        hidden = rules_for(manifest.name, manifest.redact, redact or {})
+        hidden = rules_for(manifest.name, manifest.redact, redact or {}, manifest.signature.parts())
         columns = tuple(
             ReferenceColumn(name, role, kind, datatype, values_of(table[name].to_pylist(), kind, datatype))
             for name, role, kind, datatype in _described(manifest.signature)

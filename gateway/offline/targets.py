@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from gateway.errors import PackageInvalid
-from gateway.models.manifest import MANIFEST_FILE, NAME_PATTERN, VERSION_PATTERN, parse
+from gateway.models.manifest import MANIFEST_FILE, NAME_PATTERN, VERSION_PATTERN, Manifest, parse
 from gateway.offline.reference import category_of
+from gateway.redaction import Rules, rules_for
 from gateway.tensors import Signature
 
 # A class by its text, or a number.
@@ -33,6 +34,14 @@ class Target:
     is_classes: bool
     classes: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
+
+    def without(self, hidden: Container[str]) -> Target | str:
+        """What is left of it if the columns *hidden* are redacted in the log; why nothing, if that is so."""
+        if any(name in hidden for name in self.scores):
+            return (
+                replace(self, scores=()).without(hidden) if self.column else f"{self.output!r} is redacted in the log"
+            )
+        return f"{self.column!r} is redacted in the log" if self.column in hidden else self
 
     def predicted(self, outputs: Mapping[str, Any]) -> tuple[Answer, list[float] | None]:
         """What a row of the log predicts, and its probabilities. Raises ValueError, TypeError or KeyError."""
@@ -90,8 +99,10 @@ def target_of(signature: Signature) -> Target | None:
 class Targets:
     """The targets of the packages in a models directory, each read once. Used by one thread."""
 
-    def __init__(self, models: Path, *, clock: Callable[[], float]) -> None:
+    def __init__(self, models: Path, *, clock: Callable[[], float], redact: Mapping[str, Rules] | None = None) -> None:
+        """redact: what the settings hide in the log, by model, besides the packages' cards."""
         self._models = models
+        self._redact = redact or {}
         self._clock = clock
         self._known: dict[tuple[str, str, str], Target | str] = {}  # by model, version, digest
         self._retry_at: dict[tuple[str, str, str], float] = {}
@@ -105,7 +116,7 @@ class Targets:
                 raise ValueError("neither may lead out of the directories that they name files in")
             try:
                 raw = (self._models / model / version / MANIFEST_FILE).read_bytes()
-                known = target_of(parse(raw, where=MANIFEST_FILE).signature) or "no output that a label could be about"
+                known = self._target(parse(raw, where=MANIFEST_FILE))
             except PackageInvalid as error:
                 known = str(error)
             except FileNotFoundError:
@@ -116,6 +127,13 @@ class Targets:
                 self._retry_at[key] = self._clock() + _RETRY_S
             self._known[key] = known
         return known
+
+    def _target(self, manifest: Manifest) -> Target | str:
+        target = target_of(manifest.signature)
+        if target is None:
+            return "no output that a label could be about"
+        # A hashed prediction equals no label: it would look as if the model were always wrong.
+        return target.without(rules_for(manifest.name, manifest.redact, self._redact, manifest.signature.parts()))
 
 
 def text_of(value: Any) -> str:

@@ -139,7 +139,7 @@ class LineBuilder:
         if layout is None:
             if len(self._layouts) >= self._MAX_KEPT:
                 self._layouts.clear()
-            rules = rules_for(sample.model, sample.redact, self._redact)
+            rules = rules_for(sample.model, sample.redact, self._redact, sample.signature.parts())
             needs_key = any(rule.kind == "hash" for rule in rules.values())
             secret = self._key() if needs_key else b""
             layout = self._layouts[key] = _Layout(sample.signature, sample.redact, rules, secret)

@@ -37,6 +37,8 @@ def test_what_is_redacted_is_left_out_since_the_log_has_nothing_to_compare_it_wi
     )
     assert reference.names("input") == ("sepal_width", "petal_length")
     assert reference.names("output") == ("label", "probabilities.0", "probabilities.2")
+    by_tensor = load_reference(package, parse_setting("iris.input = hash; iris.probabilities = drop"))
+    assert (by_tensor.names("input"), by_tensor.names("output")) == ((), ("label",))
 
 
 def test_a_package_without_a_usable_reference_says_why(models: Path) -> None:

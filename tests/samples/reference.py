@@ -18,8 +18,9 @@ Side = dict[str, list[tuple[str, int]]]  # tensor -> (name, column) of its named
 
 def expected_lines(sample: Sample, max_rows: int, redact: Mapping[str, Rules], key: Callable[[], bytes]) -> list[bytes]:
     """One line per written row, at most *max_rows* of them, evenly spread."""
-    rules = rules_for(sample.model, sample.redact, redact)
     inputs, outputs = sides_of(sample.signature)
+    parts = {tensor: [name for name, _ in columns] for side in (inputs, outputs) for tensor, columns in side.items()}
+    rules = rules_for(sample.model, sample.redact, redact, parts)
     hidden = {
         tensor
         for side in (inputs, outputs)

@@ -211,6 +211,16 @@ def test_what_the_card_redacts_is_not_in_the_line_which_says_whose_it_was() -> N
     assert record["redacted"] == sorted([*rules, "probabilities.0"])
 
 
+def test_a_rule_for_a_tensor_holds_for_all_its_columns() -> None:
+    row = np.array([[30.5, 987.25, 5.5, 1.5]])
+    record = _redacted(linear_sample(row), input="hash", probabilities="drop", sepal_width="drop")
+    assert record["inputs"] == {
+        name: parse_rule("hash").replace(name, value, bytes(32))
+        for name, value in {"sepal_length": 30.5, "petal_length": 5.5, "petal_width": 1.5}.items()
+    }
+    assert set(record["outputs"]) == {"label"}
+
+
 def test_no_summary_of_a_tensor_is_written_that_would_tell_of_a_redacted_value_in_it() -> None:
     signature = _signature(TensorSpec("image", "FP32", (-1, 2000)), TensorSpec("x", "FP32", (2, 2)), batchable=False)
     signature = replace(signature, features=(Feature("secret", "x", 0), Feature("b", "x", 1)))

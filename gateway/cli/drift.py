@@ -211,6 +211,10 @@ def _performance(section: Mapping[str, Any], version: str) -> Iterator[str]:
         if variant["delay_s"] is not None:
             told += f", after {variant['delay_s']['p50']:.0f} s (median)"
         yield told
+        if variant["unusable"]:
+            names = ", ".join(f"{one['class']!r} ({one['rows']})" for one in variant.get("unknown_classes", ()))
+            classes = f"; classes that the model does not have: {names}" if names else ""
+            yield f"  {variant['unusable']} labels say nothing of what it predicts, and do not count{classes}"
         if variant["scores"] is None:
             if variant["reason"]:
                 yield f"  performance is not known: {variant['reason']}"

@@ -16,6 +16,9 @@ from gateway.offline.targets import Target
 _MAX_SLICES = 20
 _MIN_SLICE_ROWS = 30
 _QUANTILES = (0.5, 0.9, 0.99)
+# Classes that the model does not have are told by name: so many different ones of a variant, and so much of each.
+_MAX_UNKNOWN = 20
+_MAX_UNKNOWN_CHARS = 80
 
 
 @dataclass(slots=True)
@@ -23,7 +26,8 @@ class Group:
     """What is known of one variant of a version, as its package *digest* answers.
 
     over, labelled: rows whose wait is over, and those of them with a label. unusable: labels that say nothing of what
-    the model predicts. recent: labelled rows, the newest.
+    the model predicts. recent: labelled rows, the newest. unknown: of the unusable ones, rows by the class that their
+    label names and the model does not have.
     """
 
     digest: str
@@ -31,6 +35,7 @@ class Group:
     labelled: int = 0
     unusable: int = 0
     recent: list[Judged] = field(default_factory=list)
+    unknown: dict[str, int] = field(default_factory=dict)
 
     def add(self, row: Judged, limit: int) -> None:
         """Keep a labelled row, and of all the newest *limit* at least."""
@@ -38,10 +43,22 @@ class Group:
         if len(self.recent) >= 2 * limit:
             self.recent = newest(self.recent, limit)
 
+    def add_unusable(self, name: str) -> None:
+        """Count a row whose label cannot be used. name: of the class that only the label knows, or ""."""
+        self.unusable += 1
+        count_unknown(self.unknown, name)
+
     def told(self) -> dict[str, Any]:
         """coverage: share of the rows whose wait is over that got a label, None if there are none."""
         coverage = self.labelled / self.over if self.over else None
         return {"over": self.over, "labelled": self.labelled, "coverage": coverage}
+
+
+def count_unknown(unknown: dict[str, int], name: str) -> None:
+    """Count a row for the class *name*, none for "". Only so many different ones are kept apart."""
+    name = name[:_MAX_UNKNOWN_CHARS]
+    if name and (name in unknown or len(unknown) < _MAX_UNKNOWN):
+        unknown[name] = unknown.get(name, 0) + 1
 
 
 def newest(rows: Iterable[Judged], limit: int) -> list[Judged]:

@@ -43,6 +43,12 @@ def version(section: Mapping[str, Any], name: str) -> Iterator[str]:
     if counts := _counts(section.get("labels", {})):
         yield f'<p class="soft">Labels of the model: {counts}.</p>'
     for each in variants:
+        if unknown := each.get("unknown_classes"):
+            names = ", ".join(f"{short(one['class'], _MAX_NAME)} ({one['rows']} rows)" for one in unknown)
+            yield (
+                f"<p>Labels of {short(each['variant'], _MAX_NAME)} name classes that the model does not have, and "
+                f"count nowhere: {names}.</p>"
+            )
         yield from _variant(each, section.get("slice_feature", ""))
     for each in section.get("versions", ()):
         if each["version"] == name:

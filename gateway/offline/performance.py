@@ -19,10 +19,10 @@ from gateway.metrics import MonitorMetrics
 from gateway.models.manifest import version_order
 from gateway.offline.decay import Decay
 from gateway.offline.detectors import Watches
-from gateway.offline.groups import Group, newest, told_of
+from gateway.offline.groups import Group, count_unknown, newest, told_of
 from gateway.offline.join import Join, Waiting
 from gateway.offline.scores import Judged
-from gateway.offline.targets import Target, Targets, text_of
+from gateway.offline.targets import Target, Targets, UnknownClass, text_of
 from gateway.offline.windows import replace_file
 from gateway.redaction import Rules
 from gateway.samples.labels import FOLDER, LabelMark, LabelReader, from_line
@@ -180,8 +180,8 @@ class Performance:
         if row.label is None:
             return
         judged = self._judged(row)
-        if judged is None:
-            group.unusable += 1
+        if not isinstance(judged, Judged):
+            group.add_unusable(judged)
             return
         group.labelled += 1
         group.add(judged, self._settings.recent_rows)
@@ -199,17 +199,20 @@ class Performance:
             counts[1] += judged.predicted == judged.truth
             self._forget_arms(model)
 
-    def _judged(self, row: Waiting) -> Judged | None:
-        """The row beside its truth; None if its label says nothing of what was predicted."""
+    def _judged(self, row: Waiting) -> Judged | str:
+        """The row beside its truth; if its label cannot be used, the class that it names and the model does not have,
+        or "" if it says nothing of what was predicted."""
         model, version, _variant, _revision, digest, predicted, scores, slice_ = row.plain
         target = self._targets.find(model, version, digest)
         if row.label is None or isinstance(target, str):
-            return None
+            return ""
         arrived_ns, label, weight = row.label
         try:
             truth = target.truth(label)
+        except UnknownClass as error:
+            return error.name
         except (ValueError, TypeError):
-            return None
+            return ""
         delay_s = (arrived_ns - row.ts_ns) / 1e9
         return Judged(row.ts_ns, row.prediction_id, row.row, predicted, scores, truth, weight, slice_, delay_s)
 
@@ -256,13 +259,20 @@ class Performance:
         """What is told of one variant, and the rows that it comes from: newest labelled ones, waiting or not."""
         group = self._groups[key]
         labelled = [row for row in waiting if row.label is not None and row.plain[4] == group.digest]
-        usable = [judged for judged in map(self._judged, labelled) if judged is not None]
+        usable: list[Judged] = []
+        unknown = dict(group.unknown)
+        for judged in map(self._judged, labelled):
+            if isinstance(judged, Judged):
+                usable.append(judged)
+            else:
+                count_unknown(unknown, judged)
         rows = newest([*group.recent, *usable], self._settings.recent_rows)
         target = self._targets.find(key[0], key[1], group.digest)
         counts = {
             "waiting": len(waiting),
             "waiting_labelled": len(labelled),
             "unusable": group.unusable + len(labelled) - len(usable),
+            "unknown_classes": [{"class": name, "rows": count} for name, count in unknown.items()],
         }
         return {
             "version": key[1],

@@ -20,13 +20,21 @@ Answer: TypeAlias = str | float
 _RETRY_S = 10.0  # a package whose manifest cannot be read is looked at again
 
 
+class UnknownClass(ValueError):
+    """A label names a class that the model does not have. name: that class as a text."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the model has no class {name!r}")
+        self.name = name
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The output that labels are about.
 
     output: its name, for labels that name it. column: of the predicted label or number in the rows; empty if only
-    probabilities are given. classes: texts, in the order of the probabilities' columns *scores*, which are empty if the
-    model gives none.
+    probabilities are given. classes: all that the model can answer, as texts, in the order of the probabilities'
+    columns *scores*, which are empty if the model gives none; empty if the package does not say.
     """
 
     output: str
@@ -57,7 +65,11 @@ class Target:
         return self.classes[scores.index(max(scores))], scores
 
     def truth(self, label: Any) -> Answer:
-        """What a label says of this target. Raises ValueError or TypeError if it says nothing of it."""
+        """What a label says of this target.
+
+        Raises UnknownClass if it is a class that the model does not have, ValueError or TypeError if it says nothing of
+        the target at all.
+        """
         if isinstance(label, dict):
             if self.output not in label:
                 raise ValueError(f"the label does not name {self.output!r}")
@@ -69,6 +81,10 @@ class Target:
         text = text_of(label)
         if isinstance(label, bool) and text not in self.classes and "1" in self.classes:
             return "1" if label else "0"
+        # It would be one more class in every mean over classes, with a recall of 0: a slip of the pen would look like
+        # a model that got worse.
+        if self.classes and text not in self.classes:
+            raise UnknownClass(text)
         return text
 
 
@@ -81,6 +97,8 @@ def target_of(signature: Signature) -> Target | None:
         named.setdefault(column.output, []).append(column.name)
     if label is not None or probabilities is not None:
         classes = tuple(map(text_of, signature.classes or ()))
+        if label is not None and "INT" in label.datatype and not all(map(_is_whole, classes)):
+            classes = ()  # names beside an output of whole numbers: labels may be either
         scores = tuple(named.get(probabilities.name, ())) if probabilities is not None else ()
         if len(scores) != len(classes) or len(classes) < 2:
             scores = ()
@@ -142,6 +160,10 @@ def text_of(value: Any) -> str:
     if text is None:
         raise ValueError("missing")
     return text
+
+
+def _is_whole(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
 
 
 def _number(value: Any) -> float:

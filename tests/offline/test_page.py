@@ -96,7 +96,8 @@ def performance(names: tuple[str, ...]) -> dict[str, Any]:
         decay.add(rows[-1], target, window_rows=40, reference_windows=4)
     group = Group("d1", over=400, labelled=320)
     told = told_of(rows, target, by_slice=True)
-    counts = {"waiting": 5, "waiting_labelled": 0, "unusable": 1}
+    counts = {"waiting": 5, "waiting_labelled": 0, "unusable": 1,
+              "unknown_classes": [{"class": names[0], "rows": 1}]}  # fmt: skip
     known = {"version": "3", "variant": "stable", "reason": "", **group.told(), **counts, **told}
     unknown = {"version": "3", "variant": names[0], "reason": names[1], **Group("d0").told(), **counts,
                **told_of((), "no manifest")}  # fmt: skip
@@ -148,6 +149,7 @@ def test_what_labels_say_is_told_per_variant_class_and_slice_with_coverage_delay
     words = re.sub(r"\s+", " ", Elements(page(document())).words)
     assert "320 of 40580.0%160 s / 60 s / 60 s" in words  # rows with a label, of those over, unusable, delays
     assert "Labels of the model: 320 found their row, 4 came too late." in words
+    assert "Labels of stable name classes that the model does not have, and count nowhere: dose (1 rows)." in words
     assert "colour = red160" in words
     assert "dose106" in words  # a class and its rows
     assert "Performance is not known: age." in words

@@ -21,7 +21,7 @@ from gateway.offline.decay import band, is_outside
 from gateway.offline.monitor import Monitor
 from gateway.offline.page import page
 from gateway.offline.scores import Judged, scores_of
-from gateway.offline.targets import Target, target_of
+from gateway.offline.targets import Target, UnknownClass, target_of
 from gateway.samples.labels import Label, LabelLog
 from gateway.settings import MonitorSettings, PathSettings, Settings
 from gateway.tensors import Feature, Signature, TensorSpec
@@ -309,12 +309,66 @@ def test_rows_of_a_request_are_labelled_by_number_and_a_label_without_one_is_no_
     rig.label(Label("p", {"other": 1}, at_ns, row=0), Label("p", 1, at_ns, row=7))
     rig.run()
     found = rig.variant()
-    assert (found["waiting"], found["waiting_labelled"], found["unusable"]) == (3, 3, 1)
-    assert (found["scores"]["rows"], found["scores"]["accuracy"]) == (2, 0.5)
+    assert (found["waiting"], found["waiting_labelled"], found["unusable"]) == (3, 3, 2)
+    assert (found["scores"]["rows"], found["scores"]["accuracy"]) == (1, 1.0)
     rig.clock.advance(2 * WAIT_S)
     rig.run()
     counts = rig.section()["labels"]
     assert (counts["ambiguous"], counts["unmatched"]) == (1, 1)
+
+
+def test_a_class_that_the_model_does_not_have_changes_no_score_and_is_told_by_name(tmp_path: Path) -> None:
+    """4 of 1,000 rows are called "banana", one is called 7; the model knows 0 and 1."""
+    linear = classifier(classes=(0, 1))
+    write_package(tmp_path / "models", linear)
+    rig = Rig(tmp_path)
+    table = iris_rows(1000)
+    predicted = [int(label) for label in linear.answer(table)["label"]]
+    dice = random.Random(3)
+    truth: list[Any] = [label if dice.random() < 0.8 else 1 - label for label in predicted]
+    truth[10:50:10] = ["banana"] * 4
+    truth[60] = 7
+    at_ns = TEN_O_CLOCK_NS + SECOND_NS
+    for index, row in enumerate(table):
+        rig.log.write(linear_sample(row[np.newaxis], linear, prediction_id=f"p{index}", ts_ns=TEN_O_CLOCK_NS))
+        rig.label(Label(f"p{index}", truth[index], at_ns))
+    rig.run()
+    usable = [index for index, label in enumerate(truth) if label in (0, 1)]
+    names = (("precision", sklearn_metrics.precision_score), ("recall", sklearn_metrics.recall_score))
+    wanted = {
+        name: score([truth[index] for index in usable], [predicted[index] for index in usable], average="macro")
+        for name, score in names
+    }
+
+    def check() -> dict[str, Any]:
+        found = rig.variant()
+        assert all(close(found["scores"][name], value) for name, value in wanted.items())
+        assert [each["class"] for each in found["scores"]["classes"]] == ["0", "1"]
+        assert (found["scores"]["rows"], found["unusable"]) == (995, 5)
+        assert found["unknown_classes"] == [{"class": "banana", "rows": 4}, {"class": "7", "rows": 1}]
+        return found
+
+    assert check()["waiting"] == 1000
+    rig.clock.advance(WAIT_S + 10)
+    rig.run()
+    assert check()["labelled"] == 995  # of the rows that are over
+    rig.restart()
+    rig.run()
+    rig.label(Label("p0", 1, at_ns + 2 * int(WAIT_S * 1e9)))  # so that it is told anew
+    rig.run()
+    check()
+
+
+def test_of_classes_that_the_model_does_not_have_only_some_are_kept_apart(tmp_path: Path) -> None:
+    write_package(tmp_path / "models", IRIS)
+    rig = Rig(tmp_path)
+    for index, row in enumerate(iris_rows(30)):
+        rig.log.write(linear_sample(row[np.newaxis], prediction_id=f"p{index}"))
+        rig.label(Label(f"p{index}", f"{index}-{'x' * 200}", TEN_O_CLOCK_NS + SECOND_NS))
+    rig.run()
+    found = rig.variant()
+    assert (found["unusable"], found["scores"], len(found["unknown_classes"])) == (30, None, 20)
+    assert max(len(each["class"]) for each in found["unknown_classes"]) == 80
 
 
 def test_labels_of_a_backlog_that_takes_several_steps_find_their_rows(tmp_path: Path) -> None:
@@ -530,6 +584,8 @@ def test_what_cannot_be_told_is_none_and_not_a_number() -> None:
         ((TensorSpec("y", "FP32", (-1, 2)),), None, None),
         ((TensorSpec("y", "BYTES", (-1,)),), None, None),
         ((TensorSpec("label", "INT64", (-1,), "label"),), None, Target("label", "label", True)),
+        ((TensorSpec("label", "INT64", (-1,), "label"),), ("a", "b"), Target("label", "label", True)),
+        ((TensorSpec("label", "INT64", (-1,), "label"),), (-1, 1), Target("label", "label", True, ("-1", "1"))),
         (
             (TensorSpec("p", "FP32", (-1, 2), "probabilities"),),
             ("a", "b"),
@@ -538,7 +594,9 @@ def test_what_cannot_be_told_is_none_and_not_a_number() -> None:
         ((TensorSpec("p", "FP32", (-1, 2), "probabilities"),), None, None),
     ],
 )
-def test_what_labels_are_about(outputs: Sequence[TensorSpec], classes: tuple[str, ...] | None, wanted: Target) -> None:
+def test_what_labels_are_about(
+    outputs: Sequence[TensorSpec], classes: tuple[str | int, ...] | None, wanted: Target
+) -> None:
     inputs = (TensorSpec("x", "FP32", (-1, 1)),)
     assert target_of(Signature(inputs, tuple(outputs), classes=classes)) == wanted
 
@@ -548,6 +606,10 @@ def test_labels_are_equal_to_classes_wherever_they_come_from() -> None:
     assert [numbers.truth(label) for label in (1, 1.0, "1", True, False, {"label": 0})] == ["1"] * 4 + ["0"] * 2
     booleans = Target("label", "label", True, ("false", "true"))
     assert booleans.truth(True) == "true"
+    for unknown in ("banana", 2, -0.5):
+        with pytest.raises(UnknownClass, match="the model has no class"):
+            numbers.truth(unknown)
+    assert Target("label", "label", True).truth("banana") == "banana"  # the package names no classes
     price = Target("value", "value", False)
     assert price.truth("2.5") == 2.5
     for wrong in ("much", True, {"other": 1}):

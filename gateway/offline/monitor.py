@@ -86,7 +86,7 @@ class Monitor:
         self._references: dict[tuple[str, str], Reference | str] = {}  # or why there is none
         sampling = settings.sampling
         self._retention = Retention(settings.sample_log_path, sampling.keep_s, sampling.max_log_bytes, clock)
-        self._fits: dict[tuple[str, str], tuple[Reference | str, Fit | None]] = {}
+        self._fits: dict[tuple[str, str], tuple[Reference | str, Fit | str]] = {}
         self._retry_at: dict[tuple[str, str], float] = {}
         self._changed = {model for model, _version in self._memory.windows}
         self._unsaved_rows = 0
@@ -343,6 +343,7 @@ class Monitor:
         if reference is not None and self._past_hours is not None:
             effects = {column.name: column.effect for column in found}
             courses = self._past_hours.courses(model, version, reference, effects)
+        as_one = self._together(model, version, columns)
         alarmed, quiet = alarms(window.history, self._alarm_rule)
         return VersionReport(
             version,
@@ -359,26 +360,30 @@ class Monitor:
             quiet=tuple(quiet),
             late_rows=window.uncut.late_rows,
             timeline=timeline(window.history),
-            together=self._together(model, version, columns),
+            together=None if isinstance(as_one, str) else as_one,
             beside=self._besides.examine(model, version, self._rules, self._alarm_rule, self._reference),
             outside=outside_of(columns, rows.ids.tolist()),
             courses=courses,
+            together_reason=as_one if isinstance(as_one, str) else "",
         )
 
-    def _together(self, model: str, version: str, columns: Sequence[Column]) -> Together | None:
-        """All features as one figure; None if reference or window have too little to say."""
+    def _together(self, model: str, version: str, columns: Sequence[Column]) -> Together | str:
+        """All features as one figure, or why there is none; "" without features."""
         features = [column for column in columns if column.role == "input"]
-        if not features or len(features[0].current) < self._rules.min_rows:
-            return None
+        if not features:
+            return ""
+        if (rows := len(features[0].current)) < self._rules.min_rows:
+            return f"insufficient rows: the window has {rows} rows of at least {self._rules.min_rows}"
         reference = self._references[model, version]
         known = self._fits.get((model, version))
         if known is None or known[0] is not reference:
+            fit: Fit | str
             try:
                 fit = Fit(features)
-            except ValueError:
-                fit = None
+            except ValueError as error:
+                fit = str(error)
             self._fits[model, version] = known = (reference, fit)
-        return None if known[1] is None else known[1].judge(features)
+        return known[1] if isinstance(known[1], str) else known[1].judge(features)
 
     def _document_path(self, model: str) -> Path:
         return self._settings.drift_path / f"{model}.json"

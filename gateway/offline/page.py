@@ -111,6 +111,11 @@ def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
         )
     if version.together is not None:
         yield from _together(version.together)
+    elif version.together_reason:
+        yield (
+            f"<h3>All features together {badge('insufficient')}</h3>"
+            f'<p class="soft">{text(version.together_reason)}.</p>'
+        )
     if document.performance is not None:
         yield from labels_page.version(document.performance, version.version)
     if version.outside is not None:

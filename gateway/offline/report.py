@@ -47,7 +47,8 @@ class VersionReport:
     window_rows: rows compared, from window_from_ns to window_to_ns (Unix time; 0 if there are none). rows_total: rows
     ever counted. columns: features, then outputs; empty if there is no reference. alarms: columns that drifted in
     enough finished windows; quiet: those that surely do not. late_rows: came after their window was finished.
-    together: all features as one figure; None if reference or window have too little to say.
+    together: all features as one figure; None if reference or window have too little to say, and together_reason says
+    what there is too little of.
     beside: the version beside the stable one, if it is another one's candidate.
     outside: rows unlike all of the reference; None if there is no reference or no row.
     courses: the columns by hour and by day; None if there is no reference, no row, or no datasketches.
@@ -71,6 +72,7 @@ class VersionReport:
     beside: BesideReport | None = None
     outside: Outside | None = None
     courses: Courses | None = None
+    together_reason: str = ""
 
     @property
     def drifted(self) -> tuple[ColumnDrift, ...]:

@@ -73,17 +73,24 @@ class Fit:
     """The reference of one version, ready to compare windows with. Made once; used by one thread."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
-        """columns: the features; only their reference is looked at. Raises ValueError if it has too little to say."""
+        """columns: the features; only their reference is looked at. Raises ValueError if it has too little to say: in
+        words for people, what there is too little of."""
         self._scales = [_Scale(column) for column in columns]
         self._used = [index for index, scale in enumerate(self._scales) if scale.spread]
         rows = len(columns[0].reference) if columns else 0
         if len(self._used) < 2:
-            raise ValueError("fewer than two features that vary")
+            raise ValueError("insufficient features: fewer than two features that vary")
         if rows < 2 * _CHUNKS * _MIN_CHUNK_ROWS:
-            raise ValueError(f"the reference has {rows} rows of at least {2 * _CHUNKS * _MIN_CHUNK_ROWS}")
+            least = 2 * _CHUNKS * _MIN_CHUNK_ROWS
+            raise ValueError(f"insufficient rows: the reference has {rows} rows of at least {least}")
         table = self._table([column.reference for column in columns])
         # Each half is judged by the other: components fit the rows that they were made from better than any others.
         self._halves = [_Components(table[start::2], EXPLAINED_SHARE) for start in (0, 1)]
+        if any(half.kept >= len(self._used) for half in self._halves):
+            # The reconstruction is exact, and what is left of a row is how a processor rounds.
+            raise ValueError(
+                f"insufficient features: {len(self._used)} that vary, of which none can be told from the others"
+            )
         errors = np.empty(rows)
         errors[0::2] = self._halves[1].errors(table[0::2])
         errors[1::2] = self._halves[0].errors(table[1::2])

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from gateway.metrics import MonitorMetrics, process_registry
 from gateway.offline.alarmed import KINDS
 from gateway.offline.monitor import Monitor
+from gateway.offline.page import page
 from gateway.offline.windows import load_memory
 from gateway.samples.record import Sample
 from gateway.settings import Settings
 from gateway.tensors import Array, Feature, Signature, TensorSpec
-from tests.builders import classifier, write_bare, write_package
+from tests.builders import classifier, regressor, write_bare, write_package
 from tests.offline.logs import Log, document, monitor_settings, verdicts, write_reference_package
 from tests.puppet import FakeClock
 from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample, sample_of
@@ -101,6 +102,21 @@ def test_few_rows_are_no_verdict(settings: Settings, log: Log) -> None:
     run(start(settings))
     found = document(settings, "iris").versions[0]
     assert (found.status, found.reason) == ("insufficient", "the window has 99 rows of at least 100")
+
+
+def test_features_that_are_too_few_to_be_looked_at_together_are_said_to_be(settings: Settings, log: Log) -> None:
+    """Two features that have nothing to do with each other, and a window that is too short."""
+    write_package(settings.paths.models, regressor(), reference_rows=2000)
+    write_package(settings.paths.models, classifier(), reference_rows=2000)
+    log.write(*samples(iris_rows(300)[:, :2], linear=regressor()), *samples(clean(rows=20)))
+    run(start(settings))
+    house, iris = (document(settings, model) for model in ("house", "iris"))
+    assert house.versions[0].together is None
+    assert house.versions[0].together_reason.startswith("insufficient features: 2 that vary")
+    assert "All features together" in page(house)
+    assert "insufficient features: 2 that vary, of which none can be told from the others." in page(house)
+    assert iris.versions[0].together is None
+    assert iris.versions[0].together_reason == "insufficient rows: the window has 20 rows of at least 100"
 
 
 def test_versions_are_watched_apart(settings: Settings, log: Log) -> None:

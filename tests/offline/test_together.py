@@ -89,5 +89,17 @@ def test_too_little_to_say_is_said() -> None:
     with pytest.raises(ValueError, match="399 rows of at least 400"):
         Fit(columns(few, few))
     constant = np.ones((1000, 3))
-    with pytest.raises(ValueError, match="fewer than two features that vary"):
+    with pytest.raises(ValueError, match="insufficient features: fewer than two features that vary"):
         Fit(columns(constant, constant))
+
+
+def test_two_features_that_say_nothing_of_each_other_are_not_judged_by_rounding() -> None:
+    """Both components are needed to explain enough, and what these leave of a row is some 1e-16."""
+    apart = np.random.default_rng(1).normal(size=(2000, 2))
+    with pytest.raises(ValueError, match="insufficient features: 2 that vary"):
+        Fit(columns(apart, apart))
+    follows = np.stack([apart[:, 0], apart[:, 0] + 0.3 * apart[:, 1]], axis=1)
+    found = judged(follows, follows[:300])
+    assert (found.components, found.columns) == (1, 2)
+    assert found.error > 0.01
+    assert judged(follows, apart[:300]).is_outside

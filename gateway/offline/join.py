@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +27,41 @@ class Waiting:
     prediction_id: str
     row: int
     rows: int
-    plain: list[Any]
+    plain: Sequence[Any]
     label: tuple[int, Any, float] | None = None
     disputed: bool = False
+
+
+@dataclass(slots=True)
+class Settled:
+    """The times of predictions that wait no longer: of the newest ones, max_ids at most and no fewer than half of that.
+
+    Two halves, of which the older is dropped when the newer is full: an id costs some 160 bytes.
+    """
+
+    max_ids: int
+    _newer: dict[str, int] = field(default_factory=dict)
+    _older: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._newer) + len(self._older)
+
+    def add(self, prediction_id: str, ts_ns: int) -> None:
+        if len(self._newer) >= max(1, self.max_ids // 2) and prediction_id not in self._newer:
+            self._older, self._newer = self._newer, {}
+        self._newer[prediction_id] = ts_ns
+
+    def ts_ns(self, prediction_id: str) -> int | None:
+        """When it was predicted; None if it never waited, or that was too long ago."""
+        found = self._newer.get(prediction_id)
+        return self._older.get(prediction_id) if found is None else found
+
+    def to_plain(self) -> list[Any]:
+        return [[list(half), list(half.values())] for half in (self._older, self._newer)]
+
+    def take(self, plain: Sequence[Any]) -> None:
+        """The inverse of to_plain. Raises ValueError or TypeError."""
+        self._older, self._newer = (dict(zip(ids, times, strict=True)) for ids, times in plain)
 
 
 @dataclass(slots=True)
@@ -36,8 +69,9 @@ class Join:
     """Used by one thread. wait_ns: a label that arrives later after its row is too late. max_rows: that may wait.
 
     counts, rising: labels read, matched (the first of a row), repeated (a further one), disputed (rows with two
-    different ones), late, ambiguous (the request had several rows, the label names none), unmatched (no row: not
-    sampled, of another host, or no longer waited for), rows let_go (before their wait was over, for want of room).
+    different ones), late (also those of rows that wait no longer, as long as their ids are known), ambiguous (the
+    request had several rows, the label names none), unmatched (no row: not sampled, of another host, or forgotten),
+    rows let_go (before their wait was over, for want of room).
     """
 
     wait_ns: int
@@ -47,10 +81,16 @@ class Join:
             ("read", "matched", "repeated", "disputed", "late", "ambiguous", "unmatched", "let_go"), 0
         )
     )
+    _settled: Settled = field(init=False)
     _rows: dict[tuple[str, int], Waiting] = field(default_factory=dict)
-    _by_age: list[tuple[int, str, int]] = field(default_factory=list)  # a heap
+    # By age: most rows come in the order of their time, the others are in a heap.
+    _in_order: deque[tuple[int, str, int]] = field(default_factory=deque)
+    _stragglers: list[tuple[int, str, int]] = field(default_factory=list)
     _early: dict[str, list[Label]] = field(default_factory=dict)  # in order of reading
     _early_labels: int = 0
+
+    def __post_init__(self) -> None:
+        self._settled = Settled(self.max_rows)
 
     @property
     def is_full(self) -> bool:
@@ -62,31 +102,40 @@ class Join:
 
     def add_row(self, row: Waiting) -> None:
         """A row of the log; one that is there already is not added again."""
-        key = (row.prediction_id, row.row)
-        if key in self._rows:
+        identity, number, ts_ns = row.prediction_id, row.row, row.ts_ns
+        if self._rows.setdefault((identity, number), row) is not row:
             return
-        self._rows[key] = row
-        heapq.heappush(self._by_age, (row.ts_ns, *key))
-        for label in self._early.get(row.prediction_id, ()):
-            if label.row == row.row or (label.row is None and row.rows == 1):
-                self._early_labels -= 1
-                self._put(row, label)
-        if row.prediction_id in self._early:
-            kept = [label for label in self._early[row.prediction_id] if label.row not in (row.row, None)]
-            for label in self._early[row.prediction_id]:
-                if label.row is None and row.rows != 1:
-                    self._early_labels -= 1
-                    self.counts["ambiguous"] += 1
-            if kept:
-                self._early[row.prediction_id] = kept
+        if self._in_order and ts_ns < self._in_order[-1][0]:
+            heapq.heappush(self._stragglers, (ts_ns, identity, number))
+        else:
+            self._in_order.append((ts_ns, identity, number))
+        if identity in self._early:
+            self._take_early(row)
+
+    def _take_early(self, row: Waiting) -> None:
+        """Give a row the labels that were read before it."""
+        kept = []
+        for label in self._early.pop(row.prediction_id):
+            if label.row is not None and label.row != row.row:
+                kept.append(label)
+                continue
+            self._early_labels -= 1
+            if label.row is None and row.rows != 1:
+                self.counts["ambiguous"] += 1
             else:
-                del self._early[row.prediction_id]
+                self._put(row, label)
+        if kept:
+            self._early[row.prediction_id] = kept
 
     def add_label(self, label: Label) -> None:
         """A label of the log, in whatever order they come."""
         self.counts["read"] += 1
         row = self._rows.get((label.prediction_id, label.row or 0))
         if row is None:
+            predicted_ns = self._settled.ts_ns(label.prediction_id)
+            if predicted_ns is not None and label.ts_ns - predicted_ns > self.wait_ns:
+                self.counts["late"] += 1
+                return
             self._early.setdefault(label.prediction_id, []).append(label)
             self._early_labels += 1
             if self._early_labels > self.max_rows:
@@ -109,17 +158,28 @@ class Join:
             row.label = (label.ts_ns, label.label, 1.0 if label.weight is None else label.weight)
 
     def over(self, now_ns: int) -> Iterator[Waiting]:
-        """The rows whose wait is over, oldest first; they are forgotten. To be called when all labels are read.
+        """The rows whose wait is over, oldest first; of these only the ids are kept. To be called when all labels are
+        read.
 
         If there are too many rows, the oldest tenth is let go before its time.
         """
         end_ns = now_ns - self.wait_ns - SLACK_NS
         surplus = len(self._rows) - self.max_rows * 9 // 10 if self.is_full else 0
-        while self._by_age and (self._by_age[0][0] <= end_ns or surplus > 0):
-            ts_ns, identity, number = heapq.heappop(self._by_age)
+        while (oldest := self._oldest()) is not None and (oldest[0] <= end_ns or surplus > 0):
+            ts_ns, identity, number = oldest
+            if self._in_order and oldest is self._in_order[0]:
+                self._in_order.popleft()
+            else:
+                heapq.heappop(self._stragglers)
             self.counts["let_go"] += ts_ns > end_ns
             surplus -= 1
+            self._settled.add(identity, ts_ns)
             yield self._rows.pop((identity, number))
+
+    def _oldest(self) -> tuple[int, str, int] | None:
+        if not self._stragglers:
+            return self._in_order[0] if self._in_order else None
+        return min(self._in_order[0], self._stragglers[0]) if self._in_order else self._stragglers[0]
 
     def forget_early(self, now_ns: int) -> None:
         """Give up labels whose row would be here by now. To be called when all rows are read."""
@@ -140,6 +200,7 @@ class Join:
                 for row in self._rows.values()
             ],
             "early": [label.to_line().decode() for labels in self._early.values() for label in labels],
+            "settled": self._settled.to_plain(),
         }
 
     def take(self, plain: Mapping[str, Any], labels: list[Label]) -> None:
@@ -148,8 +209,8 @@ class Join:
         for ts_ns, identity, number, rows, own, label, disputed in plain["rows"]:
             row = Waiting(ts_ns, identity, number, rows, own, None if label is None else tuple(label), disputed)
             self._rows[identity, number] = row
-            self._by_age.append((ts_ns, identity, number))
-        heapq.heapify(self._by_age)
+        self._in_order.extend(sorted((row.ts_ns, *key) for key, row in self._rows.items()))
+        self._settled.take(plain.get("settled", ([(), ()], [(), ()])))
         for each in labels:
             self._early.setdefault(each.prediction_id, []).append(each)
             self._early_labels += 1

@@ -73,7 +73,9 @@ def test_late_repeated_and_disordered_labels_over_http_give_the_truth(
         print({name: found[name] for name in ("over", "labelled", "coverage", "delay_s", "labels")}, found["scores"])
         assert (found["labelled"], found["coverage"]) == (len(in_time), len(in_time) / ROWS)
         assert abs(found["scores"]["accuracy"] - wanted) <= 1e-12
-        assert (found["labels"]["matched"], found["labels"]["repeated"]) == (len(in_time), len(repeated))
+        labels = found["labels"]
+        assert (labels["matched"], labels["repeated"], labels["late"]) == (len(in_time), len(repeated), len(late))
+        assert labels["unmatched"] == 0
 
         told = 'sluicegate_performance{metric="accuracy",model="iris",variant="stable",version="1"}'
         value = next(

@@ -18,6 +18,7 @@ from sklearn import metrics as sklearn_metrics
 from gateway.labelling import LabelSettings
 from gateway.metrics import MonitorMetrics, process_registry
 from gateway.offline.decay import band, is_outside
+from gateway.offline.join import Join, Waiting
 from gateway.offline.monitor import Monitor
 from gateway.offline.page import page
 from gateway.offline.scores import Judged, scores_of
@@ -130,7 +131,12 @@ def test_late_repeated_and_disordered_labels_give_the_truth_of_the_rows_they_cov
         arriving.append(arrived)
         if dice.random() < 0.05:
             arriving.append(Label(arrived.prediction_id, label, arrived.ts_ns + dice.randrange(SECOND_NS)))
-    arriving.append(Label("p0-of-another-host", 1, TEN_O_CLOCK_NS + SECOND_NS))
+    in_time = sum(
+        label.ts_ns - TEN_O_CLOCK_NS - int(label.prediction_id[1:]) * SECOND_NS <= WAIT_S * SECOND_NS
+        for label in arriving
+    )
+    late = len(arriving) - in_time
+    arriving.append(Label("p0-of-another-host", 1, TEN_O_CLOCK_NS + 2 * int(WAIT_S) * SECOND_NS))
     arriving.sort(key=lambda label: label.ts_ns + dice.uniform(0, 600e9))
     for step, arrived in enumerate(arriving):
         # In the files in any order, but none is written later than it arrived.
@@ -169,7 +175,8 @@ def test_late_repeated_and_disordered_labels_give_the_truth_of_the_rows_they_cov
     labels = rig.section()["labels"]
     assert labels["read"] == len(arriving)
     assert labels["matched"] == len(covered)
-    assert labels["matched"] + labels["repeated"] + labels["late"] + labels["unmatched"] == len(arriving)
+    assert (labels["late"], labels["repeated"]) == (late, in_time - len(covered))
+    assert labels["unmatched"] == 1  # that of another host
     assert labels["disputed"] == labels["ambiguous"] == 0
 
 
@@ -226,6 +233,52 @@ def test_of_several_labels_the_latest_that_came_in_time_holds_in_whatever_order_
     assert counts["disputed"] == sum(len({value for _, value in of_row}) > 1 for of_row in in_time)
     assert counts["late"] == sum(map(len, rows)) - sum(map(len, in_time))
     assert counts["unmatched"] == 0
+
+
+def test_a_label_of_a_row_that_waits_no_longer_is_late_and_no_other_one_is(tmp_path: Path) -> None:
+    write_package(tmp_path / "models", IRIS)
+    rig = Rig(tmp_path)
+    rig.label(Label("nobody", 1, TEN_O_CLOCK_NS))
+    for index, row in enumerate(iris_rows(50)):
+        rig.log.write(linear_sample(row[np.newaxis], prediction_id=f"p{index}"))
+    rig.run()
+    rig.clock.advance(WAIT_S + 60)
+    rig.run()
+    assert rig.variant()["over"] == 50
+    rig.restart()
+    after_ns = TEN_O_CLOCK_NS + int((WAIT_S + 61) * 1e9)
+    rig.label(*(Label(f"p{index}", 1, after_ns) for index in range(50)), Label("p50", 1, after_ns))
+    rig.run()
+    rig.clock.advance(120)
+    rig.run()
+    counts = rig.section()["labels"]
+    assert (counts["read"], counts["late"], counts["unmatched"], counts["matched"]) == (52, 50, 2, 0)
+
+
+def test_of_rows_that_wait_no_longer_only_so_many_are_remembered() -> None:
+    join = Join(wait_ns=SECOND_NS, max_rows=100)
+    for index in range(1000):
+        join.add_row(Waiting(index, f"p{index}", 0, 1, ()))
+        assert [row.prediction_id for row in join.over(10**12 + index)] == [f"p{index}"]
+    for index in range(1000):
+        join.add_label(Label(f"p{index}", 1, 10**12))
+    join.forget_early(10**15)
+    assert 50 <= join.counts["late"] <= 100
+    assert join.counts["late"] + join.counts["unmatched"] == 1000
+    again = Join(wait_ns=SECOND_NS, max_rows=100)
+    again.take(join.to_plain(), [])
+    again.add_label(Label("p999", 1, 10**12))
+    again.add_label(Label("p1", 1, 10**12))
+    assert again.counts["late"] == join.counts["late"] + 1
+
+
+def test_rows_are_over_in_the_order_of_their_time_in_whatever_order_they_came() -> None:
+    join, dice = Join(wait_ns=0, max_rows=1000), random.Random(1)
+    for index in [*range(300), *dice.sample(range(300, 600), 300)]:
+        join.add_row(Waiting(index % 450, f"p{index:03d}", 0, 1, ()))
+    found = [(row.ts_ns, row.prediction_id) for row in join.over(10**15)]
+    assert [ts_ns for ts_ns, _identity in found] == sorted(index % 450 for index in range(600))
+    assert len(set(found)) == 600
 
 
 # -- what is told -------------------------------------------------------------------------------------

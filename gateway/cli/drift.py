@@ -118,11 +118,14 @@ def _print(document: DriftDocument, *, show_all: bool) -> None:
             print(f"  {line}")
         if (beside := version.beside) is not None:
             print(f"  beside version {beside.baseline}, {beside.window_rows} rows: {beside.status} ({beside.reason})")
-        if (outside := version.outside) is not None:
+        told = (("rows", version.outside), ("answers", version.outside_outputs))
+        for what, outside in told:
+            if outside is None:
+                continue
             ids = f"; look at {', '.join(outside.prediction_ids[:_SHOWN_IDS])}" if outside.rows else ""
             more = "more than" if outside.is_above else "within"
             print(
-                f"  rows unlike all of the reference: {outside.share:.1%}, {more} the bound {outside.bound:.1%} "
+                f"  {what} unlike all of the reference: {outside.share:.1%}, {more} the bound {outside.bound:.1%} "
                 f"(expected {outside.expected:.1%}){ids}"
             )
         others = [column for column in version.columns if column.verdict != "drifted"]

@@ -50,7 +50,8 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class FinishedWindow:
     """One finished window of one version. rows: compared; rows_seen: that there were; Unix times in nanoseconds.
-    outside: share of rows unlike all of the reference; None if that is not known."""
+    outside: share of rows unlike all of the reference, outside_outputs: of those whose numeric outputs are; None if
+    that is not known."""
 
     from_ns: int
     to_ns: int
@@ -58,6 +59,7 @@ class FinishedWindow:
     rows_seen: int
     findings: tuple[Finding, ...]
     outside: float | None = None
+    outside_outputs: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,8 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class TimelinePoint:
-    """One finished window, for a plot. effects: column -> effect, where a test was made. drifted: columns. outside: as
-    in FinishedWindow."""
+    """One finished window, for a plot. effects: column -> effect, where a test was made. drifted: columns. outside,
+    outside_outputs: as in FinishedWindow."""
 
     from_ns: int
     to_ns: int
@@ -115,6 +117,7 @@ class TimelinePoint:
     effects: Mapping[str, float]
     drifted: tuple[str, ...]
     outside: float | None = None
+    outside_outputs: float | None = None
 
 
 def judged(columns: Sequence[Column], cut: Cut, rules: Rules) -> FinishedWindow:
@@ -122,8 +125,15 @@ def judged(columns: Sequence[Column], cut: Cut, rules: Rules) -> FinishedWindow:
     ids, ts_ns = cut.rows.ids.tolist(), cut.rows.ts_ns
     drifts = zip(compare(columns, rules), columns, strict=True)
     findings = tuple(finding(drift, column, ids) for drift, column in drifts)
-    share = outside_share(columns, len(ids))
-    return FinishedWindow(int(ts_ns[0]), int(ts_ns[-1]), len(ids), cut.rows_seen, findings, share)
+    return FinishedWindow(
+        int(ts_ns[0]),
+        int(ts_ns[-1]),
+        len(ids),
+        cut.rows_seen,
+        findings,
+        outside_share(columns, len(ids)),
+        outside_share(columns, len(ids), "output"),
+    )
 
 
 def finding(drift: ColumnDrift, column: Column, ids: Sequence[str]) -> Finding:
@@ -192,6 +202,7 @@ def timeline(history: Iterable[FinishedWindow]) -> tuple[TimelinePoint, ...]:
             {one.name: round(one.effect, 4) for one in window.findings if one.effect is not None},
             tuple(one.name for one in window.findings if one.verdict == "drifted"),
             window.outside,
+            window.outside_outputs,
         )
         for window in history
     )

@@ -343,7 +343,7 @@ class Monitor:
         if reference is not None and self._past_hours is not None:
             effects = {column.name: column.effect for column in found}
             courses = self._past_hours.courses(model, version, reference, effects)
-        as_one = self._together(model, version, columns)
+        as_one, ids = self._together(model, version, columns), rows.ids.tolist()
         alarmed, quiet = alarms(window.history, self._alarm_rule)
         return VersionReport(
             version,
@@ -362,7 +362,8 @@ class Monitor:
             timeline=timeline(window.history),
             together=None if isinstance(as_one, str) else as_one,
             beside=self._besides.examine(model, version, self._rules, self._alarm_rule, self._reference),
-            outside=outside_of(columns, rows.ids.tolist()),
+            outside=outside_of(columns, ids),
+            outside_outputs=outside_of(columns, ids, "output"),
             courses=courses,
             together_reason=as_one if isinstance(as_one, str) else "",
         )

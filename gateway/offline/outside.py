@@ -1,8 +1,9 @@
 """Rows unlike all that the reference holds: how many there are, how many were to be expected, and which.
 
 A row is outside if a feature of it is smaller or larger than any value of the reference, or a category that it does not
-have. What is to be expected is told by the reference itself: the share of its rows that would be outside if the range
-were that of the others (leave one out; for categories that is the estimate of Good and Turing).
+have; and, told apart, if a number that the model answered is smaller or larger than any of its answers there. What is
+to be expected is told by the reference itself: the share of its rows that would be outside if the range were that of
+the others (leave one out; for categories that is the estimate of Good and Turing).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gateway.offline.drift import Column
+from gateway.offline.drift import Column, Role
 from gateway.tensors import Array
 
 MAX_EXAMPLES = 10
@@ -36,12 +37,14 @@ class Outside:
     prediction_ids: tuple[str, ...]
 
 
-def outside_of(columns: Sequence[Column], ids: Sequence[str]) -> Outside | None:
-    """What of a window is outside; None without features, or if a side has no rows. Needs scipy.
+def outside_of(columns: Sequence[Column], ids: Sequence[str], role: Role = "input") -> Outside | None:
+    """What of a window is outside; None if there is nothing to look at, or if a side has no rows. Needs scipy.
 
-    columns: features are looked at, outputs are not. ids: the prediction id of each row of the window, oldest first.
+    columns: of *role* all features are looked at, or of the outputs those that are numbers: a label that the reference
+    does not have is a category like any other of the model. ids: the prediction id of each row of the window, oldest
+    first.
     """
-    found = _outside(columns, len(ids))
+    found = _outside(columns, len(ids), role)
     if found is None:
         return None
     from scipy import stats
@@ -57,20 +60,20 @@ def outside_of(columns: Sequence[Column], ids: Sequence[str]) -> Outside | None:
     )  # fmt: skip
 
 
-def outside_share(columns: Sequence[Column], rows: int) -> float | None:
+def outside_share(columns: Sequence[Column], rows: int, role: Role = "input") -> float | None:
     """Outside.share of a window of so many rows, without the rest."""
-    found = _outside(columns, rows)
+    found = _outside(columns, rows, role)
     return None if found is None else int(found[0].sum()) / rows
 
 
-def _outside(columns: Sequence[Column], rows: int) -> tuple[Array, Array] | None:
+def _outside(columns: Sequence[Column], rows: int, role: Role) -> tuple[Array, Array] | None:
     """Which rows of the window are outside, and which of the reference would be if they were left out."""
-    features = [column for column in columns if column.role == "input"]
-    if not features or not rows or not len(features[0].reference):
+    looked_at = [column for column in columns if column.role == role and (role == "input" or column.kind == "numeric")]
+    if not looked_at or not rows or not len(looked_at[0].reference):
         return None
     is_outside = np.zeros(rows, dtype=np.bool_)
-    is_edge = np.zeros(len(features[0].reference), dtype=np.bool_)
-    for column in features:
+    is_edge = np.zeros(len(looked_at[0].reference), dtype=np.bool_)
+    for column in looked_at:
         is_outside |= _of_column(column)
         is_edge |= column.then.is_edge
     return is_outside, is_edge

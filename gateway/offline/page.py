@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from gateway.offline import alarms_page, course_page, figures, labels_page
 from gateway.offline.drift import ColumnDrift
-from gateway.offline.history import TimelinePoint
 from gateway.offline.markup import TESTS, badge, chance, clock, number, share, short, table, text, time
 from gateway.offline.outside import Outside
 from gateway.offline.report import BesideReport, DriftDocument, VersionReport
@@ -119,7 +118,10 @@ def _version(document: DriftDocument, version: VersionReport) -> Iterator[str]:
     if document.performance is not None:
         yield from labels_page.version(document.performance, version.version)
     if version.outside is not None:
-        yield from _outside(version.outside, version.timeline)
+        yield from _outside(version.outside, [(one.from_ns, one.to_ns, one.outside) for one in version.timeline])
+    if version.outside_outputs is not None:
+        shares = [(one.from_ns, one.to_ns, one.outside_outputs) for one in version.timeline]
+        yield from _outside(version.outside_outputs, shares, of_outputs=True)
     if version.courses is not None:
         yield from course_page.courses(version.courses, {column.name: column.effect for column in version.columns})
     if version.columns:
@@ -151,19 +153,26 @@ def _beside(found: BesideReport) -> Iterator[str]:
         yield f'<div class="grid">{"".join(_card(column) for column in drifted)}</div>'
 
 
-def _outside(found: Outside, windows: Sequence[TimelinePoint]) -> Iterator[str]:
+def _outside(
+    found: Outside, windows: Sequence[tuple[int, int, float | None]], *, of_outputs: bool = False
+) -> Iterator[str]:
+    """windows: of each finished one from and to (Unix time in nanoseconds), and its share."""
+    title, what = "Rows unlike", "have a feature beyond its range or a category that it does not have"
+    if of_outputs:
+        title, what = "Answers unlike", "have a number among their outputs that is beyond its range"
     ids = ", ".join(f"<code>{text(one)}</code>" for one in found.prediction_ids)
     words = "more than chance explains" if found.is_above else "as was to be expected"
     yield (
-        f"<h3>Rows unlike all of the reference {badge('above' if found.is_above else 'within')}</h3>"
-        f"<p>{found.rows} rows, {share(found.share)}, have a feature beyond its range or a category that it does not "
-        f'have: {words}.</p><p class="soft">Expected {share(found.expected)}; only one window in a thousand has more '
+        f"<h3>{title} all of the reference {badge('above' if found.is_above else 'within')}</h3>"
+        f'<p>{found.rows} rows, {share(found.share)}, {what}: {words}.</p><p class="soft">'
+        f"Expected {share(found.expected)}; only one window in a thousand has more "
         f"than {share(found.bound)} by chance. Shown only; it never alarms.</p>"
         f"<p>The newest of them: {ids or 'none'}.</p>"
     )
     metric = {"name": "outside", "mean": found.expected, "bound": found.bound}
-    points = [{"from_ns": one.from_ns, "to_ns": one.to_ns, "outside": one.outside} for one in windows]
-    if plot := figures.decay(metric, (), points, clock, title="share of rows outside, window by window"):
+    points = [{"from_ns": from_ns, "to_ns": to_ns, "outside": share_then} for from_ns, to_ns, share_then in windows]
+    which = "rows with an output" if of_outputs else "rows"
+    if plot := figures.decay(metric, (), points, clock, title=f"share of {which} outside, window by window"):
         yield f'<div class="card narrow">{plot}</div>'
 
 

@@ -50,7 +50,8 @@ class VersionReport:
     together: all features as one figure; None if reference or window have too little to say, and together_reason says
     what there is too little of.
     beside: the version beside the stable one, if it is another one's candidate.
-    outside: rows unlike all of the reference; None if there is no reference or no row.
+    outside: rows unlike all of the reference; None if there is no reference or no row. outside_outputs: rows whose
+    numeric outputs are; None also if there are no such outputs.
     courses: the columns by hour and by day; None if there is no reference, no row, or no datasketches.
     """
 
@@ -73,6 +74,7 @@ class VersionReport:
     outside: Outside | None = None
     courses: Courses | None = None
     together_reason: str = ""
+    outside_outputs: Outside | None = None
 
     @property
     def drifted(self) -> tuple[ColumnDrift, ...]:
@@ -147,6 +149,7 @@ def _version(plain: Mapping[str, Any]) -> VersionReport:
         "together": None if plain.get("together") is None else Together(**plain["together"]),
         "beside": None if plain.get("beside") is None else _beside(plain["beside"]),
         "outside": None if plain.get("outside") is None else _outside(plain["outside"]),
+        "outside_outputs": None if plain.get("outside_outputs") is None else _outside(plain["outside_outputs"]),
         "courses": None if plain.get("courses") is None else courses_of(plain["courses"]),
         "timeline": tuple(_point(point) for point in plain.get("timeline", ())),
     }

@@ -512,6 +512,39 @@ def test_the_gauges_count_alarms_and_take_them_back_with_the_package(settings: S
     assert registry.get_sample_value("sluicegate_drift_detected", {**names, "feature": "sepal_width"}) == 0
 
 
+def test_an_answer_far_from_all_of_the_reference_is_told_though_its_inputs_are_as_ever(
+    settings: Settings, log: Log
+) -> None:
+    """Seven answers of 300 are a thousand times what the model ever says: too few to be drift of the column."""
+    house = regressor(features=("rooms", "age", "rent"))
+    write_package(settings.paths.models, house, reference_rows=2000)
+    rows = iris_rows(300, 5)[:, :3]
+    answers = house.answer(rows)["value"]
+    answers[::50] *= 1000
+    answers[299] = 1e30
+    inputs = ({"input": row[np.newaxis]} for row in rows)
+    every = (
+        sample_of(each, {"value": answer[np.newaxis]}, house.signature, rows=1, model="house", prediction_id=f"p{n}")
+        for n, (each, answer) in enumerate(zip(inputs, answers, strict=True))
+    )
+    log.write(*every)
+    run(start(settings))
+    found = document(settings, "house").versions[0]
+    assert "value" not in {column.name for column in found.drifted}
+    assert found.outside is not None
+    assert not found.outside.is_above
+    odd = found.outside_outputs
+    assert odd is not None
+    assert odd.is_above
+    assert {"p299", "p250", "p200"} <= set(odd.prediction_ids)
+    assert 7 <= odd.rows <= 9
+    assert (found.timeline[0].outside, found.timeline[0].outside_outputs) == (found.outside.share, odd.share)
+    assert "have a number among their outputs that is beyond its range: more than chance explains" in page(
+        document(settings, "house")
+    )
+    assert "share of rows with an output outside, window by window" in page(document(settings, "house"))
+
+
 def test_the_document_is_plain_json_with_a_schema_number(settings: Settings, log: Log) -> None:
     write_package(settings.paths.models, classifier(), reference_rows=2000)
     log.write(*samples(shifted()))

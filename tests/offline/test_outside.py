@@ -47,6 +47,9 @@ def test_rows_are_counted_and_expected_as_by_plain_loops(data: st.DataObject) ->
         for index in range(now)
         if is_outside_number(x["now"][index], x["then"]) or is_new(y["now"][index], y["then"])
     ]
+    answers = outside_of([numeric("x", x["then"], x["now"]), output], ids, "output")
+    assert answers is not None
+    assert (answers.rows, answers.expected, answers.prediction_ids[0]) == (now, float(then == 1), ids[-1])
     assert found.rows == len(outside)
     assert found.share == len(outside) / now
     assert list(found.prediction_ids) == [ids[index] for index in outside[::-1]][:MAX_EXAMPLES]
@@ -91,6 +94,9 @@ def test_clean_windows_are_seldom_above_the_bound_and_rows_from_elsewhere_are_fo
 
 def test_without_features_rows_or_a_reference_nothing_is_told() -> None:
     assert outside_of([], ["p"]) is None
+    assert outside_of([numeric("x", [1.0], [2.0])], ["p"], "output") is None
+    label = Column("label", "output", "categorical", np.array(["a"], object), np.array(["b"], object))
+    assert outside_of([label], ["p"], "output") is None
     assert outside_of([numeric("x", [1.0], [])], []) is None
     assert outside_of([numeric("x", [], [1.0])], ["p"]) is None
     empty = outside_of([numeric("x", [float("nan")] * 3, [1.0])], ["p"])

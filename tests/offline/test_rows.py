@@ -71,8 +71,8 @@ def column(described: ReferenceColumn, rows: Sequence[Row]) -> Column:
 def judged(columns: Sequence[Column], rows: Sequence[Row], rows_seen: int) -> FinishedWindow:
     ids = [row[1] for row in rows]
     found = tuple(finding(one, of, ids) for one, of in zip(compare(columns, RULES), columns, strict=True))
-    outside = outside_of(columns, ids)
-    return FinishedWindow(rows[0][0], rows[-1][0], len(rows), rows_seen, found, outside.share if outside else None)
+    shares = [told.share if told else None for told in (outside_of(columns, ids), outside_of(columns, ids, "output"))]
+    return FinishedWindow(rows[0][0], rows[-1][0], len(rows), rows_seen, found, *shares)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
@@ -27,6 +27,10 @@ from gateway.tensors import Array
 _KEYS = ("ts_ns", "prediction_id", "row", "digest")
 _SAID = frozenset(("schema", "sample_reason", "variant", "reason", *_KEYS))
 _WHOLE = ("schema", "ts_ns", "row")
+# Of lines that are joined with labels: the rest of what `awaited` asks for.
+_KINDS_FOR_LABELS: Kinds = {
+    "rows": "int", "variant": "text", "reason": "text", "cache": "text", "flag_revision": "int"
+}  # fmt: skip
 # Of few different values: read as places in a list of them.
 _OF_FEW_VALUES = ("sample_reason", "digest", "variant", "reason")
 
@@ -67,13 +71,15 @@ def batches(path: Path, *, first_row: int = 0) -> Iterator[Batch]:
                     yield Batch(of_batch(rest, kinds, model, version), rest.num_rows, rest.nbytes, rows == 0)
 
 
-def of_usual_lines(block: bytes, model: str, version: str, shape: Shape) -> Taken | None:
+def of_usual_lines(block: bytes, model: str, version: str, shape: Shape, *, for_labels: bool = False) -> Taken | None:
     """What `chunks.of_lines` says of whole lines, in half the time, with no other columns than those of *shape*.
+
+    for_labels: and what rows that wait for labels must say of their requests.
 
     None if that must be asked, since not all of them are samples of *version* with values of the kinds of *shape*, as
     nearly all are that serving writes.
     """
-    schema = _schema_of_lines(shape)
+    schema = _schema_of_lines(shape, for_labels)
     if schema is None:
         return None
     try:
@@ -92,11 +98,12 @@ def of_usual_lines(block: bytes, model: str, version: str, shape: Shape) -> Take
     if any(pyarrow.compute.unique(found[name]).to_pylist() != [value] for name, value in said.items()):
         return None
     (batch,) = found.flatten().to_batches()
-    return of_batch(batch, {f"{field.role}s.{field.name}": _kind_of(field) for field in shape}, model, version)
+    kinds = {f"{field.role}s.{field.name}": _kind_of(field) for field in shape}
+    return of_batch(batch, kinds | (_KINDS_FOR_LABELS if for_labels else {}), model, version)
 
 
 @lru_cache
-def _schema_of_lines(shape: Shape) -> Any:
+def _schema_of_lines(shape: Shape, for_labels: bool) -> Any:
     """What `of_usual_lines` reads of each line; None if there is nothing to be read in inputs, or in outputs."""
     columns: dict[str, list[Any]] = {"input": [], "output": []}
     for field in shape:
@@ -104,6 +111,10 @@ def _schema_of_lines(shape: Shape) -> Any:
     if not all(columns.values()):
         return None
     said = [pyarrow.field(name, pyarrow.int64() if name in _WHOLE else pyarrow.string()) for name in sorted(_SAID)]
+    if for_labels:
+        said += [
+            pyarrow.field(name, TYPES[_KINDS_FOR_LABELS[name]]) for name in sorted(_KINDS_FOR_LABELS.keys() - _SAID)
+        ]
     names = [pyarrow.field(name, pyarrow.string()) for name in ("model", "version")]
     groups = [pyarrow.field(f"{role}s", pyarrow.struct(fields)) for role, fields in columns.items()]
     return pyarrow.schema([*said, *names, *groups])
@@ -222,3 +233,18 @@ class _Batch:
         values, codes = _coded(column)
         known = values_of(plain_values(values, kind), field.kind, field.datatype)
         return objects([*known.tolist(), None])[codes]
+
+    def plain(self, name: str) -> Sequence[Any] | None:
+        kind = self._kinds.get(name, "none")
+        if kind not in ("int", "float", "bool", "text"):
+            return None
+        column = self._batch[name]
+        if kind == "text" and not column.null_count:
+            values, codes = _coded(column)
+            return [values[code] for code in codes.tolist()]
+        found: list[Any] = (
+            column.to_pylist()
+            if column.null_count or kind == "text"
+            else column.to_numpy(zero_copy_only=False).tolist()
+        )
+        return found

@@ -28,6 +28,11 @@ class Columns(Protocol):
         """Values as `reference.values_of` gives them."""
         ...
 
+    def plain(self, name: str) -> Sequence[Any] | None:
+        """Values of a name of the log, ``rows`` or ``outputs.label``, as lines say them, null where there is none; None
+        if they are not at hand as a column."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -69,10 +74,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a block held. bad_lines: those that are no samples."""
+    """What a block held. bad_lines: those that are no samples. records: what the chunks were made of, if that is
+    decoded lines."""
 
     chunks: Sequence[Chunk]
     bad_lines: int
+    records: Sequence[Mapping[str, Any]] = ()
 
 
 def of_lines(block: bytes) -> Taken:
@@ -92,7 +99,7 @@ def of_lines(block: bytes) -> Taken:
                 records.append(record)
         except (KeyError, TypeError, AttributeError):
             bad_lines += 1
-    return Taken([_chunk(list(group), *key) for key, group in groupby(records, _package)], bad_lines)
+    return Taken([_chunk(list(group), *key) for key, group in groupby(records, _package)], bad_lines, records)
 
 
 def _decoded(line: bytes) -> Any:
@@ -153,6 +160,9 @@ class _Records:
 
     def texts(self, field: Field) -> Array:
         return values_of(self._plain(field), field.kind, field.datatype)
+
+    def plain(self, name: str) -> None:
+        """A line tells what is null from what it does not have, and is at hand in Taken.records."""
 
     def _plain(self, field: Field) -> list[Any]:
         name = field.name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -104,15 +104,17 @@ class Monitor:
 
     def step(self) -> bool:
         """Read what is new, up to a bound; returns whether there may be more. Raises OSError."""
-        segments = ((relative, self._columns(relative, block)) for relative, block in self._reader.read(_STEP_BYTES))
+        self._performance.begin()
+        is_held = self._performance.is_full  # until it has read the labels of the rows that it has
+        segments = () if is_held else self._read_segments()
         for relative, taken in chain(self._past.read(_STEP_BYTES), segments):
             self._is_dirty = True
             bad_lines = taken.bad_lines + sum(map(self._take, taken.chunks))
             if bad_lines:
                 log.warning("lines that are no samples", extra={"file": relative, "lines": bad_lines})
-        has_more = self._reader.has_more or not self._past.is_read
+        has_more = is_held or self._reader.has_more or not self._past.is_read
         self._finish_windows(is_all_read=not has_more)
-        has_labels_left = self._performance.step()
+        has_labels_left = self._performance.step(self._reader.watermark.offsets, has_more=has_more)
         return has_more or has_labels_left
 
     def report(self) -> None:
@@ -233,13 +235,21 @@ class Monitor:
                 self._past_hours = past_hours_of(self._settings, self._clock)  # it may have taken back a part
             return Memory()
 
+    def _read_segments(self) -> Iterator[tuple[str, Taken]]:
+        """(relative file, rows of it) of what is new in segments, up to a bound; the join with labels has them, too."""
+        for relative, block in self._reader.read(_STEP_BYTES):
+            taken = self._columns(relative, block)
+            self._performance.take(relative, self._reader.watermark.offsets[relative], block, taken)
+            yield relative, taken
+
     def _columns(self, relative: str, block: bytes) -> Taken:
         """The rows of some lines of a segment."""
         window = self._memory.windows.get(version_in(relative))
         if window is not None and window.shape:  # without a reference there may be no pyarrow
             from gateway.offline.batches import of_usual_lines
 
-            usual = of_usual_lines(block, *version_in(relative), window.shape)
+            by_labels = self._performance.is_used
+            usual = of_usual_lines(block, *version_in(relative), window.shape, for_labels=by_labels)
             # Of another package other columns may be wanted.
             if usual is not None and all(chunk.digest == window.digest for chunk in usual.chunks):
                 return usual

@@ -13,21 +13,20 @@ from typing import Any
 import orjson
 
 from gateway.errors import InvalidInput
-from gateway.flags.compile import SPLIT
 from gateway.labelling import LabelSettings, parse_detectors
 from gateway.metrics import MonitorMetrics
 from gateway.models.manifest import version_order
+from gateway.offline.awaited import Awaited
+from gateway.offline.chunks import Taken
 from gateway.offline.decay import Decay
 from gateway.offline.detectors import Watches
 from gateway.offline.groups import Group, count_unknown, newest, told_of
 from gateway.offline.join import Join, Waiting
 from gateway.offline.scores import Judged
-from gateway.offline.targets import Target, Targets, UnknownClass, text_of
+from gateway.offline.targets import Target, Targets, UnknownClass
 from gateway.offline.windows import replace_file
 from gateway.redaction import Rules
 from gateway.samples.labels import FOLDER, LabelMark, LabelReader, from_line
-from gateway.samples.record import RANDOM
-from gateway.samples.record import SCHEMA as SAMPLE_SCHEMA
 from gateway.samples.segments import SegmentReader, Watermark
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ MEMORY_FILE = "labels.json"
 
 # What one step reads of each log at most.
 _STEP_BYTES = 2 * 1024 * 1024
-_MISSING = "(missing)"
 # Counts of a release that are kept per model: those of its newest revisions.
 _MAX_ARMS = 64
 
@@ -94,13 +92,47 @@ class Performance:
 
     # -- following ----------------------------------------------------------------------------------
 
-    def step(self) -> bool:
-        """Read what is new, up to a bound; returns whether there may be more. Raises OSError."""
+    def begin(self) -> None:
+        """Know from when on rows are awaited, if a first label has come. Raises OSError."""
         if self._since_ns is None:
             self._since_ns = self._first_use()
-            if self._since_ns is None:
-                return False
-        rows_left = not self._join.is_full and self._read_rows()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there are labels."""
+        return self._since_ns is not None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more rows can wait before all labels are read, which `step` does."""
+        return self._join.is_full
+
+    def take(self, relative: str, end: int, block: bytes, taken: Taken) -> None:
+        """Have rows wait that somebody else has just read: whole lines of a segment, up to the byte *end*.
+
+        taken: the same as columns. If these lines are not the next ones for us, they are left to `step`, or were read
+        by it.
+        """
+        watermark = self._rows.watermark
+        is_next = watermark.offsets.get(relative, 0) == end - len(block) and not self._rows.has_read(relative)
+        if self.is_used and is_next:
+            self._awaited().take_block(block, taken)
+            watermark.offsets[relative] = end
+            self.has_unsaved = True
+
+    def step(self, read: Mapping[str, int], *, has_more: bool) -> bool:
+        """Read what is new, up to a bound; returns whether there may be more. Raises OSError.
+
+        read: bytes of segments that somebody has read who hands them to `take`; has_more: and will go on to read. What
+        of these was not taken is read here.
+        """
+        if self._since_ns is None:
+            return False
+        offsets = self._rows.watermark.offsets
+        is_behind = any(offsets.get(name, 0) < end for name, end in read.items())
+        rows_left = has_more or is_behind
+        if not self.is_full and (is_behind or not has_more):  # also to see that segments have ended
+            rows_left = self._read_rows() or has_more
         # A label comes after its row, so rows are read first, unless no more of them can wait.
         labels_left = (not rows_left or self._join.is_full) and self._read_labels()
         if not labels_left and (not rows_left or self._join.is_full):
@@ -115,10 +147,13 @@ class Performance:
         read_bytes = 0
         for _relative, block in self._rows.read(_STEP_BYTES):
             read_bytes += len(block)
-            for line in block.splitlines():
-                self._take_row(line)
+            self._awaited().take_lines(block)
         self.has_unsaved |= read_bytes > 0
         return self._rows.has_more
+
+    def _awaited(self) -> Awaited:
+        feature = self._settings.slice_feature
+        return Awaited(self._targets, self._join, self._groups, since_ns=self._since_ns or 0, slice_feature=feature)
 
     def _read_labels(self) -> bool:
         read_bytes = bad_lines = 0
@@ -136,42 +171,14 @@ class Performance:
             self.changed |= {model for model, _version, _variant in self._groups}
         return self._labels.has_more
 
-    def _take_row(self, line: bytes) -> None:
-        """Have one line of the sample log wait for its label; what is no random sample is passed over."""
-        try:
-            record = orjson.loads(line)
-            if record["schema"] != SAMPLE_SCHEMA or record["sample_reason"] != RANDOM:
-                return
-            ts_ns, identity, row, rows = record["ts_ns"], record["prediction_id"], record["row"], record["rows"]
-            if not (isinstance(ts_ns, int) and isinstance(identity, str)) or ts_ns < (self._since_ns or 0):
-                return
-            model, version, digest = record["model"], record["version"], record["digest"]
-            target = self._targets.find(model, version, digest)
-            self._groups.setdefault((model, version, record["variant"]), Group(digest))
-            if isinstance(target, str):
-                return
-            predicted, scores = target.predicted(record["outputs"])
-            # As for the other signals: what a split decided and the model ran; of each request one row, since the rows
-            # of one request are right and wrong together.
-            is_judged = record["reason"] == SPLIT and record["cache"] in ("miss", "bypass") and row == 0
-            arm = [model, version, record["variant"], record["flag_revision"] if is_judged else -1]
-            plain = [*arm, digest, predicted, scores, self._slice(record["inputs"])]
-            self._join.add_row(Waiting(ts_ns, identity, row, rows, plain))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return
-
-    def _slice(self, inputs: dict[str, Any]) -> str:
-        name = self._settings.slice_feature
-        if not name or name not in inputs:
-            return ""
-        return _MISSING if inputs[name] is None else text_of(inputs[name])
-
     def _settle(self, row: Waiting) -> None:
         """The wait of a row is over: count it, for good."""
         model, version, variant, revision, digest = row.plain[:5]
         self.changed.add(model)
         self.has_unsaved = True
-        group = self._groups.setdefault((model, version, variant), Group(digest))
+        group = self._groups.get((model, version, variant))
+        if group is None:
+            group = self._groups[model, version, variant] = Group(digest)
         if group.digest != digest:  # another package under the same number: what was known is of the one before
             if any(known.ts_ns > row.ts_ns for known in group.recent):
                 return

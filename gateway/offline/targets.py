@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -63,6 +64,29 @@ class Target:
         if scores is None:
             raise ValueError("neither a label nor probabilities")
         return self.classes[scores.index(max(scores))], scores
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The outputs that `predicted` looks at."""
+        return (self.column, *self.scores) if self.column else self.scores
+
+    def all_predicted(self, outputs: Sequence[Sequence[Any]]) -> Iterator[tuple[Answer, list[float] | None] | None]:
+        """`predicted` of many rows, by typed columns: those of *columns*, in order; None for one that says nothing."""
+        if not self.is_classes:
+            for value in outputs[0]:
+                yield None if value is None else (float(value), None)
+            return
+        scores: Iterable[tuple[Any, ...]] = repeat((), len(outputs[0]))
+        if self.scores:
+            scores = zip(*outputs[bool(self.column) :], strict=True)
+        if not self.column:
+            for row in scores:
+                yield None if None in row else (self.classes[row.index(max(row))], list(row))
+            return
+        texts = {value: category_of(value) for value in set(outputs[0])}
+        for value, row in zip(outputs[0], scores, strict=True):
+            text = texts[value]
+            yield None if text is None or None in row else (text, list(row) if self.scores else None)
 
     def truth(self, label: Any) -> Answer:
         """What a label says of this target.

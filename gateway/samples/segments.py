@@ -294,6 +294,8 @@ class SegmentReader:
             if block:
                 budget -= len(block)
                 yield segment.relative, block
+                if not is_end:  # the budget did not reach; what it has left is less than a line of this segment
+                    return
 
     def has_read(self, relative: str) -> bool:
         """Whether a closed segment was read to its end."""

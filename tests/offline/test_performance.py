@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -439,6 +440,86 @@ def test_labels_of_a_backlog_that_takes_several_steps_find_their_rows(tmp_path: 
     rig.run()
     labels = rig.section()["labels"]
     assert (labels["matched"], labels["unmatched"]) == (9000, 0)
+
+
+def test_rows_taken_as_columns_are_judged_as_those_taken_line_by_line(tmp_path: Path) -> None:
+    """The same log twice, with a reference (its columns are shared with drift) and without one (each line by itself):
+    splits, cache hits, errors, several rows, two workers, texts as labels; more rows than may wait, and restarts."""
+    linear = classifier(classes=("no", "yes"))
+    found = []
+    for kind, reference_rows in (("columns", 200), ("lines", 0)):
+        write_package(tmp_path / kind / "models", linear, reference_rows=reference_rows)
+        rig = Rig(tmp_path / kind, max_waiting_rows=2000)
+        logs = [rig.log, Log(rig.settings, boot="b2")]
+        dice = random.Random(4)
+        for request in range(900):
+            ts_ns = TEN_O_CLOCK_NS + request * SECOND_NS
+            rows = dice.choice([1, 1, 20])
+            fields: dict[str, Any] = {
+                "variant": dice.choice(["stable", "canary"]),
+                "reason": dice.choice(["SPLIT", "STATIC"]),
+                "cache": dice.choice(["hit", "miss"]),
+                "flag_revision": dice.choice([3, 4]),
+                "sample_reason": dice.choice(["random", "random", "outlier"]),
+            }
+            sample = linear_sample(iris_rows(rows, request), linear, prediction_id=f"p{request}", ts_ns=ts_ns, **fields)
+            if dice.random() < 0.05:
+                sample = replace(sample, outputs={}, error="run_failed")
+            logs[dice.randrange(2)].write(sample)
+            if dice.random() < 0.8:
+                label = dice.choice(["no", "yes", "perhaps"])
+                rig.label(Label(f"p{request}", label, ts_ns + dice.randrange(2 * int(WAIT_S * 1e9)), row=0))
+            if request % 150 == 149:
+                rig.clock.now_s = ts_ns / 1e9
+                rig.monitor.step()
+                (rig.restart, rig.kill, rig.run)[request // 150 % 3]()
+        rig.run()
+        waiting = rig.section()
+        rig.clock.advance(2 * WAIT_S)
+        rig.run()
+        found.append([{**section, "counter": ""} for section in (waiting, rig.section())])
+    assert found[0] == found[1]
+    labels = found[0][1]["labels"]
+    assert min(labels["matched"], labels["late"], labels["unmatched"]) > 20
+    assert len(found[0][1]["arms"]) == 4
+    assert {each["variant"]: each["unusable"] > 0 for each in found[0][1]["variants"]} == {
+        "stable": True,
+        "canary": True,
+    }
+
+
+@pytest.mark.parametrize("slice_feature", ["sepal_width", "colour"])
+def test_a_backlog_beyond_what_may_wait_is_followed_by_its_columns_and_each_row_is_counted_once(
+    tmp_path: Path, slice_feature: str
+) -> None:
+    """Several steps, of which the join can take only some before it has read the labels; "colour" is in no row."""
+    write_package(tmp_path / "models", IRIS, reference_rows=200)
+    rig = Rig(tmp_path, max_waiting_rows=3000, slice_feature=slice_feature)
+    for request in range(240):
+        at_ns = TEN_O_CLOCK_NS + request * SECOND_NS
+        rig.log.write(linear_sample(iris_rows(100, request), prediction_id=f"p{request}", ts_ns=at_ns))
+        rig.label(*(Label(f"p{request}", row % 3, at_ns + SECOND_NS, row) for row in range(0, 100, 10)))
+    rig.log.close()
+    assert sum(path.stat().st_size for path in rig.settings.sample_log_path.glob("model=*/**/*.jsonl")) > 10 * 2**20
+    rig.clock.now_s = TEN_O_CLOCK_NS / 1e9 + 300
+    rig.monitor.step()
+    rig.restart()
+    rig.run()
+    rig.clock.advance(2 * WAIT_S)
+    rig.run()
+    found, labels = rig.variant(), rig.section()["labels"]
+    assert found["over"] == 24_000
+    assert labels["matched"] + labels["unmatched"] == labels["read"] == 2400
+    assert labels["let_go"] > 20_000
+    assert labels["matched"] > 2000
+    assert found["labelled"] == labels["matched"]
+    rig.clock.advance(10 * WAIT_S)
+    rig.run()
+    rig.monitor.tidy()
+    rig.monitor.save()
+    remembered = json.loads((rig.settings.monitor_path / "labels.json").read_bytes())
+    assert list(remembered["finished"]) == ["model=iris/version=1"]  # it has seen the ends of all segments
+    assert remembered["offsets"] == {}
 
 
 def test_weights_count(tmp_path: Path) -> None:

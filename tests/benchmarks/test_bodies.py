@@ -24,3 +24,6 @@ def test_the_table_has_a_row_for_each_body() -> None:
     command = [sys.executable, bodies.__file__, "--rounds", "1"]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert table.count("\n| read") + table.count("\n| write") == len(CASES)
+    barred = [case for case in CASES if case.has_bar]
+    assert table.count(" | met |") + table.count(" | missed |") == len(barred)
+    assert f" of {len(barred)} large bodies " in table

@@ -22,12 +22,17 @@ from gateway.tensors import BINARY_ONLY, DTYPES, FLOATS, Array
 LARGE_BYTES = 2048
 # Datatypes whose values are JSON numbers.
 NUMERIC = frozenset(name for name, dtype in DTYPES.items() if dtype.kind in "iuf") - BINARY_ONLY
+# As what simdjson gives the numbers of each of them.
+_CODES = {name: "u" if name == "UINT64" else "d" if name in FLOATS else "i" for name in NUMERIC}
 _FP32_MAX = float(np.finfo(np.float32).max)
 # Bodies in which brackets are counted; in larger ones a few are sought, and many counted by numpy, to save time.
 _COUNTED_BYTES = 4096
 _FEW_BRACKETS = 32
 _TOKENS = {b"NaN": math.nan, b"Infinity": math.inf}
 _NULL = {b"null": math.nan}
+# From so many tensors by name on they are read together, since each is most likely a short column.
+_MANY_COLUMNS = 4
+_HOLDERS = frozenset({dict, list})
 
 
 _T = TypeVar("_T")
@@ -83,6 +88,26 @@ def native_matrix(body: bytes, names: Sequence[str], datatype: str) -> Array | N
     return _read(_native, body, words, names, datatype)
 
 
+def number_rows(text: bytes, width: int, datatype: str) -> Array | None:
+    """A JSON array of rows of numbers as an array [rows, width]; null is NaN there, if *datatype* has that.
+
+    None if it is not plainly right.
+    """
+    return _read(_rows, text, _TOKENS | _NULL if datatype in FLOATS else {}, width, datatype)
+
+
+def tensors_document(
+    body: bytes, forms: Mapping[str, str], datatypes: Mapping[str, str], *, null: bool = False
+) -> Any | None:
+    """The JSON of *body* with arrays, shaped as the lists that came, in place of tensors as nested lists.
+
+    The body is the only tensor itself, or an object with one of *forms* for a key and there the only tensor, tensors
+    by name, or an object with that under the form's own key, if it has any. datatypes: of the tensors by name, of the
+    only tensor by "". null: it is NaN in tensors of floats. None if the body is not plainly right.
+    """
+    return _read(_document, body, _TOKENS | _NULL if null else _TOKENS, forms, datatypes)
+
+
 def flat_numbers(text: bytes, datatype: str) -> bytes | None:
     """A JSON array of numbers as they lie in memory in that datatype; None if it is not plainly right.
 
@@ -122,8 +147,8 @@ def _read(look: _Look[_T], body: bytes, words: Mapping[bytes, float], *of: Any) 
 
 
 def _opened(body: bytes) -> Any:
-    """The body's object."""
-    if body[0] != ord("{"):  # simdjson would pass over a byte order mark
+    """The body's object or array."""
+    if body[0] not in b"{[":  # simdjson would pass over a byte order mark
         raise _Doubt
     # A parser keeps several times the bytes of the largest body that it has seen; a new one costs half a microsecond.
     return simdjson.Parser().parse(body)
@@ -191,6 +216,75 @@ def _native(top: Any, stand_ins: Sequence[_StandIn], names: Sequence[str], datat
     return matrix, arrays
 
 
+def _rows(top: Any, stand_ins: Sequence[_StandIn], width: int, datatype: str) -> _Found[Array]:
+    numbers = _numbers(top, datatype, stand_ins)
+    return numbers.reshape(-1, width), _nested(top, [len(top), width])
+
+
+def _document(
+    top: Any, stand_ins: Sequence[_StandIn], forms: Mapping[str, str], datatypes: Mapping[str, str]
+) -> _Found[Any]:
+    if type(top) is simdjson.Array:
+        return _tensors(top, stand_ins, datatypes)
+    (key,) = forms.keys() & set(top)
+    place, document = top[key], _plain_but(top, key)
+    holder = document
+    if forms[key]:
+        document[key] = holder = _plain_but(place, forms[key])
+        place, key = place[forms[key]], forms[key]
+    # Counted before the tensors are among them.
+    arrays = _lists_in(document)
+    holder[key], nested = _tensors(place, stand_ins, datatypes)
+    return document, arrays + nested
+
+
+def _tensors(place: Any, stand_ins: Sequence[_StandIn], datatypes: Mapping[str, str]) -> _Found[Any]:
+    """The only tensor, or tensors by name."""
+    if type(place) is not simdjson.Object:
+        return _shaped(place, stand_ins, datatypes[""])
+    names = list(place)
+    if len(set(names)) != len(names):
+        raise _Doubt
+    if len(names) >= _MANY_COLUMNS:
+        return _columns({name: place[name] for name in names}, stand_ins, datatypes)
+    arrays, tensors = 0, {}
+    for name in names:
+        tensors[name], nested = _shaped(place[name], stand_ins, datatypes[name])
+        arrays += nested
+    return tensors, arrays
+
+
+def _columns(
+    columns: Mapping[str, Any], stand_ins: Sequence[_StandIn], datatypes: Mapping[str, str]
+) -> _Found[dict[str, Array]]:
+    """Many tensors by name, all of one datatype and with as many numbers each."""
+    (datatype,) = {datatypes[name] for name in columns}
+    (rows,) = {len(column) for column in columns.values()}
+    code = _CODES[datatype]
+    raw = b"".join([column.as_buffer(of_type=code) for column in columns.values()])
+    numbers = _checked(raw, datatype, stand_ins).reshape(len(columns), rows)
+    return dict(zip(columns, numbers, strict=True)), len(columns)
+
+
+def _shaped(data: Any, stand_ins: Sequence[_StandIn], datatype: str) -> _Found[Array]:
+    """A tensor of the shape that its first values have."""
+    shape, first = [], data
+    while type(first) is simdjson.Array:
+        shape.append(len(first))
+        first = first[0]
+    arrays = _nested(data, shape)
+    return _numbers(data, datatype, stand_ins).reshape(shape), arrays
+
+
+def _lists_in(value: Any) -> int:
+    """How many lists a JSON value is and holds."""
+    if type(value) is dict:
+        return sum(map(_lists_in, value.values()))
+    if type(value) is not list:
+        return 0
+    return 1 + (0 if _HOLDERS.isdisjoint(map(type, value)) else sum(map(_lists_in, value)))
+
+
 def _plain_but(holder: Any, left_out: str) -> dict[str, Any]:
     """An object's values by key, but for one of them."""
     keys = list(holder)
@@ -222,18 +316,20 @@ def _nested(data: Any, shape: Sequence[int]) -> int:
 
 def _numbers(data: Any, datatype: str, stand_ins: Sequence[_StandIn]) -> Array:
     """The numbers in *data*, however nested, as a flat array. Raises if one is of another type, or out of range."""
-    if datatype not in NUMERIC:
-        raise _Doubt
+    return _checked(data.as_buffer(of_type=_CODES[datatype]), datatype, stand_ins)
+
+
+def _checked(raw: bytes, datatype: str, stand_ins: Sequence[_StandIn]) -> Array:
+    """Numbers as simdjson has them, in that datatype. Raises if one is out of range."""
     dtype = DTYPES[datatype]
     if dtype.kind != "f":
-        code, kind = ("u", np.uint64) if datatype == "UINT64" else ("i", np.int64)
-        wide: Array = np.frombuffer(data.as_buffer(of_type=code), kind)
+        wide: Array = np.frombuffer(raw, np.uint64 if datatype == "UINT64" else np.int64)
         numbers = wide.astype(dtype, copy=False)
         # What does not fit is wrapped, and no more equal.
         if numbers is not wide and np.count_nonzero(numbers != wide):
             raise _Doubt
         return numbers
-    wide = numbers = np.frombuffer(data.as_buffer(of_type="d"))
+    wide = numbers = np.frombuffer(raw)
     if datatype == "FP32":
         if np.count_nonzero(np.abs(wide) <= _FP32_MAX) != wide.size:
             raise _Doubt

@@ -11,12 +11,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import orjson
 
 from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request, Wish
 from gateway.codecs.envelope import Envelopes
+from gateway.codecs.large import LARGE_BYTES, tensors_document
 from gateway.codecs.nested import TensorReader, json_rows, to_json
 from gateway.codecs.numbers import name_of, parse_json
+from gateway.codecs.records import head
 from gateway.codecs.table import Table, matrix_input
 from gateway.errors import (
     GatewayError,
@@ -43,6 +46,12 @@ _CODES: Mapping[type[GatewayError], str] = {
     Refused: "TEMPORARILY_UNAVAILABLE",
 }
 _SPLIT = b'"dataframe_split"'
+# Where tensors may stand in large bodies, by which of the forms is named so early, and how those of records begin.
+_FORM_WITHIN = 64
+_FRAME = {"dataframe_split": "data"}
+_TENSORS = {"instances": "", "inputs": ""}
+_RECORDS = head("dataframe_records", "instances", "inputs", bare=True)
+_TEXTS = frozenset({str})
 _CSV = "text/csv"
 # Its documentation says so, too.
 _CSV_TYPES = frozenset({_CSV, "application/csv"})
@@ -74,6 +83,10 @@ class BoundMlflow:
         self._batchable = signature.batchable
         self._reader = TensorReader(signature)
         self._table = Table(signature)
+        # Of tensors in large bodies; there a column of a matrix may be a tensor.
+        self._datatypes = self._reader.datatypes
+        if self._table.matrix_datatype is not None:
+            self._datatypes = {**dict.fromkeys(self._table.names, self._table.matrix_datatype), **self._datatypes}
         self._outputs = {spec.name: spec for spec in signature.outputs}
         labels = [spec.name for spec in signature.outputs if spec.role == "label"]
         self._usual = tuple(labels[:1]) or tuple(self._outputs)
@@ -105,7 +118,29 @@ class BoundMlflow:
     # -- JSON ---------------------------------------------------------------------------------------
 
     def _from_json(self, body: bytes) -> Request:
-        document = parse_json(body)
+        if len(body) >= LARGE_BYTES and self._datatypes:
+            large = self._largely(body)
+            if large is not None:
+                return large
+        return self._from_document(parse_json(body))
+
+    def _largely(self, body: bytes) -> Request | None:
+        """A large request of numbers; None for one that is not plainly right, which the other way then reads."""
+        if _RECORDS.match(body):
+            request = self._table.read_large(body, _RECORDS)
+            if request is not None:
+                request.is_plain = request.rows == 1
+            return request
+        is_frame = _SPLIT in body[:_FORM_WITHIN]
+        if is_frame and self._table.matrix_datatype is None:
+            return None
+        document = tensors_document(body, _FRAME if is_frame else _TENSORS, self._datatypes, null=is_frame)
+        try:
+            return None if document is None else self._from_document(document)
+        except InvalidInput:  # said by the way that has the values as they came
+            return None
+
+    def _from_document(self, document: Any) -> Request:
         if type(document) is list and document:  # records without a word around them
             request = self._from_records(document, "body")
             request.is_plain = request.rows == 1
@@ -149,12 +184,14 @@ class BoundMlflow:
         field = "dataframe_split"
         if type(frame) is not dict:
             raise InvalidInput(field, name_of(frame), "an object with 'columns' and 'data'")
-        rows = frame.get("data")
-        if type(rows) is not list or not rows:
+        rows: Any = frame.get("data")
+        if not isinstance(rows, np.ndarray) and (type(rows) is not list or not rows):
             raise InvalidInput(f"{field}.data", "an empty array" if rows == [] else name_of(rows), "an array of rows")
         names = frame.get("columns", list(self._table.names))
-        if type(names) is not list or not all(type(name) is str for name in names):
+        if type(names) is not list or not set(map(type, names)) <= _TEXTS:
             raise InvalidInput(f"{field}.columns", name_of(names), "an array of column names")
+        if isinstance(rows, np.ndarray):  # of a large body
+            return self._table.read_matrix(names, rows)
         for index, row in enumerate(rows):
             if type(row) is not list or len(row) != len(names):
                 came = f"{len(row)} values" if type(row) is list else name_of(row)
@@ -175,6 +212,8 @@ class BoundMlflow:
             return self._reader.request(read(value, field))
         if type(value) is list:
             return self._from_records(value, field)
+        if type(next(iter(value.values()))) is np.ndarray:  # of a large body, and so are the others
+            return self._table.read_columns(value)
         rows = {len(column) if type(column) is list else -1 for column in value.values()}
         if len(rows) != 1 or rows == {-1}:
             raise InvalidInput(field, "columns of several lengths, or none", "an array of as many values per column")

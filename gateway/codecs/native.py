@@ -16,6 +16,7 @@ from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
 from gateway.codecs.envelope import Envelopes
 from gateway.codecs.large import LARGE_BYTES, NUMERIC, native_matrix
 from gateway.codecs.numbers import name_of, parse_finite, parse_json, to_array, to_flat
+from gateway.codecs.records import head, named_rows
 from gateway.codecs.texts import row_texts, value_texts
 from gateway.errors import GatewayError, InvalidInput
 from gateway.tensors import FLOATS, Array, Feature, FeatureCheck, Signature, Tensors, TensorSpec, same_rows
@@ -26,6 +27,8 @@ _CLOSING = b"]}"
 _MANY_ROWS = 8
 # A large body whose columns are not named so early is most likely one of named rows.
 _COLUMNS_WITHIN = 64
+# How a body of named rows begins.
+_NAMED = head("rows")
 
 
 class NativeCodec:
@@ -72,7 +75,7 @@ class BoundNative:
         self._pick = pick if len(names) != 1 or pick is None else lambda row: (pick(row),)
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
-        if len(body) >= LARGE_BYTES and self._is_numeric and b'"columns"' in body[:_COLUMNS_WITHIN]:
+        if len(body) >= LARGE_BYTES and self._is_numeric:
             large = self._largely(body)
             if large is not None:
                 return large
@@ -126,9 +129,12 @@ class BoundNative:
         return request if request.is_plain else None
 
     def _largely(self, body: bytes) -> Request | None:
-        """A large request in columns; None for one that is not plainly right, which the other ways then read."""
+        """A large request of numbers; None for one that is not plainly right, which the other ways then read."""
         spec = self._signature.inputs[0]
-        matrix = native_matrix(body, self._names, spec.datatype)
+        if b'"columns"' in body[:_COLUMNS_WITHIN]:
+            matrix = native_matrix(body, self._names, spec.datatype)
+        else:
+            matrix = self._named_matrix(body, spec.datatype)
         if matrix is None:
             return None
         inputs = {spec.name: matrix}
@@ -139,6 +145,18 @@ class BoundNative:
         request = Request(len(matrix), inputs)
         request.is_plain = request.rows == 1
         return request
+
+    def _named_matrix(self, body: bytes, datatype: str) -> Array | None:
+        """The rows of named features, if they have all of them in one order."""
+        found = named_rows(body, _NAMED, datatype)
+        if found is None:
+            return None
+        names, matrix = found
+        if names == self._names:
+            return matrix
+        if sorted(names) != sorted(self._names):
+            return None
+        return matrix.take([names.index(name) for name in self._names], axis=1)
 
     def _named(self, rows: list[Any]) -> list[tuple[Any, ...]]:
         """Rows as tuples in the order of the features."""

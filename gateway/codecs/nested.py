@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 
 from gateway.codecs.codec import Request
+from gateway.codecs.large import NUMERIC
 from gateway.codecs.numbers import flatten, name_of, to_array
 from gateway.codecs.texts import row_texts, value_texts
 from gateway.errors import InvalidInput
 from gateway.tensors import Array, FeatureCheck, Signature, Tensors, TensorSpec, check_shape, same_rows
 
 _B64 = "b64"
+# What rows may be: nested lists, or an array of a large body.
+ARRAYS = frozenset({list, np.ndarray})
 
 
 class TensorReader:
-    """Reads the inputs of one version, given as tensors. Pure.
+    """Reads the inputs of one version, given as tensors: nested lists, or arrays of a large body. Pure.
+
+    datatypes: of the inputs by name, and of the only one by "", if all are JSON numbers; else none.
 
     Every method raises InvalidInput; *field* is what the messages call the value that is read.
     """
@@ -33,6 +38,10 @@ class TensorReader:
         self._inputs = {spec.name: spec for spec in signature.inputs}
         self._only = signature.inputs[0] if len(signature.inputs) == 1 else None
         self._names = ", ".join(self._inputs)
+        datatypes = {spec.name: spec.datatype for spec in signature.inputs}
+        if self._only is not None:
+            datatypes[""] = self._only.datatype
+        self.datatypes: Mapping[str, str] = datatypes if NUMERIC.issuperset(datatypes.values()) else {}
         self._check = FeatureCheck(signature)
 
     def request(self, inputs: Tensors) -> Request:
@@ -47,7 +56,7 @@ class TensorReader:
 
     def rows(self, rows: Any, field: str) -> Tensors:
         """Inputs as a list of rows: each the row of the only input, or an object of rows by input."""
-        if type(rows) is not list or not rows:
+        if type(rows) not in ARRAYS or not len(rows):
             raise InvalidInput(field, "an empty array" if rows == [] else name_of(rows), "an array of rows")
         if not self._signature.batchable:
             raise InvalidInput(field, "rows", "whole tensors by input, since the model takes no rows")
@@ -88,10 +97,14 @@ class TensorReader:
 def read_array(value: Any, spec: TensorSpec, field: str, key: str = "") -> Array:
     """A nested list as an array of the input's datatype and shape; of width 1, a number stands for its row.
 
+    An array, whose datatype is the input's, is only checked for its shape.
+
     Texts may come as ``{"b64": "..."}``. key: what messages put behind the number of the row. Raises InvalidInput.
     """
     if type(value) is list:
         flat, came = flatten(value, f"{field}{key}")
+    elif type(value) is np.ndarray:
+        flat, came = [], value.shape
     elif spec.shape == () or _is_base64(value):
         flat, came = [value], ()
     else:
@@ -99,6 +112,8 @@ def read_array(value: Any, spec: TensorSpec, field: str, key: str = "") -> Array
     is_column = len(came) == len(spec.shape) - 1 and spec.shape[-1] == 1
     shape = (*came, 1) if is_column else came
     check_shape(spec, shape)
+    if type(value) is np.ndarray:
+        return value.reshape(shape)
     if spec.datatype == "BYTES" and dict in set(map(type, flat)):
         flat = [decode_base64(item, _place(field, key, at, came)) for at, item in enumerate(flat)]
     try:

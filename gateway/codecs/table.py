@@ -6,6 +6,7 @@ What is wrong is told per column: the first value of each that cannot be taken.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from gateway.codecs.codec import Request
+from gateway.codecs.large import NUMERIC
 from gateway.codecs.nested import decode_base64
 from gateway.codecs.numbers import name_of, to_array, to_flat
+from gateway.codecs.records import named_rows
 from gateway.errors import InvalidInput
 from gateway.tensors import FLOATS, Array, Feature, FeatureCheck, Signature, Tensors, TensorSpec, same_rows
 
@@ -35,8 +38,13 @@ class Table:
         self._features = tuple(sorted(signature.features, key=lambda f: (order[f.input], f.column)))
         self.names = tuple([feature.name for feature in self._features])
         self._known = frozenset(self.names)
+        self._input_names = frozenset(order)
         self._check = FeatureCheck(signature)
         self._matrix = matrix_input(signature)
+        # That of all features, if they are one matrix of JSON numbers.
+        self.matrix_datatype: str | None = None
+        if self._features and self._matrix is not None and self._matrix.datatype in NUMERIC:
+            self.matrix_datatype = self._matrix.datatype
 
     def datatype(self, name: str) -> str | None:
         """That of a feature; None for a column that is none."""
@@ -82,6 +90,46 @@ class Table:
         request = Request(same_rows(self._signature, inputs), inputs)
         self._check(inputs)
         return request
+
+    def read_matrix(self, names: Sequence[str], matrix: Array) -> Request:
+        """The columns of a matrix [rows, names] of `matrix_datatype`, with NaN for what is missing, as of a large body.
+
+        Raises InvalidInput if it is not plainly right, without saying why.
+        """
+        spec = self._matrix
+        if spec is None or matrix.ndim != 2 or matrix.shape[1] != len(names):
+            raise InvalidInput("body", "another matrix", "the features of the model")
+        if tuple(names) != self.names:
+            place = {name: index for index, name in enumerate(names)}
+            if len(place) != len(names) or not self._known <= place.keys():
+                raise InvalidInput("body", "other columns", "the features of the model, each once")
+            matrix = matrix.take([place[name] for name in self.names], axis=1)
+        inputs = {spec.name: matrix.reshape(-1, *spec.shape[1:])}
+        self._check(inputs)
+        if len(matrix) == 1 and np.isfinite(matrix).all():
+            return Request(1, flat=matrix.tobytes(), spec=spec)
+        return Request(len(matrix), inputs)
+
+    def read_columns(self, columns: Mapping[str, Array]) -> Request:
+        """Columns of `matrix_datatype` by name; see `read_matrix`."""
+        if len({column.shape for column in columns.values()}) != 1:
+            raise InvalidInput("body", "columns of several lengths", "an array of as many values per column")
+        return self.read_matrix(list(columns), np.stack(list(columns.values()), axis=1))
+
+    def read_large(self, body: bytes, begin: re.Pattern[bytes]) -> Request | None:
+        """Rows as objects by feature, of a large body that begins so (`records.head`), as `read_objects` would.
+
+        None if the body is not plainly right, or the objects might be taken for something else than rows of features.
+        """
+        if self.matrix_datatype is None:
+            return None
+        found = named_rows(body, begin, self.matrix_datatype)
+        if found is None or self._input_names.issuperset(found[0]):
+            return None
+        try:
+            return self.read_matrix(*found)
+        except InvalidInput:
+            return None
 
     def _quickly(self, columns: Mapping[str, list[Any]], rows: int) -> Request | None:
         """Finite numbers of a model that takes a matrix; None for anything else, right or wrong."""

@@ -14,8 +14,10 @@ import orjson
 
 from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
 from gateway.codecs.envelope import Envelopes
+from gateway.codecs.large import LARGE_BYTES, tensors_document
 from gateway.codecs.nested import TensorReader, json_rows, to_json
 from gateway.codecs.numbers import name_of, parse_finite, parse_json, to_flat
+from gateway.codecs.records import head
 from gateway.codecs.table import Table
 from gateway.codecs.texts import value_texts
 from gateway.errors import GatewayError, InvalidInput, UnknownLabel, UnknownModel, UnknownVersion
@@ -27,6 +29,9 @@ _SIGNATURES = frozenset(
 )
 # Outputs with names that end so are bytes, not texts.
 _BYTES_SUFFIX = "_bytes"
+# Where tensors may stand in large bodies, and how those of examples begin.
+_FORMS = {"instances": "", "inputs": ""}
+_EXAMPLES = head("examples")
 # What a refusal begins with in TensorFlow Serving's own words, by which clients know it.
 _OPENINGS: Mapping[type[GatewayError], str] = {
     UnknownModel: "Servable not found for request: ",
@@ -100,13 +105,32 @@ class BoundPredict:
         self._row = b"{" + b",".join(keys) + b"}" if len(keys) > 1 else b"%b"
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
+        if len(body) >= LARGE_BYTES and self._reader.datatypes:
+            large = self._largely(body)
+            if large is not None:
+                if large.is_plain and self._envelopes is not None:
+                    self._envelopes.learn(body)
+                return large
         document = parse_finite(body)
         quick = self._quickly(document)
         if quick is not None:
             if quick.is_plain and self._envelopes is not None:
                 self._envelopes.learn(body)
             return quick
-        document = _opened(parse_json(body) if document is None else document)
+        return self._from_document(parse_json(body) if document is None else document)
+
+    def _largely(self, body: bytes) -> Request | None:
+        """A large request of numbers; None for one that is not plainly right, which the other ways then read."""
+        document = tensors_document(body, _FORMS, self._reader.datatypes)
+        if document is None:
+            return None
+        try:
+            return self._from_document(document)
+        except InvalidInput:  # said by the way that has the values as they came
+            return None
+
+    def _from_document(self, document: Any) -> Request:
+        document = _opened(document)
         if ("instances" in document) == ("inputs" in document):
             came = "both" if "inputs" in document else "neither"
             raise InvalidInput("body", came, "exactly one of 'instances' and 'inputs'")
@@ -178,6 +202,10 @@ class _BoundExamples:
         raise NotImplementedError
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
+        if len(body) >= LARGE_BYTES and self._output is not None:
+            large = self._table.read_large(body, _EXAMPLES)
+            if large is not None:
+                return large
         document = _opened(parse_json(body))
         if self._output is None:
             raise InvalidInput("path", self._verb, f"predict, since the model has no {self._wants}")

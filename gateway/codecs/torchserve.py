@@ -14,9 +14,11 @@ import orjson
 
 from gateway.codecs import oip_binary
 from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
+from gateway.codecs.large import LARGE_BYTES, tensors_document
 from gateway.codecs.multipart import Part, parts_of
-from gateway.codecs.nested import TensorReader, json_rows, to_json
+from gateway.codecs.nested import ARRAYS, TensorReader, json_rows, to_json
 from gateway.codecs.numbers import name_of, parse_json
+from gateway.codecs.records import head
 from gateway.codecs.table import Table
 from gateway.errors import GatewayError, InvalidInput, UnknownModel, UnknownVersion
 from gateway.tensors import Signature, Tensors, shape_text
@@ -24,6 +26,9 @@ from gateway.tensors import Signature, Tensors, shape_text
 _FORM = "multipart/form-data"
 _RAW = "application/octet-stream"
 _FIELDS = ("data", "body")
+# Where tensors may stand in large bodies, and how those of rows as objects begin.
+_TENSORS = {"data": ""}
+_RECORDS = head("data", bare=True)
 # The names of Java's exceptions that TorchServe gives, by status.
 _TYPES = {
     400: "BadRequestException",
@@ -115,6 +120,10 @@ class BoundTorchServe:
 
     def _read(self, kind: str, body: bytes, *, is_part: bool = False) -> Request:
         """is_part: of a form, whose files curl calls bytes whatever they are."""
+        if len(body) >= LARGE_BYTES and self._reader.datatypes and (kind != _RAW or is_part):
+            large = self._largely(body)
+            if large is not None:
+                return large
         if kind.endswith("json"):  # application/json, text/json, application/vnd...+json
             return self._from_json(parse_json(body))
         if (kind == _RAW and not is_part) or not _looks_like_json(body):
@@ -127,6 +136,18 @@ class BoundTorchServe:
             except InvalidInput:
                 raise error from None
         return self._from_json(document)
+
+    def _largely(self, body: bytes) -> Request | None:
+        """A large request of numbers in JSON; None for one that is not plainly right, which other ways then read."""
+        if not body.startswith((b"[", b"{")) or "data" in self._table.names:
+            return None
+        if _RECORDS.match(body):
+            return self._table.read_large(body, _RECORDS)
+        document = tensors_document(body, _TENSORS, self._reader.datatypes)
+        try:
+            return None if document is None else self._from_json(document)
+        except InvalidInput:  # said by the way that has the values as they came
+            return None
 
     def decode_plain(self, bodies: list[bytes]) -> list[bytes | None]:
         return [None] * len(bodies)
@@ -144,12 +165,13 @@ class BoundTorchServe:
             value, field = document["data"], "data"
         if type(value) is dict:
             return self._one(self._objects([value], field))
-        if type(value) is not list or not value:
+        if type(value) not in ARRAYS or not len(value):
             raise InvalidInput(field, "an empty array" if value == [] else name_of(value), "a row, rows, or features")
         if type(value[0]) is dict:
             return self._objects(value, field)
         if self._batchable and self._only is not None and _depth(value) == len(self._only.shape) - 1:
-            return self._one(self._reader.request(self._reader.rows([value], field)))
+            row = [value] if type(value) is list else value[np.newaxis]
+            return self._one(self._reader.request(self._reader.rows(row, field)))
         read = self._reader.rows if self._batchable else self._reader.columns
         return self._reader.request(read(value, field))
 
@@ -193,6 +215,8 @@ def _looks_like_json(body: bytes) -> bool:
 
 def _depth(value: Any) -> int:
     """How many arrays are nested in the first places."""
+    if type(value) is np.ndarray:
+        return value.ndim
     depth = 0
     while type(value) is list:
         depth += 1

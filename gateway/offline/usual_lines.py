@@ -31,7 +31,8 @@ class UsualLines:
         """The rows of *block*, which is so many whole lines, as a table of schema_of(kinds); None if it must be looked
         at line by line: one is no sample, or has values of other kinds, or infinite ones.
         """
-        if self._parse is None or not lines:
+        # Arrow passes over a part of a byte order mark at the beginning as over a whole one; both are no JSON.
+        if self._parse is None or not lines or not block.startswith(b"{"):
             return None
         try:
             found = pyarrow.json.read_json(

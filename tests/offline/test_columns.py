@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pyarrow
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.offline.columns import (
@@ -196,6 +196,8 @@ def test_usual_lines_are_read_into_columns_at_once() -> None:
     st.sampled_from(["iris", "house"]),
 )
 @settings(max_examples=300, deadline=None)
+@example([(0, 0, b"\xbf", 0)], "iris")
+@example([(0, 0, b"\xef\xbb\xbf", 0)], "iris")
 def test_whatever_becomes_of_a_line_both_ways_of_reading_agree(
     damages: list[tuple[int, int, bytes, int]], model: str
 ) -> None:

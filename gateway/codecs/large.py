@@ -33,6 +33,8 @@ _NULL = {b"null": math.nan}
 # From so many tensors by name on they are read together, since each is most likely a short column.
 _MANY_COLUMNS = 4
 _HOLDERS = frozenset({dict, list})
+# Of an object that is no tensors by name: no protocol has as many.
+_MOST_KEYS = 64
 
 
 _T = TypeVar("_T")
@@ -242,14 +244,12 @@ def _tensors(place: Any, stand_ins: Sequence[_StandIn], datatypes: Mapping[str, 
     """The only tensor, or tensors by name."""
     if type(place) is not simdjson.Object:
         return _shaped(place, stand_ins, datatypes[""])
-    names = list(place)
-    if len(set(names)) != len(names):
-        raise _Doubt
-    if len(names) >= _MANY_COLUMNS:
-        return _columns({name: place[name] for name in names}, stand_ins, datatypes)
+    came = _items(place, len(datatypes))
+    if len(came) >= _MANY_COLUMNS:
+        return _columns(came, stand_ins, datatypes)
     arrays, tensors = 0, {}
-    for name in names:
-        tensors[name], nested = _shaped(place[name], stand_ins, datatypes[name])
+    for name, data in came.items():
+        tensors[name], nested = _shaped(data, stand_ins, datatypes[name])
         arrays += nested
     return tensors, arrays
 
@@ -287,10 +287,17 @@ def _lists_in(value: Any) -> int:
 
 def _plain_but(holder: Any, left_out: str) -> dict[str, Any]:
     """An object's values by key, but for one of them."""
+    return {key: _plain(value) for key, value in _items(holder, _MOST_KEYS).items() if key != left_out}
+
+
+def _items(holder: Any, most: int) -> dict[str, Any]:
+    """An object's values by key. Raises if there are more than *most*: simdjson seeks each key from the beginning."""
+    if len(holder) > most:
+        raise _Doubt
     keys = list(holder)
     if len(set(keys)) != len(keys):  # here the first would be found, elsewhere the last
         raise _Doubt
-    return {key: _plain(holder[key]) for key in keys if key != left_out}
+    return {key: holder[key] for key in keys}
 
 
 def _plain(value: Any) -> Any:

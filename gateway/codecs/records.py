@@ -23,6 +23,8 @@ _MAY_BE = frozenset({int, float, type(None)})
 _QUOTE, _BRACE = b'"{'
 _BLANK = ord(" ")  # also the bit by which braces and brackets differ
 _WORD_BYTES = 8
+# What all keys of a row may come to, each as long as the longest: a client chooses them, and has no model's width.
+_MOST_WORDS = 8192
 _Words = np.ndarray[Any, np.dtype[np.uint64]]
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -79,7 +81,9 @@ def _names(first: bytes) -> list[str] | None:
         row = parse_json(first)
     except InvalidInput:
         return None
-    return list(row) if row and set(map(type, row.values())) <= _MAY_BE else None
+    if not row or len(row) * (1 + max(map(len, row)) // _WORD_BYTES) > _MOST_WORDS:
+        return None
+    return list(row) if set(map(type, row.values())) <= _MAY_BE else None
 
 
 def _without_names(text: _Bytes, names: list[str]) -> tuple[bytes, int] | None:
@@ -127,7 +131,7 @@ class _Word(NamedTuple):
     change: _Words  # what makes blanks of them, but for the brace or comma
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _words_of(names: tuple[str, ...], is_spaced: bool) -> list[_Word]:
     """The keys of a row cut into words."""
     comma = ", " if is_spaced else ","

@@ -9,8 +9,9 @@ from typing import Any
 _KEEP = 0.99
 # A run longer than this many times the expectation was disturbed (another process, a page fault): it counts as this.
 _SPIKE = 4.0
-# A run that takes so long holds the event loop noticeably. Once may be the machine's doing; a second one within so many
-# that are learned from is the model's, whose cost depends on more than the rows: then so many are made in threads.
+# A run that takes so long, and was not expected to, holds the event loop noticeably. Once may be the machine's doing; a
+# second one within so many that are learned from is the model's, whose cost depends on more than the rows: then so many
+# are made in threads.
 LONG_RUN_S = 0.05
 _NEAR_RUNS = 64
 _APART_RUNS = 256
@@ -59,12 +60,13 @@ class RunCost:
 
     def observe(self, rows: int, run_s: float) -> None:
         """Learn from one run of *rows* rows that took *run_s* seconds."""
-        if run_s > LONG_RUN_S:
-            if self.runs - self._last_long < _NEAR_RUNS:
-                self._apart_until = self.runs + _APART_RUNS
-            self._last_long = self.runs
         if self.runs >= MIN_RUNS:
-            run_s = min(run_s, _SPIKE * max(self.expected_s(rows), 1e-6))
+            most_s = _SPIKE * max(self.expected_s(rows), 1e-6)
+            if run_s > max(LONG_RUN_S, most_s):
+                if self.runs - self._last_long < _NEAR_RUNS:
+                    self._apart_until = self.runs + _APART_RUNS
+                self._last_long = self.runs
+            run_s = min(run_s, most_s)
         self.runs += 1
         weight = 1.0 / rows
         self._n = self._n * _KEEP + weight

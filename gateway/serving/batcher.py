@@ -110,12 +110,11 @@ class Batcher:
 
     def _finish_s(self, rows: int, now_s: float) -> float:
         """Seconds until *rows* rows that come now will be answered."""
-        if self._shares and self._enabled:
-            limit = self._best.best_rows(self._max_batch_rows)
-        else:  # each entry for itself
-            limit = max(1, self.queued_rows // max(1, len(self._queue)))
         running_s = max(0.0, self._running_until_s - now_s) if self._running else 0.0
-        return running_s + finish_s(self._cost, self.queued_rows, rows, limit)
+        if self._shares and self._enabled:
+            return running_s + finish_s(self._cost, self.queued_rows, rows, self._best.best_rows(self._max_batch_rows))
+        each = max(1, self.queued_rows // max(1, len(self._queue)))  # of those that wait, each for itself
+        return running_s + finish_s(self._cost, self.queued_rows, 0, each) + finish_s(self._cost, 0, rows, rows)
 
     def submit(self, entries: Sequence[Entry]) -> None:
         """Queue entries of callers who are there, and run what can run now. Who finds no room is told so."""

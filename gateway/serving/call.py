@@ -84,6 +84,7 @@ class Call(Entry):
     def take_request(self, request: Request) -> None:
         """What was decoded. A priority that its head names goes before that of its body, which comes later."""
         super().take_request(request)
+        self.is_plain = request.is_plain
         if request.priority is not None and HEADER not in self.headers:
             self.priority = priority_of_number(request.priority)
 

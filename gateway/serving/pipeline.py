@@ -135,13 +135,13 @@ class Pipeline:
                     self._decode(call, live)
                 if call.deadline_s <= now_s:
                     raise DeadlineExceeded("the deadline passed before the request could be queued")
-                if flat is None and live.batcher.is_busy:  # its rows are known now, and what its body asks for
-                    live.batcher.check_in_time(call.deadline_s, now_s, call.rows)
                 if call.is_cached and self._find_equal(call, live):
                     continue
+                if flat is None and live.batcher.is_busy:  # its rows are known now, and what its body asks for
+                    live.batcher.check_in_time(call.deadline_s, now_s, call.rows)
                 entries.append(call)
             except Exception as error:  # as in begin
-                self._end(call, error)
+                self._fail(call, error)
         self._admission.in_flight_bytes += flat_bytes
         try:
             live.batcher.submit(entries)
@@ -153,7 +153,6 @@ class Pipeline:
         request = live.bound[call.codec.name].decode(call.body, call.headers)
         call.take_request(request)
         self._admission.hold(call, len(call.body) + request.size_bytes)
-        call.is_plain = request.is_plain
         if request.timeout_s is not None:
             self._admission.shorten(call, request.timeout_s)
 
@@ -231,10 +230,11 @@ class Pipeline:
     def _fail(self, entry: Call, error: Exception) -> None:
         """Refuse a call and those that follow it; equal calls that come from now on are on their own."""
         self._forget(entry)
-        followers = entry.release_followers()
+        followers, share = entry.release_followers(), entry.share
         self._end(entry, error)
         for call in followers:
-            if isinstance(error, OverShare):  # that is its client's business: who followed it may be somebody else's
+            if isinstance(error, OverShare) and call.share is not share:  # that is the other client's own doing
+                call.cache, call.is_cached = "bypass", False  # each for itself from now on
                 self._arrive(call, call.live)
             else:
                 self._end(call, error)

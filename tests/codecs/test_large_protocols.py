@@ -8,15 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.codecs import records
 from gateway.codecs.codec import BoundCodec, Codec
-from gateway.codecs.large import LARGE_BYTES
+from gateway.codecs.large import LARGE_BYTES, tensors_document
 from gateway.codecs.mlflow import MlflowCodec
 from gateway.codecs.native import NativeCodec
+from gateway.codecs.records import head, named_rows
 from gateway.codecs.tfs import ClassifyCodec, PredictCodec, RegressCodec
 from gateway.codecs.torchserve import TorchServeCodec
 from gateway.errors import InvalidInput
@@ -377,3 +379,14 @@ def test_what_could_be_taken_for_something_else_is_not(name: str, kind: str, tex
     features = tuple(Feature(feature, kind, column, missing_allowed=True) for column, feature in enumerate(names))
     told = Signature((TensorSpec(kind, "FP32", (-1, len(names))),), OUTPUTS, features)
     assert_same(CODECS[name].bind("m", "1", told), text.encode())
+
+
+def test_hostile_keys_cost_no_more_than_to_read_them() -> None:
+    """Ways that would take the square of their number leave such bodies to orjson."""
+    many = {f"k{number:06d}": 1 for number in range(20_000)}
+    begin = head("rows")
+    assert named_rows(orjson.dumps({"rows": [many | {"y" * 1000: 1}]}), begin, "FP64") is None
+    assert tensors_document(orjson.dumps({"inputs": {key: [1] for key in many}}), {"inputs": ""}, {"x": "FP32"}) is None
+    assert tensors_document(orjson.dumps({"inputs": [[1]], **many}), {"inputs": ""}, {"": "FP32"}) is None
+    wide = {f"k{number:03d}": 1 for number in range(500)}  # as wide as models are
+    assert named_rows(orjson.dumps({"rows": [wide]}), begin, "FP64") is not None

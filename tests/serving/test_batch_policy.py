@@ -237,3 +237,12 @@ def test_a_model_whose_cost_depends_on_its_rows_leaves_the_loop_for_a_while() ->
     assert not is_sure_after(1, 2 * LONG_RUN_S)
     assert not is_sure_after(200)
     assert is_sure_after(56)
+
+
+def test_long_runs_of_many_rows_that_are_as_long_as_expected_surprise_nobody() -> None:
+    cost = RunCost()
+    for _ in range(4 * MIN_RUNS):
+        cost.observe(1, 100e-6)
+        cost.observe(1000, 100e-3)
+    assert LONG_RUN_S < 100e-3
+    assert cost.is_sure

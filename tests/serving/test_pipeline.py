@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from gateway.serving.router import Adopted
 from gateway.serving.shares import Shares
 from gateway.tensors import Feature, Signature, Tensors, TensorSpec
 from tests.puppet import POISON, PuppetRuntime
-from tests.serving.rig import FLAG, Caller, Rig, run
+from tests.serving.rig import FLAG, NAMED, Caller, Rig, run
 
 VALUES = st.sampled_from([1.0, 2.0, 3.0, POISON])
 ASK = st.fixed_dictionaries(
@@ -204,7 +205,7 @@ def test_a_leader_that_finds_no_room_is_refused_with_its_followers(tmp_path: Pat
 
 def test_a_leader_whose_client_asks_for_too_much_is_refused_alone(tmp_path: Path) -> None:
     async def scenario() -> None:
-        rig, shares = Rig(tmp_path, max_queue_rows=20, max_batch_rows=2), Shares()
+        rig, shares = Rig(tmp_path, max_queue_rows=22, max_batch_rows=2), Shares()
 
         def ask(client: str, *values: float, codec: str = "oip") -> Caller:
             caller = rig.ask(*values, codec=codec)
@@ -216,12 +217,14 @@ def test_a_leader_whose_client_asks_for_too_much_is_refused_alone(tmp_path: Path
         ask("greedy", *range(10, 19))
         ask("large", *range(20, 28))
         leader, followers = ask("greedy", 3), [ask("modest", 3, codec="native"), ask("small", 3)]
+        own = ask("greedy", 3)
         assert leader.call.share is not None
-        leader.call.share.rows = 11  # of which the nine are known once they are decoded
+        leader.call.share.rows = 21  # what it has in flight besides
         await rig.settle()
         assert isinstance(leader.error, OverShare)
+        assert isinstance(own.error, OverShare)
         assert [caller.outputs() for caller in followers] == [[6], [6]]
-        assert [caller.headers["x-cache"] for caller in followers] == ["miss", "shared"]
+        assert [caller.headers["x-cache"] for caller in followers] == ["bypass", "bypass"]
         rig.check_nothing_is_held()
 
     run(scenario)
@@ -417,6 +420,38 @@ def test_who_cannot_be_answered_in_time_is_told_at_once_and_never_by_an_idle_ver
         for caller in (first, patient, other):
             assert caller.error is None
         rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_an_entry_that_runs_whole_is_judged_by_one_run_of_all_its_rows(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        alone = replace(NAMED, batch_invariant=False)
+        rig = Rig(tmp_path, alone, cache=False)
+        for rows, run_s in [(1, 0.006), (1000, 0.009)] * MIN_RUNS:
+            rig.costs["1"].observe(rows, run_s)
+        rig.ask(1)
+        await rig.turn()
+        many = rig.ask(*range(1000), timeout_s=5.0)
+        await rig.settle()
+        assert many.error is None
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+def test_a_kept_answer_is_given_however_busy_the_version_is(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path)
+        rig.ask(1, 2, 3)
+        await rig.settle()
+        for _ in range(MIN_RUNS):
+            rig.costs["1"].observe(1, 2.0)
+        rig.ask(7)
+        await rig.turn()
+        kept = rig.ask(1, 2, 3, codec="native", timeout_s=5.0)
+        await rig.turn()
+        assert kept.headers["x-cache"] == "hit"
 
     run(scenario)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import pty
@@ -22,11 +21,10 @@ import pytest
 
 from tests.builders import classifier, write_package
 from tests.end_to_end.flags import must_change
+from tests.holding import held
 from tests.live import ChildRole, LiveGateway, child_processes, eventually, is_running, name_of
 
 ROLES: tuple[ChildRole, ...] = ("worker", "control", "monitor")
-PTRACE_ATTACH, PTRACE_DETACH = 16, 17
-WAIT_ALL = 0x40000000  # of waitpid: also for those that are no children of ours
 
 
 @pytest.fixture
@@ -157,23 +155,6 @@ def test_a_child_that_hangs_is_killed_and_replaced(models: Path, state: Path) ->
             eventually(lambda: "is silent and is killed" in gateway.log and not is_running(old_pid), "it is killed")
         gateway.wait_replaced("worker", 0, old_pid)
         assert "has been stopped" not in gateway.log
-
-
-@contextlib.contextmanager
-def held(pid: int) -> Iterator[int]:
-    """Hold all threads of a process as a debugger does: it stands still, and no signal has told it to."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    threads = [int(thread) for thread in os.listdir(f"/proc/{pid}/task")]
-    for thread in threads:
-        if libc.ptrace(PTRACE_ATTACH, thread, None, None):
-            raise OSError(ctypes.get_errno(), "it cannot be held")
-        os.waitpid(thread, WAIT_ALL)
-    yield pid
-    for thread in reversed(threads):  # the first one, whose number is that of the process, ends after all others
-        if is_running(pid):
-            libc.ptrace(PTRACE_DETACH, thread, None, None)
-        else:
-            os.waitpid(thread, WAIT_ALL)  # until then its death is the debugger's alone
 
 
 def test_a_worker_that_is_silent_while_it_loads_is_not_killed(models: Path, state: Path) -> None:

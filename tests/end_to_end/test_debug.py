@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 
 from tests.builders import classifier, write_package
 from tests.end_to_end.flags import must_change
+from tests.holding import held
 from tests.live import LiveGateway, eventually
 
 IRIS = classifier()
@@ -93,15 +92,11 @@ def test_the_stacks_of_a_worker_are_told_with_the_names_of_its_threads(gateway: 
 
 def test_a_worker_that_stands_still_is_told_of_as_it_was(gateway: LiveGateway) -> None:
     workers(gateway)
-    pid = gateway.child_pids("worker")[0]
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with held(gateway.child_pids("worker")[0]):
         found = {one["worker"]: one for one in workers(gateway)}
         assert (found[0]["answers"], found[1]["answers"]) == (False, True)
         assert found[0]["threads"]
         assert gateway.control.get("/debug/stacks", params={"worker": 0}).json()["threads"] == []
-    finally:
-        os.kill(pid, signal.SIGCONT)
     eventually(lambda: all(one["answers"] for one in workers(gateway)), "it goes on")
 
 

@@ -64,7 +64,7 @@ class LimitSettings:
     """What one request, and all requests together, may ask of a worker."""
 
     max_body_bytes: int = 16 * 1024 * 1024
-    max_in_flight: int = 4096
+    max_in_flight: int = 10_000  # as many as there may be connections: refusing costs more than a cheap answer
     deadline_s: float = 5.0
     max_deadline_s: float = 60.0
     client_header: str = ""  # tells clients apart where no API keys do, for fair shares of a queue; empty: nothing does

@@ -144,12 +144,14 @@ def takes_memory(trial: Trial) -> None:
             on.load.wait_answered(200)
             began_s = time.monotonic()
             stage.must_change(on.live, f"{model}.route", {"state": "DISABLED"})
-            eventually(
-                lambda before=before: _resident_bytes(on.live) < before + faulty.LARGE_BYTES / 4,  # type: ignore[misc]
-                "the memory is given back",
-            )
+            most = before + faulty.LARGE_BYTES // 4
+            eventually(partial(_has_given_back, on.live, most), "the memory is given back")
             trial.recovered_s.append(time.monotonic() - began_s)
     stage.none_failed(trial, on.load)
+
+
+def _has_given_back(live: LiveGateway, most_bytes: int) -> bool:
+    return _resident_bytes(live) < most_bytes
 
 
 def _resident_bytes(live: LiveGateway) -> int:

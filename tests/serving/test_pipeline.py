@@ -223,6 +223,7 @@ def test_a_leader_whose_client_asks_for_too_much_is_refused_alone(tmp_path: Path
         await rig.settle()
         assert isinstance(leader.error, OverShare)
         assert isinstance(own.error, OverShare)
+        assert own.headers["x-cache"] == "shared", "what its client is refused once is not decoded again"
         assert [caller.outputs() for caller in followers] == [[6], [6]]
         assert [caller.headers["x-cache"] for caller in followers] == ["bypass", "bypass"]
         rig.check_nothing_is_held()

@@ -61,6 +61,11 @@ class TensorSpec:
     def dtype(self) -> np.dtype[Any]:
         return DTYPES[self.datatype]
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the numbers of one row, where no size but that of the rows may vary."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
 
 @dataclass(frozen=True, slots=True)
 class Feature:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from gateway.errors import GatewayError
 from gateway.tensors import Signature, Tensors, TensorSpec
 
 Headers = tuple[tuple[bytes, bytes], ...]
+Spans = Sequence[tuple[int, int]]
 JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
 
 
@@ -35,7 +36,7 @@ class Request:
     binary: bool = False  # outputs travel as binary unless *outputs* says otherwise
     timeout_s: float | None = None  # the client's wish
     priority: int | None = None  # the client's wish: 1 is the highest, 0 what is usual
-    is_plain: bool = False  # one row, and nothing said about the reply: BoundCodec.encode_rows will do
+    is_plain: bool = False  # few rows, and nothing said about the reply: BoundCodec.encode_rows will do
 
     def __init__(
         self,
@@ -83,10 +84,10 @@ class BoundCodec(Protocol):
         ...
 
     def decode_plain(self, bodies: list[bytes]) -> list[bytes | None]:
-        """The values of bodies that ask for one row of the only input and say nothing else, read together.
+        """The values of bodies that ask for rows of the only input and say nothing else, read together.
 
-        Each as `Request.flat`. The headers say nothing of how to read the bodies. None for each body that is something
-        else, right or wrong: `decode` will tell.
+        Each as `Request.flat`, whose length tells the rows. The headers say nothing of how to read the bodies. None for
+        each body that is something else, right or wrong: `decode` will tell.
         """
         ...
 
@@ -94,10 +95,11 @@ class BoundCodec(Protocol):
         """The reply to *request*; *outputs* hold its rows only."""
         ...
 
-    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
+    def encode_rows(self, outputs: Tensors, spans: Spans | None = None) -> list[bytes] | None:
         """For each row of a batch, the body that `encode` would give to a plain request of that row alone.
 
-        None if these outputs cannot be written so; then `encode` is called for each request.
+        spans: from which row to before which one plain requests have asked: a body for each of them instead. None if
+        these outputs cannot be written so; then `encode` is called for each request.
         """
         ...
 

@@ -1,8 +1,8 @@
-"""Bodies of one row, told apart by what stands around their numbers: equal surroundings are understood once.
+"""Bodies of a few rows, told apart by what stands around their numbers: equal surroundings are understood once.
 
 A body is cut into its numbers, the text between a ``[`` behind a key and the next ``]``, and the envelope around them.
-Clients write the same envelope again and again. One that was proved to hold nothing but the numbers of one row need not
-be parsed again: the numbers of many bodies are then read in one go.
+Clients write the same envelope again and again. One that was proved to hold nothing but the numbers of so many rows
+need not be parsed again: the numbers of many bodies are then read in one go.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from operator import methodcaller
 import orjson
 
 from gateway.codecs.codec import Request
-from gateway.codecs.large import flat_numbers
+from gateway.codecs.large import flat_arrays, flat_numbers
 from gateway.codecs.numbers import Packer, packer, to_flat
 from gateway.tensors import TensorSpec
 
+# A request of so many rows may share its reading and its answering with others; one of more has enough work of its own.
+MOST_ROWS = 64
 # Envelopes kept: one per way of writing a request. Whoever sends ever new ones makes the others be proved again.
 _MAX_KNOWN = 64
 _MAX_ENVELOPE_BYTES = 1024
@@ -31,7 +33,7 @@ class Envelopes:
     """The envelopes that one protocol knows for one version of one model. Used on the event loop only.
 
     key: behind which the numbers stand, as ``"data"`` with its quotes. depth: how many ``[`` behind it open them.
-    spec: the only input, [-1, width]. decode: reads one whole body, None if it is not a plain row.
+    spec: the only input, [-1, width]. decode: reads one whole body, None if it is not plainly rows.
     """
 
     def __init__(self, key: bytes, depth: int, spec: TensorSpec, decode: Callable[[bytes], Request | None]) -> None:
@@ -42,40 +44,38 @@ class Envelopes:
         self._row_bytes = self._width * spec.dtype.itemsize
         self._row = packer(spec.datatype, self._width)
         self._decode = decode
-        self._known: set[bytes] = set()
+        self._known: dict[bytes, int] = {}  # the rows that stand in it
         self._unfit: set[bytes] = set()
-        self._last = (b"", b"")  # what stood before and behind the numbers of the latest body
-        # Two rows that differ in each number, and each in itself, to see that a cut is where the row comes from.
-        number = float if spec.datatype.startswith("FP") else int
-        self._probes = [[number(first + 2 * column) for column in range(self._width)] for first in (3, 4)]
+        self._last = (b"", b"", 0)  # what stood before and behind the numbers of the latest body, and its rows
 
     def read(self, bodies: list[bytes]) -> list[bytes | None]:
         """The numbers of each body as they lie in memory; None where the body must be read alone."""
         if len(bodies) == 1:
             return [self._read_alone(bodies[0])]
-        opening, closing = self._last
+        opening, closing, rows = self._last
         from_, to = len(opening), -len(closing)
         # Mostly all have the envelope that was seen last.
         texts = [body[from_:to] for body in bodies if body.startswith(opening) and body.endswith(closing)]
         if len(texts) == len(bodies) and closing:
-            flats = self._together(texts)
+            flats = self._together(texts, rows)
             if flats is not None:
                 return [*flats]
         return [self._read_alone(body) for body in bodies]
 
     def _read_alone(self, body: bytes) -> bytes | None:
-        opening, closing = self._last
+        opening, closing, rows = self._last
         if closing and body.startswith(opening) and body.endswith(closing):
             # Should it be cut elsewhere, a bracket stands between the two, which no row of numbers has.
             text = body[len(opening) : -len(closing)]
         else:
             start, stop = self._cut(body)
-            if body[:start] + body[stop:] not in self._known:
+            rows = self._known.get(body[:start] + body[stop:], 0)
+            if not rows:
                 return None
-            self._last = (body[:start], body[stop:])
+            self._last = (body[:start], body[stop:], rows)
             text = body[start:stop]
-        if len(text) >= _LARGE_BYTES:
-            flats = self._together([text])
+        if len(text) >= _LARGE_BYTES or rows > 1:
+            flats = self._together([text], rows)
             return flats[0] if flats is not None else None
         return _few(text, self._row)
 
@@ -86,34 +86,47 @@ class Envelopes:
             start = body.find(b"[", start) + 1
         return start, body.find(b"]", start)
 
-    def learn(self, body: bytes) -> None:
-        """Remember the envelope of *body*, a plain row, if it holds the row's numbers and nothing else.
+    def learn(self, body: bytes, rows: int = 1) -> None:
+        """Remember the envelope of *body*, plainly so many rows, if it holds their numbers and nothing else.
 
-        It does if whatever numbers are put into the same place come out as the row's values. One such row would not
-        show it: it may also stand, for good, behind a second key of the same name.
+        It does if whatever numbers are put into the same place come out as the rows' values. One such body would not
+        show it: its numbers may also stand, for good, behind a second key of the same name.
         """
         start, stop = self._cut(body)
         envelope = body[:start] + body[stop:]
-        if stop < 0 or len(envelope) > _MAX_ENVELOPE_BYTES or envelope in self._unfit:
+        if stop < 0 or len(envelope) > _MAX_ENVELOPE_BYTES or envelope in self._unfit or envelope in self._known:
             return
-        fits = all(self._comes_out(probe, body[:start], body[stop:]) for probe in self._probes)
-        kept = self._known if fits else self._unfit
-        if len(kept) >= _MAX_KNOWN:
-            kept.clear()
-        kept.add(envelope)
+        # Two that differ in each number, and each in itself, to see that the cut is where the numbers come from.
+        number = float if self._datatype.startswith("FP") else int
+        probes = [[number(first + 2 * place) for place in range(rows * self._width)] for first in (3, 4)]
+        if all(self._comes_out(probe, body[:start], body[stop:]) for probe in probes):
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[envelope] = rows
+        else:
+            if len(self._unfit) >= _MAX_KNOWN:
+                self._unfit.clear()
+            self._unfit.add(envelope)
 
-    def _comes_out(self, row: list[float], opening: bytes, closing: bytes) -> bool:
-        """Whether a body is a plain row of exactly these numbers when they stand in it."""
-        request = self._decode(opening + orjson.dumps(row)[1:-1] + closing)
-        flat = to_flat(row, self._datatype)
+    def _comes_out(self, numbers: list[float], opening: bytes, closing: bytes) -> bool:
+        """Whether a body is plainly rows of exactly these numbers when they stand in it."""
+        request = self._decode(opening + orjson.dumps(numbers)[1:-1] + closing)
+        flat = to_flat(numbers, self._datatype)
         return request is not None and request.is_plain and flat is not None and request.flat == flat.tobytes()
 
-    def _together(self, texts: list[bytes]) -> list[bytes] | None:
-        """The numbers of all texts; None if any of them is not *width* finite numbers.
+    def _together(self, texts: list[bytes], rows: int) -> list[bytes] | None:
+        """The numbers of all texts; None if any of them is not *rows* times *width* finite numbers.
 
-        No text holds anything but digits, signs, points, exponents, spaces and width - 1 commas: if all of them, joined
-        by commas, are one JSON array, then each number of it stands in one text, *width* in each.
+        Rows are read text by text. No text of one row holds anything but digits, signs, points, exponents, spaces and
+        width - 1 commas: if all of them, joined by commas, are one JSON array, then each number of it stands in one
+        text, *width* in each.
         """
+        if rows > 1:
+            size_bytes = rows * self._row_bytes
+            raw = flat_arrays([b"[%b]" % text for text in texts], rows * self._width, self._datatype)
+            if raw is None:
+                return None
+            return [raw[start : start + size_bytes] for start in range(0, len(raw), size_bytes)]
         if set(map(_commas, texts)) != {self._width - 1}:
             return None
         joined = b",".join(texts)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request, Wish
-from gateway.codecs.envelope import Envelopes
+from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request, Spans, Wish
+from gateway.codecs.envelope import MOST_ROWS, Envelopes
 from gateway.codecs.large import LARGE_BYTES, tensors_document
 from gateway.codecs.nested import TensorReader, json_rows, to_json
 from gateway.codecs.numbers import name_of, parse_json
@@ -97,11 +97,17 @@ class BoundMlflow:
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
         if _is_csv(headers):
             request = self._from_csv(body)
-            request.is_plain = request.rows == 1
+            request.is_plain = request.rows <= MOST_ROWS
             return request
         request = self._from_json(body)
         # Of the other forms each body would be looked at as a new envelope.
-        if request.is_plain and request.flat is not None and self._envelopes is not None and _SPLIT in body:
+        if (
+            request.rows == 1
+            and request.is_plain
+            and request.flat is not None
+            and self._envelopes is not None
+            and _SPLIT in body
+        ):
             self._envelopes.learn(body)
         return request
 
@@ -129,7 +135,7 @@ class BoundMlflow:
         if _RECORDS.match(body):
             request = self._table.read_large(body, _RECORDS)
             if request is not None:
-                request.is_plain = request.rows == 1
+                request.is_plain = request.rows <= MOST_ROWS
             return request
         is_frame = _SPLIT in body[:_FORM_WITHIN]
         if is_frame and self._table.matrix_datatype is None:
@@ -143,7 +149,7 @@ class BoundMlflow:
     def _from_document(self, document: Any) -> Request:
         if type(document) is list and document:  # records without a word around them
             request = self._from_records(document, "body")
-            request.is_plain = request.rows == 1
+            request.is_plain = request.rows <= MOST_ROWS
             return request
         if type(document) is not dict:
             raise InvalidInput("body", name_of(document), "a JSON object")
@@ -159,7 +165,7 @@ class BoundMlflow:
         else:
             request = self._from_tensors(value, forms[0])
         request.outputs = wanted
-        request.is_plain = request.rows == 1 and wanted is None
+        request.is_plain = request.rows <= MOST_ROWS and wanted is None
         return request
 
     def _wanted(self, params: Any) -> tuple[Wish, ...] | None:
@@ -252,10 +258,13 @@ class BoundMlflow:
         whole = texts[0] if len(texts) == 1 else _record(names) % tuple(texts)
         return Encoded(b'{"predictions":%b}' % whole, JSON_HEADERS)
 
-    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
+    def encode_rows(self, outputs: Tensors, spans: Spans | None = None) -> list[bytes] | None:
         if not self._batchable:
             return None
-        return [b'{"predictions":[%b]}' % row for row in _records(self._usual, outputs)]
+        rows = _records(self._usual, outputs)
+        if spans is not None:
+            rows = [b",".join(rows[start:stop]) for start, stop in spans]
+        return [b'{"predictions":[%b]}' % row for row in rows]
 
     stamp = None
 

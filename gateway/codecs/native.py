@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
-from gateway.codecs.envelope import Envelopes
+from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request, Spans
+from gateway.codecs.envelope import MOST_ROWS, Envelopes
 from gateway.codecs.large import LARGE_BYTES, NUMERIC, native_matrix
 from gateway.codecs.numbers import name_of, parse_finite, parse_json, to_array, to_flat
 from gateway.codecs.records import head, named_rows
@@ -80,7 +80,7 @@ class BoundNative:
             if large is not None:
                 return large
         request = self._decode(body)
-        if request.is_plain and request.flat is not None and self._envelopes is not None:
+        if request.rows == 1 and request.is_plain and request.flat is not None and self._envelopes is not None:
             self._envelopes.learn(body)
         return request
 
@@ -109,12 +109,12 @@ class BoundNative:
             flat = to_flat(list(chain.from_iterable(table)), spec.datatype)
             if flat is not None:
                 request = Request(len(table), flat=flat.tobytes(), spec=spec)
-                request.is_plain = len(table) == 1
+                request.is_plain = len(table) <= MOST_ROWS
                 return request
         inputs = self._tensors(table)
         self._check(inputs)
         request = Request(same_rows(self._signature, inputs), inputs)
-        request.is_plain = request.rows == 1
+        request.is_plain = request.rows <= MOST_ROWS
         return request
 
     def decode_plain(self, bodies: list[bytes]) -> list[bytes | None]:
@@ -143,7 +143,7 @@ class BoundNative:
         except InvalidInput:  # said by the way that has the values as they came
             return None
         request = Request(len(matrix), inputs)
-        request.is_plain = request.rows == 1
+        request.is_plain = request.rows <= MOST_ROWS
         return request
 
     def _named_matrix(self, body: bytes, datatype: str) -> Array | None:
@@ -248,12 +248,15 @@ class BoundNative:
             texts[place::width] = slot
         return Encoded(_OPENING + b",".join([template] * rows) % tuple(texts) + _CLOSING, JSON_HEADERS)
 
-    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
+    def encode_rows(self, outputs: Tensors, spans: Spans | None = None) -> list[bytes] | None:
         if not self._batchable:
             return None
         template, slots = self._slots(outputs)
-        template = _OPENING + template + _CLOSING
-        return [template % texts for texts in zip(*slots, strict=True)]
+        if spans is None:
+            template = _OPENING + template + _CLOSING
+            return [template % texts for texts in zip(*slots, strict=True)]
+        rows = [template % texts for texts in zip(*slots, strict=True)]
+        return [_OPENING + b",".join(rows[start:stop]) + _CLOSING for start, stop in spans]
 
     def _slots(self, outputs: Tensors) -> tuple[bytes, list[list[bytes]]]:
         """The JSON of one prediction with gaps, and for each gap what goes there, a text per row."""

@@ -15,8 +15,8 @@ import orjson
 
 from gateway.codecs import oip_binary
 from gateway.codecs.classification import highest
-from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request, Wish
-from gateway.codecs.envelope import Envelopes
+from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request, Spans, Wish
+from gateway.codecs.envelope import MOST_ROWS, Envelopes
 from gateway.codecs.large import LARGE_BYTES, NUMERIC, oip_document
 from gateway.codecs.numbers import flatten, name_of, parse_finite, parse_json, to_array, to_flat
 from gateway.codecs.texts import array_text, row_texts
@@ -36,7 +36,8 @@ from gateway.tensors import (
 
 # More than any body can hold.
 _MAX_ELEMENTS = 2**32
-# Templates kept per version: one, unless the model's outputs vary in shape.
+Shapes = tuple[tuple[int, ...], ...]  # of one row of each output
+# Templates kept per version: one for a row and one for rows, unless the model's outputs vary in shape.
 _MAX_TEMPLATES = 16
 
 
@@ -64,15 +65,16 @@ class BoundOip:
         self._signature = signature
         self._inputs = {spec.name: spec for spec in signature.inputs}
         self._outputs = {spec.name: spec for spec in signature.outputs}
+        self._names = [orjson.dumps(name).replace(b"%", b"%%") for name in self._outputs]
         self._check = FeatureCheck(signature)
         self._only = _flat_input(signature)
         self._is_numeric = {spec.datatype for spec in signature.inputs} <= NUMERIC
         self._head = orjson.dumps({"model_name": model, "model_version": version})[:-1].replace(b"%", b"%%")
-        self._envelopes = Envelopes(b'"data"', 1, self._only, self._plain_row) if self._only is not None else None
+        self._envelopes = Envelopes(b'"data"', 1, self._only, self._plain_rows) if self._only is not None else None
         self._fits_json = all(spec.datatype not in BINARY_ONLY for spec in signature.outputs)
         classes = signature.classes
         self._labels = None if classes is None else [str(label) for label in classes]
-        self._templates: dict[tuple[tuple[int, ...], ...], bytes] = {}  # by the shapes of the outputs' rows
+        self._templates: dict[tuple[bytes, Shapes], bytes] = {}
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> Request:
         length = headers.get(oip_binary.LENGTH_HEADER)
@@ -80,12 +82,12 @@ class BoundOip:
             if len(body) >= LARGE_BYTES and self._is_numeric:
                 large = self._largely(body)
                 if large is not None:
+                    self._learn(body, large)
                     return large
             document = parse_finite(body)
             quick = self._quickly(document)
             if quick is not None:
-                if quick.is_plain and self._envelopes is not None:
-                    self._envelopes.learn(body)
+                self._learn(body, quick)
                 return quick
             return self._from_document(parse_json(body) if document is None else document, oip_binary.Blobs(b""))
         json_bytes = oip_binary.json_length(length, len(body))
@@ -99,8 +101,12 @@ class BoundOip:
     def decode_plain(self, bodies: list[bytes]) -> list[bytes | None]:
         return self._envelopes.read(bodies) if self._envelopes is not None else [None] * len(bodies)
 
-    def _plain_row(self, body: bytes) -> Request | None:
-        """A body of one row with nothing else said."""
+    def _learn(self, body: bytes, request: Request) -> None:
+        if request.is_plain and self._envelopes is not None:
+            self._envelopes.learn(body, request.rows)
+
+    def _plain_rows(self, body: bytes) -> Request | None:
+        """A body of rows with nothing else said."""
         return self._quickly(parse_finite(body))
 
     def _quickly(self, document: Any) -> Request | None:
@@ -129,7 +135,7 @@ class BoundOip:
         if flat is None:
             return None
         request = Request(rows, flat=flat.tobytes(), spec=spec)
-        request.is_plain = rows == 1
+        request.is_plain = rows <= MOST_ROWS
         return request
 
     def _largely(self, body: bytes) -> Request | None:
@@ -159,8 +165,10 @@ class BoundOip:
         rows, width = shape
         if type(rows) is not int or type(width) is not int or rows < 1 or width != spec.shape[1]:
             return None
-        request = Request(rows, {spec.name: tensor["data"].reshape(rows, -1)})
-        request.is_plain = rows == 1
+        if rows > MOST_ROWS:
+            return Request(rows, {spec.name: tensor["data"].reshape(rows, -1)})
+        request = Request(rows, flat=tensor["data"].tobytes(), spec=spec)
+        request.is_plain = True
         return request
 
     def _from_document(self, document: Any, blobs: oip_binary.Blobs) -> Request:
@@ -286,7 +294,7 @@ class BoundOip:
             labels = None
         return highest(array, classes, labels, batchable=self._signature.batchable)
 
-    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
+    def encode_rows(self, outputs: Tensors, spans: Spans | None = None) -> list[bytes] | None:
         if not self._fits_json:
             return None
         columns: list[list[bytes]] = []
@@ -298,25 +306,32 @@ class BoundOip:
                 return None
             columns.append(texts)
             shapes.append(array.shape[1:])
+        if spans is not None:
+            return self._encode_spans(columns, tuple(shapes), spans)
         template = self._template(tuple(shapes))
         if len(columns[0]) == 1:
             return [template % tuple([texts[0] for texts in columns])]
         return [template % row for row in zip(*columns, strict=True)]
 
-    def _template(self, shapes: tuple[tuple[int, ...], ...]) -> bytes:
-        """The body of a reply of one row, with a gap for the data of each output."""
-        template = self._templates.get(shapes)
+    def _encode_spans(self, columns: list[list[bytes]], shapes: Shapes, spans: Spans) -> list[bytes]:
+        template = self._template(shapes, b"%d")
+        return [
+            template % tuple([gap for texts in columns for gap in (stop - start, b",".join(texts[start:stop]))])
+            for start, stop in spans
+        ]
+
+    def _template(self, shapes: Shapes, rows: bytes = b"1") -> bytes:
+        """The body of a reply of so many rows, with a gap for the data of each output."""
+        template = self._templates.get((rows, shapes))
         if template is None:
             parts = [
-                orjson.dumps({"name": spec.name, "shape": [1, *shape], "datatype": spec.datatype})[:-1].replace(
-                    b"%", b"%%"
-                )
-                + b',"data":[%b]}'
-                for spec, shape in zip(self._outputs.values(), shapes, strict=True)
+                b'{"name":%b,"shape":[%b],"datatype":"%b","data":[%%b]}'
+                % (name, b",".join([rows, *(b"%d" % size for size in shape)]), spec.datatype.encode())
+                for name, spec, shape in zip(self._names, self._outputs.values(), shapes, strict=True)
             ]
             template = self._head + b',"outputs":[' + b",".join(parts) + b"]}"
             if len(self._templates) < _MAX_TEMPLATES:
-                self._templates[shapes] = template
+                self._templates[rows, shapes] = template
         return template
 
     stamp = None

@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
-from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
-from gateway.codecs.envelope import Envelopes
+from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request, Spans
+from gateway.codecs.envelope import MOST_ROWS, Envelopes
 from gateway.codecs.large import LARGE_BYTES, tensors_document
 from gateway.codecs.nested import TensorReader, json_rows, to_json
 from gateway.codecs.numbers import name_of, parse_finite, parse_json, to_flat
@@ -108,13 +108,13 @@ class BoundPredict:
         if len(body) >= LARGE_BYTES and self._reader.datatypes:
             large = self._largely(body)
             if large is not None:
-                if large.is_plain and self._envelopes is not None:
+                if large.is_plain and large.rows == 1 and self._envelopes is not None:
                     self._envelopes.learn(body)
                 return large
         document = parse_finite(body)
         quick = self._quickly(document)
         if quick is not None:
-            if quick.is_plain and self._envelopes is not None:
+            if quick.is_plain and quick.rows == 1 and self._envelopes is not None:
                 self._envelopes.learn(body)
             return quick
         return self._from_document(parse_json(body) if document is None else document)
@@ -136,7 +136,7 @@ class BoundPredict:
             raise InvalidInput("body", came, "exactly one of 'instances' and 'inputs'")
         if "instances" in document:
             request = self._reader.request(self._reader.rows(document["instances"], "instances"))
-            request.is_plain = request.rows == 1
+            request.is_plain = request.rows <= MOST_ROWS
             return request
         read = self._reader.request(self._reader.columns(document["inputs"], "inputs"))
         return ColumnarRequest(read.rows, read.inputs)
@@ -164,7 +164,7 @@ class BoundPredict:
         if flat is None:
             return None
         request = Request(len(rows), flat=flat.tobytes(), spec=spec)
-        request.is_plain = len(rows) == 1
+        request.is_plain = len(rows) <= MOST_ROWS
         return request
 
     def encode(self, request: Request, outputs: Tensors) -> Encoded:
@@ -173,8 +173,13 @@ class BoundPredict:
             return Encoded(b'{"outputs":%b}' % (self._row % tuple(texts)), JSON_HEADERS)
         return Encoded(b'{"predictions":[%b]}' % b",".join(self._rows(outputs)), JSON_HEADERS)
 
-    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
-        return [b'{"predictions":[%b]}' % row for row in self._rows(outputs)] if self._batchable else None
+    def encode_rows(self, outputs: Tensors, spans: Spans | None = None) -> list[bytes] | None:
+        if not self._batchable:
+            return None
+        rows = self._rows(outputs)
+        if spans is not None:
+            rows = [b",".join(rows[start:stop]) for start, stop in spans]
+        return [b'{"predictions":[%b]}' % row for row in rows]
 
     def _rows(self, outputs: Tensors) -> list[bytes]:
         columns = [json_rows(outputs[spec.name], base64_texts=_is_bytes(spec)) for spec in self._outputs]
@@ -233,7 +238,7 @@ class _BoundExamples:
         results = b",".join(self._results(outputs[self._output.name]))
         return Encoded(b'{"results":[%b]}' % results, JSON_HEADERS)
 
-    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
+    def encode_rows(self, outputs: Tensors, spans: Spans | None = None) -> list[bytes] | None:
         return None
 
     def _results(self, array: Array) -> list[bytes]:

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from gateway.codecs import oip_binary
-from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request
+from gateway.codecs.codec import JSON_HEADERS, BoundCodec, Encoded, Request, Spans
 from gateway.codecs.large import LARGE_BYTES, tensors_document
 from gateway.codecs.multipart import Part, parts_of
 from gateway.codecs.nested import ARRAYS, TensorReader, json_rows, to_json
@@ -194,8 +194,11 @@ class BoundTorchServe:
         rows = self._rows(outputs)
         return Encoded(rows[0] if request.is_plain else b"[" + b",".join(rows) + b"]", JSON_HEADERS)
 
-    def encode_rows(self, outputs: Tensors) -> list[bytes] | None:
-        return self._rows(outputs) if self._batchable else None
+    def encode_rows(self, outputs: Tensors, spans: Spans | None = None) -> list[bytes] | None:
+        if not self._batchable:
+            return None
+        rows = self._rows(outputs)
+        return rows if spans is None else [rows[start] for start, _ in spans]  # a plain request has one row
 
     def _rows(self, outputs: Tensors) -> list[bytes]:
         arrays = [outputs[spec.name] for spec in self._signature.outputs]

@@ -6,20 +6,21 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from gateway.codecs.codec import JSON_HEADERS, Encoded, Headers, Request
+from gateway.codecs.codec import JSON_HEADERS, Encoded, Headers
 from gateway.errors import GatewayError, SampleLogUnavailable
 from gateway.flags.compile import FELL_BACK, SPLIT
 from gateway.samples.record import ERROR, RANDOM, Sample, SampleGroup, sample_hash, sampling_limit
 from gateway.serving.cache import Kept, PredictionCache
 from gateway.serving.call import Call
 from gateway.serving.counts import Counts
+from gateway.serving.cut import Cut
 from gateway.serving.entry import Run
 from gateway.serving.registry import Registry
 from gateway.serving.replies import NO_HEADERS, Block, block
 from gateway.serving.sampler import Done, Sampler
 from gateway.serving.sampling_rules import RuleBudget, confidences_of, why
 from gateway.serving.shadow import Shadow
-from gateway.tensors import Signature, Tensors
+from gateway.tensors import Tensors
 
 # Lanes kept ready: a few per version and revision; more than this are old ones.
 _MAX_LANES = 1024
@@ -30,42 +31,6 @@ class Lane(NamedTuple):
 
     headers: Block
     latencies_s: list[float]
-
-
-class Cut:
-    """One entry's share of a batch, cut out only when somebody asks: most answers need just the encoded body."""
-
-    __slots__ = ("_cut", "_outputs", "_request", "_start")
-
-    def __init__(self, request: Request, outputs: Tensors, start: int | None) -> None:
-        self._request = request
-        self._outputs = outputs
-        self._start = start  # None: the outputs are all its own
-        self._cut: Tensors | None = outputs if start is None else None
-
-    @property
-    def rows(self) -> int:
-        return self._request.rows
-
-    @property
-    def inputs(self) -> Tensors:
-        return self._request.inputs
-
-    @property
-    def outputs(self) -> Tensors:
-        if self._cut is None:
-            assert self._start is not None
-            stop = self._start + self._request.rows
-            self._cut = {name: array[self._start : stop] for name, array in self._outputs.items()}
-        return self._cut
-
-    def confidences(self, signature: Signature, run: Run) -> list[float]:
-        """How sure each row is; worked out once for all rows of the run."""
-        if self._start is None:
-            return confidences_of(signature, self._outputs)
-        if run.confidences is None:
-            run.confidences = confidences_of(signature, self._outputs)
-        return run.confidences[self._start : self._start + self._request.rows]
 
 
 class Answers:
@@ -99,15 +64,19 @@ class Answers:
         self._lanes: dict[tuple[str, str, str, int, str, bool], Lane] = {}
 
     def complete_plain(self, calls: list[Call], starts: Sequence[int], outputs: Tensors, run: Run) -> None:
-        """Answer one-row calls of one protocol and version, and keep the answers for equal bodies.
+        """Answer plain calls of one protocol and version, and keep the answers for equal bodies.
 
-        outputs: of the whole run; starts: which of its rows are theirs. This is the way of most predictions, so what
-        they share is done once.
+        outputs: of the whole run; starts: which of its rows is the first of each. This is the way of most predictions,
+        so what they share is done once.
         """
         first = calls[0]
         live, codec, decision, route = first.live, first.codec, first.decision, first.route
         bound = live.bound[codec.name]
-        bodies = bound.encode_rows(outputs)
+        if run.rows == len(calls):
+            bodies = bound.encode_rows(outputs)
+        else:
+            spans = [(start, start + call.rows) for call, start in zip(calls, starts, strict=True)]
+            bodies = bound.encode_rows(outputs, spans)
         # Calls stand in the order in which they came: a flag that made answers wait holds for the last one at least.
         if bodies is None or calls[-1].options.is_durable or first.options.is_durable:
             for call, start in zip(calls, starts, strict=True):  # what ran alone may have outputs without rows
@@ -120,7 +89,7 @@ class Answers:
         places: list[int] = []
         answered = 0
         try:
-            for call, start in zip(calls, starts, strict=True):
+            for call, start, body in zip(calls, starts, bodies, strict=True):
                 on_reply = call.on_reply
                 if on_reply is None:
                     continue  # the caller left while its row ran
@@ -132,7 +101,6 @@ class Answers:
                 call.is_held = False
                 answered += 1
                 prediction_id = call.prediction_id
-                body = bodies[start]
                 if call.raw_key is not None:
                     self._keep_body(call, Cut(call.request, outputs, start), Encoded(body, JSON_HEADERS))
                 if stamp is not None:
@@ -141,7 +109,12 @@ class Answers:
                 count(now_s - call.started_s)
                 drawn = sample_hash(prediction_id)
                 if drawn < call.sampling_limit:
-                    if call.flat is not None and call.options.sampling_rules is None and call.trace is None:
+                    if (
+                        call.flat is not None
+                        and call.rows == 1
+                        and call.options.sampling_rules is None
+                        and call.trace is None
+                    ):
                         sampled.append(call)
                         places.append(start)
                     else:
@@ -159,7 +132,7 @@ class Answers:
             return
         bound = call.live.bound[call.codec.name]
         request = call.request
-        bodies = bound.encode_rows(own.outputs) if request.is_plain else None
+        bodies = bound.encode_rows(own.outputs) if request.is_plain and request.rows == 1 else None
         encoded = bound.encode(request, own.outputs) if bodies is None else Encoded(bodies[0], JSON_HEADERS)
         if call.raw_key is not None:
             self._keep_body(call, own, encoded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from logging import getLogger
 from typing import TYPE_CHECKING
 
 from gateway.codecs.codec import Headers, Request
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # a call holds the things that the stations behind it hand ar
     from gateway.serving.guard import Arm
     from gateway.serving.registry import LiveVersion
     from gateway.serving.trace import Trace
+
+log = getLogger(__name__)
 
 # Called once with the answer: an error or None, the headers that say who answered, those of the body, the body.
 OnReply = Callable[["Call", GatewayError | None, Block, Headers, bytes], None]
@@ -50,7 +53,7 @@ class Call(Entry):
     # Set by the pipeline:
     cache: str = "bypass"
     is_cached: bool = False  # looks into the cache and is kept there
-    is_plain: bool = False  # one row, and nothing said about the reply
+    is_plain: bool = False  # few rows, and nothing said about the reply
     cache_epoch: int = 0  # of its version, when it was looked up
     raw_key: object = None
     key: object = None  # of its inputs: equal calls find it by this
@@ -140,6 +143,10 @@ def ids_of(calls: Sequence[Call]) -> dict[str, list[dict[str, str]]]:
 def decode_plain(live: LiveVersion, calls: list[Call]) -> list[bytes | None]:
     """The values of the calls whose bodies can be read together with others; None for those to be read alone."""
     codec = calls[0].codec
-    if not all([call.codec is codec and not codec.cache_headers(call.headers) for call in calls]):  # noqa: C419  # faster
-        return [decode_plain(live, [call])[0] for call in calls] if len(calls) > 1 else [None]
-    return live.bound[codec.name].decode_plain([call.body for call in calls])
+    try:
+        if not all([call.codec is codec and not codec.cache_headers(call.headers) for call in calls]):  # noqa: C419  # faster
+            return [decode_plain(live, [call])[0] for call in calls] if len(calls) > 1 else [None]
+        return live.bound[codec.name].decode_plain([call.body for call in calls])
+    except Exception:  # each by itself, then: the one that did it must not take the others along
+        log.exception("bodies could not be read together", extra={"version": live.version, **ids_of(calls)})
+        return [None] * len(calls)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -123,11 +124,11 @@ class Entry:
 
     @property
     def request(self) -> Request:
-        """The request as decoded; for a row that was decoded together with others it is made when somebody asks."""
+        """The request as decoded; for rows that were decoded together with others it is made when somebody asks."""
         request = self._request
         if request is None:
             assert self.flat is not None
-            request = self._request = Request(1, flat=self.flat, spec=self.spec)
+            request = self._request = Request(self.rows, flat=self.flat, spec=self.spec)
             request.is_plain = True
         return request
 
@@ -142,6 +143,13 @@ class Entry:
         if stop - start == self.rows:
             return inputs
         return {name: values[start:stop] for name, values in inputs.items()}
+
+
+def first_rows(entries: Sequence[Entry], rows: int) -> Sequence[int]:
+    """Which of the *rows* rows of a run is the first of each of its entries, if all of them ran whole."""
+    if rows == len(entries):
+        return range(rows)
+    return [*accumulate([entry.rows for entry in entries[:-1]], initial=0)]
 
 
 class Batch:

@@ -26,10 +26,11 @@ from gateway.errors import (
     VersionShut,
 )
 from gateway.serving.admission import Admission
-from gateway.serving.answers import Answers, Cut
+from gateway.serving.answers import Answers
 from gateway.serving.cache import PredictionCache, raw_key, tensor_key
-from gateway.serving.call import Call, OnReply, decode_plain, ids_of
-from gateway.serving.entry import Run
+from gateway.serving.call import Call, OnReply, decode_plain
+from gateway.serving.cut import Cut
+from gateway.serving.entry import Run, first_rows
 from gateway.serving.guard import BREAKER, ERROR, INVALID, QUEUE, TIMEOUT, Guard
 from gateway.serving.guards import MARGIN_SHARE, Guards
 from gateway.serving.registry import LiveVersion
@@ -116,28 +117,26 @@ class Pipeline:
         now_s = self._clock()
         entries: list[Call] = []
         flat_bytes = 0
-        spec = live.signature.inputs[0]
-        flats: list[bytes | None]
-        try:
-            flats = decode_plain(live, calls)
-        except Exception:  # each by itself, then: the one that did it must not take the others along
-            log.exception("bodies could not be read together", extra={"version": live.version, **ids_of(calls)})
-            flats = [None] * len(calls)
-        for call, flat in zip(calls, flats, strict=True):
+        spec, row_bytes = live.signature.inputs[0], live.row_bytes
+        for call, flat in zip(calls, decode_plain(live, calls), strict=True):
             if call.left:
                 continue
             try:
                 if flat is not None:
                     call.flat, call.spec, call.is_plain = flat, spec, True
-                    call.held_bytes += len(flat)  # one row: too little to refuse it at this late hour
-                    flat_bytes += len(flat)
+                    if len(flat) == row_bytes:
+                        call.held_bytes += len(flat)  # one row: too little to refuse it at this late hour
+                        flat_bytes += len(flat)
+                    else:
+                        call.rows = len(flat) // row_bytes
+                        self._admission.hold(call, len(call.body) + len(flat))
                 else:
                     self._decode(call, live)
                 if call.deadline_s <= now_s:
                     raise DeadlineExceeded("the deadline passed before the request could be queued")
                 if call.is_cached and self._find_equal(call, live):
                     continue
-                if flat is None and live.batcher.is_busy:  # its rows are known now, and what its body asks for
+                if (flat is None or call.rows > 1) and live.batcher.is_busy:  # now its rows and wishes are known
                     live.batcher.check_in_time(call.deadline_s, now_s, call.rows)
                 entries.append(call)
             except Exception as error:  # as in begin
@@ -199,7 +198,7 @@ class Pipeline:
             self._guards.answered(entries, outputs, run)
         codec = entries[0].codec
         if all([call.is_plain and call.codec is codec for call in entries]):  # noqa: C419  # a list is faster here
-            self._complete_plain(entries, range(len(entries)), outputs, run)
+            self._complete_plain(entries, first_rows(entries, run.rows), outputs, run)
             return
         start = 0
         plain: dict[str, tuple[list[Call], list[int]]] = {}  # by codec: the calls and the numbers of their rows

@@ -57,6 +57,7 @@ class LiveVersion:
         "model",
         "ranges",
         "redact",
+        "row_bytes",
         "runtime",
         "signature",
         "version",
@@ -83,12 +84,11 @@ class LiveVersion:
         self.runtime = loaded.runtime
         self.cost = loaded.cost
         self.batcher = batcher
-        self.bound: dict[str, BoundCodec] = {
-            codec.name: codec.bind(model, version, loaded.signature) for codec in codecs
-        }
+        self.bound: dict[str, BoundCodec] = {each.name: each.bind(model, version, loaded.signature) for each in codecs}
         # In a batch of some rows, as requests that are many enough for a cache to matter run.
         policy = CachePolicy(lambda: loaded.cost.expected_s(8) / 8)
         self.cache_policy: CachePolicy | NeverLook = policy if loaded.signature.cacheable else NeverLook()
+        self.row_bytes = loaded.signature.inputs[0].row_bytes
         self.holders = 0
         self.cache_epoch = 0
         self.arrivals: list[Call] = []  # calls of this turn of the loop, not yet decoded

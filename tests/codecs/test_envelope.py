@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.codecs.codec import BoundCodec, Codec
+from gateway.codecs.envelope import MOST_ROWS
 from gateway.codecs.native import NativeCodec
 from gateway.codecs.oip_json import OipCodec
 from gateway.errors import InvalidInput
@@ -25,7 +26,7 @@ def signature(datatype: str, width: int, name: str = "x") -> Signature:
 
 
 def alone(codec: str, of: Signature, body: bytes) -> bytes | None:
-    """The values of one body by a codec that has seen no other; None if it is refused or is not one plain row."""
+    """The values of one body by a codec that has seen no other; None if it is refused or is not plainly rows."""
     try:
         request = CODECS[codec].bind("m", "1", of).decode(body, {})
     except InvalidInput:
@@ -65,7 +66,7 @@ SPACE = st.sampled_from(["", "", "", " ", "\n", "\t ", "\r\n", "\x0b", "\ufeff"]
 
 @st.composite
 def cells(draw: st.DrawFn, width: int) -> str:
-    """What stands between the brackets of a row: mostly numbers, mostly as many as the model takes."""
+    """What stands between the brackets of rows: mostly numbers, mostly as many as they have."""
     count = draw(st.sampled_from([width] * 6 + [0, width - 1, width + 1, 2 * width]))
     texts = [draw(NUMBERS if draw(st.integers(0, 14)) else NO_NUMBERS) for _ in range(count)]
     comma = draw(SPACE) + "," + draw(SPACE)
@@ -83,12 +84,13 @@ def pairs(draw: st.DrawFn, members: list[tuple[str, str]]) -> str:
 
 @st.composite
 def oip_bodies(draw: st.DrawFn, width: int, name: str, datatype: str) -> str:
-    data = st.builds("[{}]".format, cells(width))
+    rows = draw(st.sampled_from([1, 1, 2, 3]))
+    data = st.builds("[{}]".format, cells(rows * width))
     decoys = ["[]", "[3,5]", "[3.0,5.0]", "[1,2]", '"data"', '"data[1]"', '"[1,2]"', '"\\"data\\":[1,2]"', "[[1,2]]"]
     members = [
         ("name", draw(st.sampled_from([json.dumps(name)] * 8 + ['"data"', '"\\u0078"', '"z"', "[1]"]))),
-        ("shape", draw(st.sampled_from([f"[1,{width}]"] * 8 + [f"[ 1 , {width} ]", f"[1,{width}.0]", f"[{width},1]",
-                                                               "[3,5]", f"[true,{width}]", f"[2,{width}]"]))),
+        ("shape", draw(st.sampled_from([f"[{rows},{width}]"] * 8 + [f"[ {rows} , {width} ]", f"[{rows},{width}.0]",
+                                        f"[{width},{rows}]", "[3,5]", f"[true,{width}]", f"[2,{width}]"]))),
         ("datatype", draw(st.sampled_from([f'"{datatype}"'] * 8 + ['"FP32"', '"INT64"', '"BOOL"']))),
         ("data", draw(data)),
     ]  # fmt: skip
@@ -135,7 +137,7 @@ def scenes(draw: st.DrawFn) -> tuple[str, Signature, list[bytes], list[bytes]]:
     for body in before + now:
         opening, bracket, rest = body.rpartition(b"[")
         if bracket and draw(st.booleans()):
-            cell = draw(cells(width)).encode()
+            cell = draw(cells(width * draw(st.sampled_from([1, 1, 2, 3])))).encode()
             now.append(opening + bracket + cell + rest[rest.find(b"]") :])
     for _ in range(draw(st.integers(0, 2))):
         body = draw(st.sampled_from(now))
@@ -162,9 +164,9 @@ def test_bodies_read_together_give_what_each_gives_alone(
         check(bound, codec, of, [body])
 
 
-def oip(*cells: Any, data: str | None = None, width: int = 2) -> bytes:
+def oip(*cells: Any, data: str | None = None, rows: int = 1) -> bytes:
     text = data if data is not None else ",".join(map(str, cells))
-    return f'{{"inputs":[{{"name":"x","shape":[1,{width}],"datatype":"FP32","data":[{text}]}}]}}'.encode()
+    return f'{{"inputs":[{{"name":"x","shape":[{rows},2],"datatype":"FP32","data":[{text}]}}]}}'.encode()
 
 
 def native(*cells: Any) -> bytes:
@@ -185,6 +187,47 @@ def test_known_envelopes_are_read_together_and_unknown_ones_are_not(
     learn(bound, bodies[:1])
     assert check(bound, codec, of, bodies) == [alone(codec, of, body) for body in bodies]
     assert None not in bound.decode_plain(bodies)
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+@given(drawn=st.data())
+def test_bodies_of_as_many_rows_are_read_together(datatype: str, drawn: st.DataObject) -> None:
+    of = signature(datatype, 2)
+    rows = drawn.draw(st.sampled_from([2, 3, 40, MOST_ROWS]))
+    table = st.lists(st.integers(-99, 99), min_size=2 * rows, max_size=2 * rows)
+    bodies = [
+        oip(*cells, rows=rows).replace(b"FP32", datatype.encode()) for cells in drawn.draw(st.lists(table, max_size=4))
+    ]
+    known = oip(*range(2 * rows), rows=rows).replace(b"FP32", datatype.encode())
+    bound = CODECS["oip"].bind("m", "1", of)
+    assert bound.decode_plain([known]) == [None]
+    learn(bound, [known])
+    assert check(bound, "oip", of, [known, *bodies]) == [alone("oip", of, body) for body in (known, *bodies)]
+    assert None not in bound.decode_plain([known, *bodies])
+
+
+def test_rows_of_different_numbers_and_rows_with_nothing_in_them_are_told_apart() -> None:
+    of = signature("FP32", 2)
+    bound = CODECS["oip"].bind("m", "1", of)
+    bodies = [oip(*range(2 * rows), rows=rows) for rows in (1, 3, 2, 3, 1, 64, 65)]
+    learn(bound, bodies)
+    found = check(bound, "oip", of, bodies)
+    assert [len(flat) // 8 if flat else None for flat in found] == [1, 3, 2, 3, 1, 64, None]
+    wrong = [
+        "1,2,3",
+        "1,2,3,4,5",
+        "1,2,3,NaN",
+        "1,2,[3,4]",
+        "[1,2],3,4,5",
+        "[1,2],[3,4]",
+        "1,2],[3,4",
+        '1,2,"3,4"',
+        "1,2,3,1e39",
+        "",
+    ]
+    for text in wrong:
+        found = check(bound, "oip", of, [oip(1, 2, 3, 4, rows=2), oip(data=text, rows=2)])
+        assert [flat is None for flat in found] == [False, True]
 
 
 def test_one_wrong_body_does_not_keep_its_neighbours_from_being_read() -> None:

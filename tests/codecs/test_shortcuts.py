@@ -59,8 +59,8 @@ def answers(draw: st.DrawFn) -> tuple[Signature, Tensors]:
     return signature, outputs
 
 
-def plain() -> Request:
-    request = Request(1, {"input": np.zeros((1, 2), np.float32)})
+def plain(rows: int = 1) -> Request:
+    request = Request(rows, {"input": np.zeros((rows, 2), np.float32)})
     request.is_plain = True
     return request
 
@@ -79,6 +79,24 @@ def test_a_row_of_a_batch_is_written_as_it_is_written_alone(codec: Codec, drawn:
         assert bodies == alone
     for body in alone:
         json.loads(body if body.startswith(b"{") else b"{" + body[1:])
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+@given(drawn=answers(), data=st.data())
+def test_rows_of_a_batch_are_written_as_they_are_written_alone(
+    codec: Codec, drawn: tuple[Signature, Tensors], data: st.DataObject
+) -> None:
+    signature, outputs = drawn
+    bound: BoundCodec = codec.bind("mo%del", "1", signature)
+    rows = len(outputs[LABEL])
+    starts = data.draw(st.lists(st.integers(0, rows - 1), max_size=3))
+    spans = [(start, data.draw(st.integers(start + 1, rows))) for start in starts]
+    bodies = bound.encode_rows(outputs, spans)
+    if bodies is not None:
+        assert bodies == [
+            bound.encode(plain(stop - start), {name: array[start:stop] for name, array in outputs.items()}).body
+            for start, stop in spans
+        ]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)

@@ -20,8 +20,10 @@ from gateway.tensors import TensorSpec
 # A request of so many rows may share its reading and its answering with others; one of more has enough work of its own.
 MOST_ROWS = 64
 # Envelopes kept: one per way of writing a request. Whoever sends ever new ones makes the others be proved again.
-_MAX_KNOWN = 64
+_MAX_KNOWN = 256
 _MAX_ENVELOPE_BYTES = 1024
+# Proving an envelope of more would hold the event loop, and a body of more has enough to do with its numbers.
+_MAX_NUMBERS = 8192
 _MAX_BODY_BYTES = 64 * 1024
 # From here on simdjson reads the numbers of a batch faster than an object for each of them can be made.
 _LARGE_BYTES = 512
@@ -92,6 +94,8 @@ class Envelopes:
         It does if whatever numbers are put into the same place come out as the rows' values. One such body would not
         show it: its numbers may also stand, for good, behind a second key of the same name.
         """
+        if rows > 1 and rows * self._width > _MAX_NUMBERS:
+            return
         start, stop = self._cut(body)
         envelope = body[:start] + body[stop:]
         if stop < 0 or len(envelope) > _MAX_ENVELOPE_BYTES or envelope in self._unfit or envelope in self._known:

@@ -29,8 +29,6 @@ LEADS: Mapping[str, Mapping[str, float]] = {
     "bentoml": {"iris@32": 60.0},
     "rayserve": {"iris@32": 250.0},
 }
-# Where not the margin of the lead is promised, but that there is one.
-_FEWER_ROUNDS = 5
 # A configuration that does less than this share of the best one in a first trial is not measured any further.
 _WORTH = 0.9
 _TRIES = 3
@@ -139,8 +137,7 @@ def _pair(
                 Contender(THEIRS, server, ask, connections, seconds=configuration.measure_s),
             ]
             place = f"{model.name}@{connections}"
-            rounds = bench.rounds if place in LEADS[peer.name] else min(_FEWER_ROUNDS, bench.rounds)
-            series = bench.interleave(pair, what=what, rounds=rounds, warm=True)
+            series = bench.interleave(pair, what=what, warm=True)
             best = values(places.get(place, {}).get("series", {}).get(THEIRS, []), "requests_per_s")
             rates = values(series[THEIRS], "requests_per_s")
             if rates and statistics.median(rates) > statistics.median(best or [0.0]):

@@ -67,8 +67,8 @@ def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 _OTHER_ROUNDS = """
-Where no bar asks for more, numbers of connections are swept in 3 rounds. An open-loop round takes 3 s, one beside a peer
-1 s, or longer for the slow ones.
+Where no bar asks for more, numbers of connections are swept in 3 rounds. An open-loop round takes 3 s, one beside a
+peer 1 s, or longer for the slow ones.
 """
 
 

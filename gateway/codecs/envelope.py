@@ -19,7 +19,7 @@ from gateway.tensors import TensorSpec
 
 # A request of so many rows may share its reading and its answering with others; one of more has enough work of its own.
 MOST_ROWS = 64
-# Envelopes kept: one per way of writing a request of so many rows. Whoever sends ever new ones makes the others be proved again.
+# Envelopes kept: one per way of writing a request and number of rows. Ever new ones make the others be proved again.
 _MAX_KNOWN = 256
 _MAX_ENVELOPE_BYTES = 1024
 # Proving an envelope of more would hold the event loop, and a body of more has enough to do with its numbers.

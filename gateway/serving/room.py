@@ -56,7 +56,12 @@ class QueueRoom:
         if queued_rows >= self.easy_rows:
             error = self.refusal(entry, queued_rows)
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    # It holds this frame, which would hold it, and with it the call and its body: thousands a second
+                    # until the garbage collector comes, which then takes some ten milliseconds.
+                    del error
 
     def refusal(self, entry: Entry, queued_rows: int) -> GatewayError | None:
         """Why an entry may not join *queued_rows* others; None if it may. An empty queue takes what fits."""

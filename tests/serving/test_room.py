@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.codecs.codec import Request
-from gateway.errors import InvalidInput, OverShare, QueueFull, Shed
+from gateway.errors import GatewayError, InvalidInput, OverShare, QueueFull, Shed
 from gateway.serving.adaptive import QueueLimit
+from gateway.serving.call import Call
 from gateway.serving.entry import Entry, Run
 from gateway.serving.priority import CRITICAL, NORMAL, SHEDDABLE
 from gateway.serving.room import QueueRoom
 from gateway.serving.shares import Shares
-from tests.serving.rig import Rig, run
+from gateway.serving.target import Target
+from tests.serving.rig import CODECS, Rig, run
 
 
 def waiting(rows: int, priority: int = NORMAL) -> Entry:
@@ -165,5 +169,50 @@ def test_versions_have_limits_of_their_own(tmp_path: Path) -> None:
         await rig.settle()
         assert rig.versions["2"].batcher.room.bound_rows < 100
         assert rig.versions["1"].batcher.room.bound_rows == 1000
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("error", "priority", "body"),
+    [(QueueFull, "critical", b""), (Shed, "sheddable", b""), (InvalidInput, "critical", b"{")],
+)
+def test_who_is_refused_is_freed_without_the_garbage_collector(
+    tmp_path: Path, error: type[GatewayError], priority: str, body: bytes
+) -> None:
+    """It comes thousands of times a second under overload, and everybody waits while the collector clears up."""
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path, cache=False, max_queue_rows=10)
+        rig.ask(1.0)
+        await rig.turn()
+        await rig.turn()
+        rig.ask(*[1.0] * (10 if error is QueueFull else 8))
+        await rig.turn()
+        found: list[type[object]] = []
+
+        def on_reply(call: Call, error: GatewayError | None, *_: object) -> None:
+            found.append(type(error))
+            rig.admission.close(call)
+
+        def refused() -> weakref.ref[Call]:
+            (codec,) = [one for one in CODECS if one.name == "oip"]
+            call = rig.admission.open(Target(codec, "m", None), {"x-request-priority": priority}, len(body))
+            call.body = body
+            rig.pipeline.begin(call, on_reply)
+            return weakref.ref(call)
+
+        gc.collect()
+        gc.disable()
+        try:
+            calls = [refused() for _ in range(3)]
+            await rig.turn()
+            await rig.turn()
+            assert found == [error] * 3
+            assert [call() for call in calls] == [None] * 3
+        finally:
+            gc.enable()
+        await rig.settle()
+        rig.check_nothing_is_held()
 
     run(scenario)

@@ -14,8 +14,6 @@ _DECREASE = 0.7
 # a share of the bound while it is not, so that what an overload has left behind is gone after some seconds.
 _STEP_OF_A_BATCH = 1 / 8
 _STEP_OF_THE_BOUND = 1 / 50
-# A wait of so many runs is no overload, however long they are: whoever comes while one runs waits for its end.
-_RUNS = 1.5
 # The least that may wait, beside a whole batch: where rows run one by one, some clients must still find room.
 _LEAST_ROWS = 8
 
@@ -23,18 +21,19 @@ _LEAST_ROWS = 8
 class QueueLimit:
     """The limit of one version.
 
-    target_s: a wait above it, and above that for a run and a half, is too long. most_rows: the bound of the queue,
-    where the limit begins.
+    target_s: a wait above it is too long, unless a run takes as long: whoever comes while one runs waits for its end.
+    most_rows: the bound of the queue, where the limit begins.
     """
 
     __slots__ = (
         "_has_waits",
         "_most_rows",
         "_peak_rows",
+        "_runs",
+        "_runs_s",
         "_shortest_s",
         "_since_s",
         "_target_s",
-        "_too_long_s",
         "rows",
     )
 
@@ -46,7 +45,7 @@ class QueueLimit:
         self._begin()
 
     def _begin(self) -> None:
-        self._has_waits, self._shortest_s, self._peak_rows, self._too_long_s = False, 0.0, 0, self._target_s
+        self._has_waits, self._shortest_s, self._peak_rows, self._runs, self._runs_s = False, 0.0, 0, 0, 0.0
 
     def observe(
         self, wait_s: float, run_s: float, rows: int, batch_rows: int, now_s: float, *, row_s: float = 0.0
@@ -60,15 +59,19 @@ class QueueLimit:
         self._shortest_s = min(self._shortest_s, wait_s) if self._has_waits else wait_s
         self._has_waits = True
         self._peak_rows = max(self._peak_rows, rows)
-        self._too_long_s = max(self._too_long_s, _RUNS * run_s)
+        self._runs += 1
+        self._runs_s += run_s
         intervals = int((now_s - self._since_s) / INTERVAL_S)
         if intervals < 1:
             return False
         within_target = self._target_s / row_s if row_s > 0 else 0.0
         least = min(self._most_rows, max(_LEAST_ROWS, batch_rows, within_target))
-        if self._shortest_s > self._too_long_s:
-            # From what has really waited: a limit far above it would be lowered for long without any effect.
-            self.rows = max(least, _DECREASE * min(self.rows, self._peak_rows))
+        too_long_s = max(self._target_s, self._runs_s / self._runs)  # the mean: one run of many was held up, perhaps
+        if self._shortest_s > too_long_s:
+            # From what has really waited: a limit far above it would be lowered for long without any effect. And to
+            # what would have waited as long as one may, at once: who is let in meanwhile waits behind all the others.
+            share = min(_DECREASE, too_long_s / self._shortest_s)
+            self.rows = max(least, share * min(self.rows, self._peak_rows))
         else:
             is_used = 2 * self._peak_rows >= self.rows
             used = max(1.0, batch_rows * _STEP_OF_A_BATCH)

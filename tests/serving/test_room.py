@@ -144,7 +144,7 @@ def test_a_call_that_waits_for_an_equal_one_is_not_turned_away_by_the_others_pri
 def test_a_room_that_learns_takes_less_once_its_rows_wait_too_long() -> None:
     room = QueueRoom(1000, QueueLimit(0.02, 1000, 0.0))
     assert room.refusal(waiting(1, NORMAL), 99) is None
-    room.ran(Run(10, 10, "drained", 0.5, 0.01), 90, 8, 0.2)
+    room.ran(Run(10, 10, "drained", 0.025, 0.01), 90, 8, 0.2)
     assert room.bound_rows == 70
     assert isinstance(room.refusal(waiting(1, NORMAL), 70), QueueFull)
     assert isinstance(room.refusal(waiting(1, NORMAL), 63), Shed)

@@ -7,12 +7,16 @@ import random
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-# How often deadlines of waiting calls are looked at, and connections whether they are slow.
+# How exactly deadlines of calls and the clocks of connections are kept.
 TICK_S = 0.02
-_SWEEP_S = 0.5
-# So many connections are looked at in one go: all at once, thousands would hold up the event loop.
-_SLICE = 250
-_PER_CONNECTION_S = 20e-6
+# A connection is looked at when it may be late, as it stood when it was last looked at, and after each so large a share
+# of the shortest bound: meanwhile it may have come to stand somewhere else.
+_LOOK_SHARE = 0.1
+# Looking takes so much time in one go, and rests for so long before the next: thousands that are late together would
+# hold up the event loop. The clock is looked at after so many connections.
+_GO_S = 0.5e-3
+_REST_S = 1e-3
+_GROUP = 8
 # A connection beyond the limit has so long to read its answer, and so many may be doing that at once.
 _LINGER_S = 1.0
 _MAX_LINGERING = 256
@@ -38,10 +42,12 @@ class PortBounds(Protocol):
 
 
 class Connection(Protocol):
-    """One connection, as the clocks see it."""
+    """One connection, as the clocks see it. look_by: the tick in which it is looked at, the port's own business."""
 
-    def end_if_late(self, now_s: float) -> None:
-        """Close the connection if it has been in its state for too long."""
+    look_by: int
+
+    def end_if_late(self, now_s: float) -> float:
+        """Close the connection if it has been in its state for too long; returns when it will have been."""
         ...
 
 
@@ -96,6 +102,10 @@ class Port(Generic[C]):
         self._lingering: set[_TurnedAway] = set()
         self._clock = clock
         self.now_s = clock()  # as of the last look: good enough for what is counted in seconds
+        shortest_s = min(bounds.keep_alive_s, bounds.request_timeout_s, bounds.write_timeout_s)
+        self.look_every_s = _LOOK_SHARE * shortest_s
+        self._tick = int(self.now_s / TICK_S)  # the next one
+        self._due: dict[int, set[C]] = {}  # who is looked at in which tick
 
     @property
     def may_shake_hands(self) -> bool:
@@ -118,26 +128,54 @@ class Port(Generic[C]):
         """Count one that was not begun."""
         self._on_refused()
 
-    async def watch(self) -> None:
-        """Look at the clocks for ever: at all connections in turn, some at a time."""
-        swept_s = self.now_s
-        while True:
-            # One that closes meanwhile is looked at once more, which does nothing.
-            round_of = list(self.open)
-            is_sweep = self._clock() - swept_s >= _SWEEP_S
-            if is_sweep:
-                swept_s = self._clock()
-            slices = [round_of[begin : begin + _SLICE] for begin in range(0, len(round_of), _SLICE)] or [[]]
-            del round_of
-            # Longer rounds where thousands of connections are looked at, so that looking stays at some percent.
-            pause_s = max(TICK_S / len(slices), len(slices[0]) * _PER_CONNECTION_S)
-            while slices:
-                await asyncio.sleep(pause_s)
-                self.now_s = self._clock()
-                for connection in slices.pop():
-                    self.look(connection, is_sweep=is_sweep)
+    def enter(self, connection: C) -> None:
+        """A new connection, within the limit."""
+        self.open.add(connection)
+        self._plan(connection, self.now_s + self.look_every_s)
 
-    def look(self, connection: C, *, is_sweep: bool) -> None:
-        """Look at the clocks of one connection; is_sweep: also at those that count in seconds."""
-        if is_sweep:
-            connection.end_if_late(self.now_s)
+    def leave_out(self, connection: C) -> None:
+        """A connection has ended, which perhaps was none of ours."""
+        if connection in self.open:
+            self.open.discard(connection)
+            self._due[connection.look_by].discard(connection)
+
+    def look_before(self, connection: C, due_s: float) -> None:
+        """Look at a connection when *due_s* has passed, if not before."""
+        if int(due_s / TICK_S) + 1 < connection.look_by and connection in self.open:
+            self._due[connection.look_by].discard(connection)
+            self._plan(connection, due_s)
+
+    def _plan(self, connection: C, due_s: float) -> None:
+        connection.look_by = tick = max(self._tick, int(due_s / TICK_S) + 1)
+        group = self._due.get(tick)
+        if group is None:
+            group = self._due[tick] = set()
+        group.add(connection)
+
+    async def watch(self) -> None:
+        """Look at the clocks for ever: at those connections that may be late."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.now_s = self._clock()
+            while self._tick * TICK_S <= self.now_s:
+                tick, self._tick = self._tick, self._tick + 1
+                group = self._due.get(tick)
+                while group:
+                    self._look_at_some(group)
+                    if group:
+                        await asyncio.sleep(_REST_S)
+                        self.now_s = self._clock()
+                if group is not None:
+                    del self._due[tick]
+
+    def _look_at_some(self, group: set[C]) -> None:
+        """Look at as many as one go has time for, and take them out of *group*."""
+        until_s = self._clock() + _GO_S
+        while group and self._clock() < until_s:
+            for _ in range(min(_GROUP, len(group))):
+                connection = group.pop()
+                self._plan(connection, min(self.look(connection), self.now_s + self.look_every_s))
+
+    def look(self, connection: C) -> float:
+        """Look at the clocks of one connection; returns when it may be late next."""
+        return connection.end_if_late(self.now_s)

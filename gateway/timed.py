@@ -19,6 +19,9 @@ from gateway.port import Port
 _MAX_UNSENT_BYTES = 64 * 1024
 
 IDLE, HEAD, BODY, ANSWERING = range(4)  # where a connection stands
+# How often a connection is looked at whose client is not to blame for the time that passes just now.
+_EXCUSED_S = 0.5
+_NEVER_S = float("inf")
 
 
 def head_size(url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
@@ -53,6 +56,7 @@ class TimedHttp(HttpToolsProtocol):
         self._since_s = self._port.now_s
         self._head_bytes = 0  # fed since the last head was complete
         self._stuck_since_s = 0.0  # since when what was written waits for the client to read it; 0: it does not
+        self.look_by = 0  # the port's
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         if len(self._port.open) >= self._port.max_connections:
@@ -62,10 +66,10 @@ class TimedHttp(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
         transport.set_write_buffer_limits(_MAX_UNSENT_BYTES)  # over TLS uvloop would let far more pile up
-        self._port.open.add(self)
+        self._port.enter(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._port.open.discard(self)
+        self._port.leave_out(self)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -79,8 +83,8 @@ class TimedHttp(HttpToolsProtocol):
         self._stuck_since_s = 0.0
         self.flow.resume_reading()
 
-    def end_if_late(self, now_s: float) -> None:
-        """Close the connection if it has been in its state for too long."""
+    def end_if_late(self, now_s: float) -> float:
+        """Close the connection if it has been in its state for too long; returns when it will have been."""
         bounds = self._port.bounds
         if self._stuck_since_s:
             if now_s - self._stuck_since_s > bounds.write_timeout_s:
@@ -89,16 +93,24 @@ class TimedHttp(HttpToolsProtocol):
         elif self.transport.is_closing():
             self._stuck_since_s = now_s  # what it was told last waits for it to be read
         elif self._stands == IDLE:
-            if now_s - self._since_s > bounds.keep_alive_s:
-                self.transport.close()
+            due_s: float = self._since_s + bounds.keep_alive_s
+            if now_s <= due_s:
+                return due_s
+            self.transport.close()
         elif self.flow.read_paused:
             self._since_s = now_s  # it is we who keep the client waiting
-        elif self._stands in (HEAD, BODY) and now_s - self._since_s > bounds.request_timeout_s:
+        elif self._stands == ANSWERING:
+            return _NEVER_S
+        else:
+            due_s = self._since_s + float(bounds.request_timeout_s)
+            if now_s <= due_s:
+                return due_s
             is_answered = self._stands == BODY and self.cycle is not None and self.cycle.response_complete
             if is_answered or (self._stands == HEAD and self._head_bytes == 0):
                 self.transport.close()
             else:
                 self._end(408, f"the request: expected whole within {bounds.request_timeout_s:g} s, got a part of it")
+        return now_s + _EXCUSED_S
 
     def on_response_complete(self) -> None:
         """As uvicorn's, but idle time is told by a sweep: a timer per answer would cost as much as the routing."""

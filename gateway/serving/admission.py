@@ -22,6 +22,7 @@ from gateway.serving.target import Target
 from gateway.settings import LimitSettings
 
 MAX_REQUEST_ID = 128
+TIMEOUT_HEADER = "x-request-timeout-ms"
 _IDS_AT_ONCE = 64
 
 
@@ -29,6 +30,7 @@ class Admission:
     """Decides from headers only, before a byte of the body is read. Used on the event loop only.
 
     in_flight, in_flight_bytes: the calls that are open, and what their bodies and the tensors made of them hold.
+    deadline_s: of calls that ask for none, in seconds.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Admission:
         random_bytes: Callable[[int], bytes] | None = None,
     ) -> None:
         self._settings = settings
-        self._deadline_s = settings.deadline_s
+        self.deadline_s = settings.deadline_s
         self._max_in_flight = settings.max_in_flight
         self._clock = clock
         # Ids must differ between workers and boots; they are no secret.
@@ -71,7 +73,7 @@ class Admission:
         if self.in_flight_bytes + length > self._max_in_flight_bytes:
             raise self._no_room(length)
         now_s = self._clock()
-        timeout_s = self._timeout_s(headers) if "x-request-timeout-ms" in headers else self._deadline_s
+        timeout_s = self._timeout_s(headers) if TIMEOUT_HEADER in headers else self.deadline_s
         ids = self._ids
         if not ids:
             self._mint()
@@ -116,7 +118,11 @@ class Admission:
 
     def shorten(self, call: Call, timeout_s: float) -> None:
         """Take over a deadline that the body asks for, if it is the earlier one."""
-        call.deadline_s = call.run_by_s = min(call.deadline_s, call.started_s + timeout_s)
+        deadline_s = call.started_s + timeout_s
+        if deadline_s < call.deadline_s:
+            call.deadline_s = call.run_by_s = deadline_s
+            if call.on_earlier is not None:
+                call.on_earlier(deadline_s)
 
     def request_id(self, headers: Mapping[str, str]) -> str:
         """The client's own id if it can travel in a header, else a new one."""
@@ -126,13 +132,13 @@ class Admission:
         return self._random_bytes(8).hex()
 
     def _timeout_s(self, headers: Mapping[str, str]) -> float:
-        came = headers["x-request-timeout-ms"]
+        came = headers[TIMEOUT_HEADER]
         try:
             timeout_s = float(came) / 1000
         except ValueError:
             timeout_s = -1.0
         if not timeout_s > 0:
-            raise InvalidInput("header x-request-timeout-ms", repr(came[:40]), "milliseconds above 0")
+            raise InvalidInput(f"header {TIMEOUT_HEADER}", repr(came[:40]), "milliseconds above 0")
         return min(timeout_s, self._settings.max_deadline_s)
 
 

@@ -42,6 +42,7 @@ class Call(Entry):
     body: bytes = b""
     coding: str | None = None  # how its body is compressed, until it is inflated
     on_reply: OnReply | None = None
+    on_earlier: Callable[[float], None] | None = None  # told of a deadline that its body moves forward
     # Set by the router, as they were in force at that moment:
     route: Route
     options: ModelOptions

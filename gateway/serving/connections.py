@@ -44,14 +44,16 @@ def to_nobody(call: Call, error: GatewayError | None, route: Block, content: Hea
 
 
 class Connection(Protocol):
-    """One connection, as the clocks see it."""
+    """One connection, as the clocks see it. look_by: of its port."""
 
-    def expire_if_late(self, now_s: float) -> None:
-        """Answer the prediction that is waiting if its deadline has passed."""
+    look_by: int
+
+    def expire_if_late(self, now_s: float) -> float:
+        """Answer the prediction that is waiting if its deadline has passed; returns that deadline, or infinity."""
         ...
 
-    def end_if_late(self, now_s: float) -> None:
-        """Close the connection if it has been in its state for too long."""
+    def end_if_late(self, now_s: float) -> float:
+        """Close the connection if it has been in its state for too long; returns when it will have been."""
         ...
 
     def answer_last(self) -> None:
@@ -83,15 +85,14 @@ class Doors(Port[Connection]):
             clock=clock,
         )
         self.doorway = doorway
+        self.look_every_s = min(self.look_every_s, doorway.admission.deadline_s)  # calls that ask for less say so
         self.fast = fast
         self.is_leaving = False
         self.is_announced = False
 
-    def look(self, connection: Connection, *, is_sweep: bool) -> None:
-        """Answer its call if the deadline has passed; and end it if it is slow."""
-        connection.expire_if_late(self.now_s)
-        if is_sweep:
-            connection.end_if_late(self.now_s)
+    def look(self, connection: Connection) -> float:
+        """Answer its call if the deadline has passed, and end it if it is slow; returns when it may be late next."""
+        return min(connection.expire_if_late(self.now_s), connection.end_if_late(self.now_s))
 
     def leave(self) -> None:
         """From now on every answer says that it is the last one of its connection."""

@@ -10,7 +10,7 @@ Of most requests the HTTP parser sees nothing: their heads come whole, nothing e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httptools
@@ -18,6 +18,7 @@ import httptools
 from gateway.codecs.codec import JSON_HEADERS, Headers
 from gateway.errors import BodyTooLarge, BodyTooSlow, Draining, GatewayError
 from gateway.offers import head_without_offers
+from gateway.serving.admission import TIMEOUT_HEADER
 from gateway.serving.call import Call, OnReply
 from gateway.serving.connections import Doors, Exchange, to_nobody
 from gateway.serving.replies import Block, Reply, ok_json_wire, wire_bytes
@@ -28,6 +29,7 @@ from gateway.timed import HEAD as _HEAD
 from gateway.timed import IDLE as _IDLE
 from gateway.timed import TimedHttp, head_size
 
+_NEVER_S = float("inf")
 # The uvicorn releases, as (first, first not), whose protocol this subclass was tested with.
 UVICORN = ((0, 54), (0, 55))
 
@@ -47,6 +49,7 @@ class FastDoor(TimedHttp):
         self._begin = self._doorway.pipeline.begin
         self._exchange = Exchange()
         self._on_reply: OnReply = self.on_reply  # bound once, not once per request
+        self._on_earlier: Callable[[float], None] | None = self.on_earlier
         self._is_prediction = False  # the request that is being parsed
         self._missing_bytes = 0  # of a body whose head did not go through the parser
 
@@ -55,7 +58,7 @@ class FastDoor(TimedHttp):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         if self not in self._doors.open:  # one too many: it is none of ours from now on
-            self._on_reply = to_nobody
+            self._on_reply, self._on_earlier = to_nobody, None
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._exchange.response_complete:
@@ -63,7 +66,7 @@ class FastDoor(TimedHttp):
             self._forget(self._exchange)
         super().connection_lost(exc)
         # Both lead back here, and the garbage collector of a worker hardly ever looks at rings that are old.
-        self.cycle, self._on_reply = None, to_nobody  # type: ignore[assignment]
+        self.cycle, self._on_reply, self._on_earlier = None, to_nobody, None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self._missing_bytes:
@@ -133,6 +136,9 @@ class FastDoor(TimedHttp):
         exchange.response_complete = False
         exchange.keep_alive = not self._doors.is_leaving
         exchange.call = call
+        call.on_earlier = self._on_earlier
+        if TIMEOUT_HEADER in headers:
+            self.on_earlier(call.deadline_s)
         self.cycle = exchange  # type: ignore[assignment]  # has all that uvicorn's protocol asks of a cycle
         if missing:
             self._missing_bytes = missing
@@ -209,10 +215,12 @@ class FastDoor(TimedHttp):
         self.cycle = exchange  # type: ignore[assignment]  # as above
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
         try:
-            exchange.call = self._admission.open(target, headers)
+            exchange.call = call = self._admission.open(target, headers)
         except GatewayError as error:
             self._send(self._doorway.turn_away(target, headers, error))
             return
+        call.on_earlier = self._on_earlier
+        self.on_earlier(call.deadline_s)
         if self.expect_100_continue and version != "1.0":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -322,16 +330,26 @@ class FastDoor(TimedHttp):
         else:
             self.on_response_complete()
 
-    def expire_if_late(self, now_s: float) -> None:
-        """Answer the prediction that is waiting if its deadline has passed, in the queue or with its body to come."""
+    def on_earlier(self, deadline_s: float) -> None:
+        """The clocks shall see the call that is open by its deadline, which may be before they come by."""
+        self._doors.look_before(self, deadline_s)
+
+    def expire_if_late(self, now_s: float) -> float:
+        """Answer the prediction that is waiting if its deadline has passed, in the queue or with its body to come.
+
+        Returns that deadline; infinity if nothing waits any more.
+        """
         exchange, call = self._exchange, self._exchange.call
-        if call is None or call.deadline_s > now_s:
-            return
+        if call is None:
+            return _NEVER_S
+        if call.deadline_s > now_s:
+            return call.deadline_s
         if call.on_reply is not None:
             self._doorway.pipeline.expire(call)
         elif call.decision is None:  # as in turn_away
             exchange.keep_alive = False
             self._refuse(exchange, BodyTooSlow("body: expected whole before the deadline, got a part of it"))
+        return _NEVER_S
 
     def _refuse(self, exchange: Exchange, error: GatewayError) -> None:
         """Answer a request whose body must not be read on."""

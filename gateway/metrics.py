@@ -44,6 +44,9 @@ class ServingMetrics:
             ("key", "outcome"),
             registry=r,
         )
+        self.lowered_priorities = Counter(
+            "sluicegate_lowered_priorities", "Requests that claimed more than their API key may.", ("key",), registry=r
+        )
         self.request_s = BulkHistogram(
             "sluicegate_request_duration_seconds",
             "Time from the request's head to its answer, per prediction answered with ok.",
@@ -120,10 +123,7 @@ class ServingMetrics:
             "sluicegate_cache_bytes", "Bytes held by the prediction caches.", multiprocess_mode="livesum", registry=r
         )
         self.in_flight = Gauge(
-            "sluicegate_in_flight_requests",
-            "Predictions now inside the workers.",
-            multiprocess_mode="livesum",
-            registry=r,
+            "sluicegate_in_flight_requests", "Predictions now in the workers.", multiprocess_mode="livesum", registry=r
         )
         self.in_flight_bytes = Gauge(
             "sluicegate_in_flight_bytes",

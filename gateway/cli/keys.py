@@ -33,6 +33,8 @@ def add_parser(subparsers: Subparsers) -> None:
     create.add_argument("--rate", type=float, metavar="N", help="requests per second that each worker admits")
     create.add_argument("--burst", type=int, metavar="N", help="how many at once after a pause (default: a second's)")
     create.add_argument("--expires-in", type=_duration, metavar="TIME", help="how long it is good, as 12h or 90d")
+    text = "the highest that its requests may claim (default: normal)"
+    create.add_argument("--priority", choices=("normal", "critical"), help=text)
     remote.add_verb(verbs, "list", "list all keys, without what could be used", _list)
     text = "make a key in the place of another; prints the new one"
     rotate = remote.add_verb(verbs, "rotate", text, _rotate)
@@ -52,6 +54,7 @@ def _create(options: argparse.Namespace) -> int:
         "rate_per_s": options.rate,
         "burst": options.burst,
         "expires_in_s": options.expires_in,
+        "priority": options.priority,
     }
     body = {"name": options.name, **{name: value for name, value in wanted.items() if value is not None}}
     with remote.connect(options) as control:
@@ -74,6 +77,7 @@ def _list(options: argparse.Namespace) -> int:
         "models": {"overflow": "fold"},
         "per second and worker": {"justify": "right"},
         "burst": {"justify": "right"},
+        "priority": {},
         "created": {},
         "expires": {},
     }
@@ -122,6 +126,7 @@ def _row(key: dict[str, Any]) -> tuple[str, ...]:
         "all" if key["models"] is None else " ".join(key["models"]),
         "" if key["rate_per_s"] is None else f"{key['rate_per_s']:g}",
         "" if key["burst"] is None else str(key["burst"]),
+        key["priority"],
         remote.moment(key["created_s"]),
         expires,
     )

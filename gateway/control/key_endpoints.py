@@ -38,7 +38,7 @@ class KeyEndpoints:
         return reply({"keys": [key.to_json() for key in found]})
 
     async def create(self, request: Request) -> Response:
-        """A new key from ``{"name", "models", "rate_per_s", "burst", "expires_in_s"}``; only this reply shows it."""
+        """A new key from ``{"name", "models", "rate_per_s", "burst", "expires_in_s", "priority"}``; shown once."""
         sender = await requests.sender(request, self.tokens, ADMIN)
         body = await requests.json_object(request)
         key, secret = await run_in_threadpool(

@@ -12,7 +12,7 @@ from typing import Any
 from gateway.errors import ChangeRefused, InvalidInput, Unauthenticated, UnknownKey
 from gateway.flags.audit import Author
 from gateway.flags.document import MODEL_PATTERN
-from gateway.flags.keys import NAME_PATTERN, ApiKey, burst_for, digest_of, draft, id_of, read_key
+from gateway.flags.keys import NAME_PATTERN, PRIORITIES, ApiKey, burst_for, digest_of, draft, id_of, read_key
 from gateway.flags.store import KEYS, FlagStore, Note, RecordWrite
 
 # Every worker holds them all, and each may have a label of its own in the metrics.
@@ -23,7 +23,7 @@ MAX_LIFETIME_S = 10 * 365 * 86_400.0
 MAX_GRACE_S = 90 * 86_400.0
 # Compared with when no key has the id that came, so that an unknown id takes the time of a wrong secret.
 _NOBODY = "0" * 64
-_FIELDS = frozenset({"name", "models", "rate_per_s", "burst", "expires_in_s"})
+_FIELDS = frozenset({"name", "models", "rate_per_s", "burst", "expires_in_s", "priority"})
 
 
 class KeyBook:
@@ -115,6 +115,9 @@ class KeyBook:
         if rate_per_s is not None and burst is None:
             burst = burst_for(rate_per_s)
         lifetime_s = _number(body, "expires_in_s", 1, MAX_LIFETIME_S)
+        priority: Any = body.get("priority", PRIORITIES[0])
+        if priority not in PRIORITIES:
+            raise InvalidInput("priority", repr(priority)[:80], " or ".join(PRIORITIES))
         now_s = self._clock()
         return ApiKey(
             id="",
@@ -125,6 +128,7 @@ class KeyBook:
             burst=None if burst is None else int(burst),
             created_s=now_s,
             expires_s=None if lifetime_s is None else now_s + lifetime_s,
+            priority=priority,
         )
 
 

@@ -19,6 +19,8 @@ from gateway.errors import StoreUnavailable
 from gateway.flags.store import KEYS, Record
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+# The highest priorities that a key may be made for, as `x-request-priority` names them.
+PRIORITIES = ("normal", "critical")
 _PREFIX = "slk"
 
 
@@ -27,7 +29,8 @@ class ApiKey:
     """One key without its secret. digest: SHA-256 of the secret, in hex. models: those it is good for, None: all.
 
     rate_per_s, burst: requests per second that one worker admits, and how many at once after a pause; None: any number.
-    created_s, expires_s: unix seconds; None: it does not expire.
+    created_s, expires_s: unix seconds; None: it does not expire. priority: the highest that its requests may claim;
+    keys that were made before there was this field have the default.
     """
 
     id: str
@@ -38,6 +41,11 @@ class ApiKey:
     burst: int | None
     created_s: float
     expires_s: float | None
+    priority: str = PRIORITIES[0]
+
+    def __post_init__(self) -> None:
+        if self.priority not in PRIORITIES:
+            raise ValueError(f"priority must be one of {', '.join(PRIORITIES)}, got {self.priority!r}")
 
     def allows(self, model: str) -> bool:
         """Whether it is good for a model."""
@@ -89,5 +97,5 @@ def read_key(record: Record) -> ApiKey:
     try:
         models = body["models"]
         return ApiKey(**{**body, "id": record.id, "models": None if models is None else tuple(models)})
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise StoreUnavailable(f"the record {KEYS} {record.id!r} is no key that this gateway wrote") from error

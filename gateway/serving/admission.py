@@ -16,7 +16,7 @@ from gateway.errors import (
 from gateway.serving.call import Call
 from gateway.serving.codings import coding_of
 from gateway.serving.keyring import KeyRing
-from gateway.serving.priority import HEADER, priority_of
+from gateway.serving.priority import HEADER, priority_of, priority_of_number
 from gateway.serving.shares import Shares
 from gateway.serving.target import Target
 from gateway.settings import LimitSettings
@@ -83,7 +83,7 @@ class Admission:
         if "content-encoding" in headers:
             call.coding = coding_of(headers["content-encoding"])
         if HEADER in headers:
-            call.priority = priority_of(headers[HEADER])
+            call.priority = self._granted(headers, priority_of(headers[HEADER]))
         self.in_flight += 1
         self.in_flight_bytes += length
         return call
@@ -123,6 +123,15 @@ class Admission:
             call.deadline_s = call.run_by_s = deadline_s
             if call.on_earlier is not None:
                 call.on_earlier(deadline_s)
+
+    def prioritize(self, call: Call, number: int) -> None:
+        """Take over a priority that the body asks for, in the numbers of its protocol, unless the head names one."""
+        if HEADER not in call.headers:
+            call.priority = self._granted(call.headers, priority_of_number(number))
+
+    def _granted(self, headers: Mapping[str, str], claimed: int) -> int:
+        """The priority that a claim is worth: itself, where nobody knows who makes it."""
+        return claimed
 
     def request_id(self, headers: Mapping[str, str]) -> str:
         """The client's own id if it can travel in a header, else a new one."""
@@ -191,3 +200,7 @@ class KeyedAdmission(SharedAdmission):
             raise
         self.shares.join(call, key.id, target.model)
         return call
+
+    def _granted(self, headers: Mapping[str, str], claimed: int) -> int:
+        """See Admission. Asks for the key again: few requests make a claim, and the others shall not pay for it."""
+        return self._ring.granted(headers, claimed)

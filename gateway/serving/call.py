@@ -11,7 +11,6 @@ from gateway.codecs.codec import Headers, Request
 from gateway.errors import GatewayError
 from gateway.flags.compile import Decision, ModelOptions, Route
 from gateway.serving.entry import Entry
-from gateway.serving.priority import HEADER, priority_of_number
 from gateway.serving.replies import Block
 from gateway.serving.target import Target
 
@@ -86,11 +85,9 @@ class Call(Entry):
         self.held_bytes = held_bytes
 
     def take_request(self, request: Request) -> None:
-        """What was decoded. A priority that its head names goes before that of its body, which comes later."""
+        """What was decoded."""
         super().take_request(request)
         self.is_plain = request.is_plain
-        if request.priority is not None and HEADER not in self.headers:
-            self.priority = priority_of_number(request.priority)
 
     @property
     def ids(self) -> dict[str, str]:

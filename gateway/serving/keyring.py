@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from gateway.errors import GatewayError, KeyOutOfScope, KeysUnavailable, KeyUnknown, QuotaExceeded
 from gateway.flags.keys import ApiKey, digest_of
 from gateway.metrics import ServingMetrics
+from gateway.serving.priority import NAMES, NORMAL
 
 # Header values remembered. Only those of valid keys are, so nobody without one can push them out.
 _MAX_VALUES = 4096
@@ -27,7 +28,10 @@ _ADMITTED = "admitted"
 class HeldKey:
     """A key as a worker holds it, with its bucket of requests."""
 
-    __slots__ = ("admitted", "burst", "digest", "expires_s", "filled_s", "id", "models", "rate_per_s", "tokens")
+    __slots__ = (
+        *("admitted", "burst", "digest", "expires_s", "filled_s", "id", "lowered", "models", "priority", "rate_per_s"),
+        "tokens",
+    )
 
     def __init__(self, key: ApiKey, now_s: float) -> None:
         self.id = key.id
@@ -38,7 +42,8 @@ class HeldKey:
         self.burst = float(key.burst or 1)
         self.tokens = self.burst
         self.filled_s = now_s
-        self.admitted = 0  # since the last flush
+        self.priority = NAMES.index(key.priority)  # the highest that its requests may claim
+        self.admitted = self.lowered = 0  # since the last flush
 
     def allows(self, model: str) -> bool:
         """Whether the key is good for a model."""
@@ -67,7 +72,8 @@ class KeyRing:
             held[key.digest] = made = HeldKey(key, now_s)
             old = before.get(key.digest)
             if old is not None:
-                made.tokens, made.filled_s, made.admitted = min(old.tokens, made.burst), old.filled_s, old.admitted
+                made.tokens, made.filled_s = min(old.tokens, made.burst), old.filled_s
+                made.admitted, made.lowered = old.admitted, old.lowered
         self._held = held
         self._plain, self._bearers = {}, {}
 
@@ -106,6 +112,20 @@ class KeyRing:
             key.tokens = tokens - 1.0
         key.admitted += 1
 
+    def granted(self, headers: Mapping[str, str], claimed: int) -> int:
+        """The priority of a request that was let in and claims *claimed*: no higher one than its key is good for.
+
+        headers: lower-case names. A key that has ended since is good for what is usual.
+        """
+        try:
+            key = self.identify(headers, None)
+        except GatewayError:
+            return max(claimed, NORMAL)
+        if claimed >= key.priority:  # critical is the least number
+            return claimed
+        key.lowered += 1
+        return key.priority
+
     def refused(self, error: GatewayError) -> None:
         """Count a request that was turned away, whatever for; what has nothing to do with keys is passed over."""
         if isinstance(error, KeyUnknown | KeyOutOfScope | QuotaExceeded):
@@ -119,6 +139,9 @@ class KeyRing:
             if key.admitted:
                 metrics.api_key_requests.labels(self._label(key.id), _ADMITTED).inc(key.admitted)
                 key.admitted = 0
+            if key.lowered:
+                metrics.lowered_priorities.labels(self._label(key.id)).inc(key.lowered)
+                key.lowered = 0
         for (key_id, code), count in self._refused.items():
             metrics.api_key_requests.labels(self._label(key_id), code).inc(count)
         self._refused.clear()

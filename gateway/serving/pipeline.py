@@ -154,6 +154,8 @@ class Pipeline:
         self._admission.hold(call, len(call.body) + request.size_bytes)
         if request.timeout_s is not None:
             self._admission.shorten(call, request.timeout_s)
+        if request.priority is not None:
+            self._admission.prioritize(call, request.priority)
 
     def _find_equal(self, call: Call, live: LiveVersion) -> bool:
         """Answer with what equal inputs got, or wait with an equal call that is on its way. False: there is none."""
@@ -366,12 +368,10 @@ class Pipeline:
             return
         if call.arm is not None and call.taken > 0:
             self._guards.failed(call, "timeouts")
+        late: GatewayError = DeadlineExceeded("the deadline passed before the answer was ready")
         if call.waits_for_log:
-            self._answers.refuse(
-                call, SampleLogUnavailable("the sample log did not take the answer before the deadline")
-            )
-        else:
-            self._answers.refuse(call, DeadlineExceeded("the deadline passed before the answer was ready"))
+            late = SampleLogUnavailable("the sample log did not take the answer before the deadline")
+        self._answers.refuse(call, late)
         call.left = True
         self._leave(call)
 

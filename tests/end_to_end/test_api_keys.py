@@ -281,6 +281,8 @@ def test_no_rule_of_a_route_gets_to_see_a_key(gateways: dict[str, LiveGateway]) 
         ({"name": "a", "burst": 5}, "burst"),
         ({"name": "a", "rate_per_s": 5, "burst": 1.5}, "burst"),
         ({"name": "a", "expires_in_s": -1}, "expires_in_s"),
+        ({"name": "a", "priority": "sheddable"}, "priority"),
+        ({"name": "a", "priority": None}, "priority"),
         ({"name": "a", "key": "mine"}, "key"),
     ],
 )
@@ -319,10 +321,12 @@ def test_the_verbs_make_list_rotate_and_revoke(
     monkeypatch.setenv("SLUICEGATE_URL", gateway.control_url)
     monkeypatch.setenv("SLUICEGATE_TOKEN", gateway.admin_token)
     terminal = Terminal(capsys)
-    secret = terminal.ok("keys", "create", "cli", "--model", "iris", "--rate", "10", "--expires-in", "90d").strip()
+    more = ("--rate", "10", "--expires-in", "90d", "--priority", "critical")
+    secret = terminal.ok("keys", "create", "cli", "--model", "iris", *more).strip()
     key_id = secret.split("_")[1]
     (listed,) = [key for key in terminal.json("keys", "list") if key["id"] == key_id]
     assert (listed["models"], listed["rate_per_s"], listed["burst"]) == (["iris"], 10, 10)
+    assert listed["priority"] == "critical"
     assert listed["expires_s"] - listed["created_s"] == pytest.approx(90 * 86_400)
     shown = terminal.ok("keys", "list")
     assert key_id in shown

@@ -9,11 +9,13 @@ import httpx
 import pytest
 from starlette.routing import Route
 
-from gateway.errors import GatewayError, KeyOutOfScope, KeysUnavailable, KeyUnknown, QuotaExceeded
-from gateway.flags.keys import ApiKey, digest_of, draft
+from gateway.errors import GatewayError, KeyOutOfScope, KeysUnavailable, KeyUnknown, QuotaExceeded, StoreUnavailable
+from gateway.flags.keys import ApiKey, digest_of, draft, read_key
+from gateway.flags.store import KEYS, Record
 from gateway.metrics import ServingMetrics, process_registry
 from gateway.serving.app import build
 from gateway.serving.keyring import KeyRing
+from gateway.serving.priority import CRITICAL, NORMAL, SHEDDABLE
 from gateway.settings import PathSettings, ServerSettings, Settings
 from tests.puppet import FakeClock
 
@@ -26,9 +28,10 @@ def made(
     rate_per_s: float | None = None,
     burst: int | None = None,
     expires_s: float | None = None,
+    priority: str = "normal",
 ) -> tuple[ApiKey, str]:
     key_id, secret = draft()
-    return ApiKey(key_id, "a test", digest_of(secret), models, rate_per_s, burst, 0.0, expires_s), secret
+    return ApiKey(key_id, "a test", digest_of(secret), models, rate_per_s, burst, 0.0, expires_s, priority), secret
 
 
 class Ring:
@@ -119,6 +122,37 @@ def test_a_key_for_some_models_is_good_for_no_other() -> None:
     ring.ask(secret, None)
     with pytest.raises(KeyOutOfScope):
         ring.ask(secret, "fraud")
+
+
+def test_a_claim_is_worth_no_more_than_the_key_that_makes_it() -> None:
+    metrics = ServingMetrics(process_registry())
+    usual, usual_secret = made()
+    critical, critical_secret = made(priority="critical", expires_s=FakeClock()() + 10)
+    ring = Ring(usual, critical)
+
+    def granted(secret: str) -> list[int]:
+        headers = {"authorization": f"Bearer {secret}"}
+        return [ring.ring.granted(headers, claimed) for claimed in (CRITICAL, NORMAL, SHEDDABLE)]
+
+    assert granted(usual_secret) == [NORMAL, NORMAL, SHEDDABLE]
+    assert granted(critical_secret) == [CRITICAL, NORMAL, SHEDDABLE]
+    ring.ring.take([usual, critical])
+    ring.ring.flush(metrics)
+    counted = {s.labels["key"]: s.value for family in metrics.lowered_priorities.collect() for s in family.samples
+               if s.name.endswith("_total")}  # fmt: skip
+    assert counted == {usual.id: 1}, "once, and over a change of the keys"
+    ring.clock.advance(10)
+    assert granted(critical_secret) == [NORMAL, NORMAL, SHEDDABLE], "it has ended while the body was still coming"
+
+
+def test_a_key_that_was_stored_before_keys_had_priorities_has_the_usual_one() -> None:
+    key, _ = made(priority="critical")
+    body = key.to_body()
+    assert read_key(Record(KEYS, key.id, 1, body)) == key
+    del body["priority"]
+    assert read_key(Record(KEYS, key.id, 1, body)).priority == "normal"
+    with pytest.raises(StoreUnavailable, match="no key that this gateway wrote"):
+        read_key(Record(KEYS, key.id, 1, {**body, "priority": "urgent"}))
 
 
 def test_more_ids_than_the_metrics_shall_bear_share_a_label() -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from gateway import logs, settings
+from gateway import logs, orphans, settings
 from gateway.errors import GatewayError
 from gateway.settings import Settings
 
@@ -94,6 +95,7 @@ def run(spec: ChildSpec) -> int:
     logs.set_up(spec.name, level=spec.settings.log.level)
     with contextlib.suppress(OSError):  # what ps, top and py-spy call it
         Path("/proc/self/comm").write_text(spec.name)
+    orphans.at_death_of_parent(signal.SIGCONT)  # one that a signal has stopped would keep the next boot out for ever
     guard = threading.Thread(target=_leave_with_supervisor, args=(spec,), name="lifeline", daemon=True)
     guard.start()
     try:

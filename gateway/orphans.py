@@ -1,19 +1,33 @@
-"""Who loses its parent: handed to us instead of to the system's first process, and its remains taken away."""
+"""Who loses its parent: handed to us or told of it by the system, and its remains taken away."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import signal
 from collections.abc import Set
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt() -> bool:
     """Make this process the parent of all that descend from it and lose theirs. Returns whether that could be done."""
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def at_death_of_parent(number: signal.Signals) -> bool:
+    """Have the system send this process *number* when its parent ends; what it forks gets nothing. Whether it will.
+
+    A process that a signal has stopped sees no end of a pipe: SIGCONT lets it see it, and SIGKILL needs nobody to see.
+    """
+    return _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def _prctl(option: int, value: int) -> bool:
     try:
-        return int(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
+        return int(ctypes.CDLL(None).prctl(option, value, 0, 0, 0)) == 0
     except (OSError, AttributeError):
         return False
 

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -209,6 +210,7 @@ class Template:
 
 def main(orders_fd: int) -> int:
     """Fork a child for each order that comes in, until the supervisor ends. In a child: be it; its exit code."""
+    orphans.at_death_of_parent(signal.SIGKILL)  # it holds nothing that could be lost, but the lock of the boot
     gc.disable()
     orders = socket.socket(fileno=orders_fd)
     with contextlib.suppress(OSError):

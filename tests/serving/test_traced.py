@@ -17,8 +17,8 @@ from gateway.serving.traced import TracedPipeline
 from gateway.serving.tracing import Tracer
 from gateway.tracing_settings import TracingSettings
 from tests.puppet import POISON
+from tests.serving.faulty import CANARY_KEYS, STABLE_KEYS, FaultyRig
 from tests.serving.rig import Rig, run
-from tests.serving.test_fallback import CANARY_KEYS, STABLE_KEYS, FaultyRig
 from tests.serving.test_pipeline import STEPS
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

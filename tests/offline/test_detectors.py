@@ -18,8 +18,8 @@ from gateway.offline.page import page
 from gateway.offline.scores import Judged
 from gateway.samples.labels import Label
 from tests.builders import classifier, write_package
+from tests.offline.labelled import SECOND_NS, Rig
 from tests.offline.logs import document
-from tests.offline.test_performance import SECOND_NS, Rig
 from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample
 
 IRIS = classifier()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from gateway.settings import Settings
 from gateway.tensors import Array
 from tests.builders import classifier, write_package
 from tests.offline.logs import Log, document, monitor_settings
-from tests.offline.test_monitor import clean, run, samples, shifted, start
+from tests.offline.monitors import clean, run, samples, shifted, start
 from tests.puppet import FakeClock
 from tests.samples.make import TEN_O_CLOCK_NS, linear_sample
 
@@ -32,13 +32,6 @@ def settings(models: Path, state: Path) -> Settings:
     for version in ("1", "2"):
         write_package(models, classifier(version=version), reference_rows=2000)
     return monitor_settings(models, state, window_rows=300)
-
-
-@pytest.fixture
-def log(settings: Settings) -> Iterator[Log]:
-    written = Log(settings)
-    yield written
-    written.close()
 
 
 def write(

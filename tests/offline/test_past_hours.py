@@ -7,7 +7,6 @@ import random
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +176,6 @@ def test_a_clock_that_is_set_back_brings_no_hour_back_that_was_given_up() -> Non
 @pytest.fixture
 def settings(models: Path, state: Path) -> Settings:
     return monitor_settings(models, state, window_rows=100, min_window_rows=50, history_hours=3, history_days=4)
-
-
-@pytest.fixture
-def log(settings: Settings) -> Iterator[Log]:
-    written = Log(settings)
-    yield written
-    written.close()
 
 
 def start(settings: Settings, clock: FakeClock) -> Monitor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from gateway.samples.labels import Label, LabelLog
 from gateway.samples.lines import LineBuilder
 from gateway.settings import Settings
 from gateway.tensors import Array, Feature, Signature, TensorSpec
-from tests.offline.logs import Log, document, monitor_settings, write_reference_package
+from tests.offline.logs import Log, document, write_reference_package
 from tests.puppet import FakeClock
 from tests.samples.make import TEN_O_CLOCK_NS, sample_of
 
@@ -78,11 +77,6 @@ def watched(settings: Settings, card: dict[str, str], windows: int = 3) -> tuple
     monitor.report()
     found = document(settings, "clinic")
     return json.loads(found.to_json()), page(found)
-
-
-@pytest.fixture
-def settings(models: Path, state: Path) -> Settings:
-    return monitor_settings(models, state, window_rows=300)
 
 
 @pytest.mark.parametrize("kind", ["hash", "drop"])

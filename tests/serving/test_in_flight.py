@@ -13,7 +13,7 @@ from gateway.serving.admission import Admission
 from gateway.serving.target import Target
 from gateway.settings import LimitSettings
 from tests.serving.rig import CODECS, Rig, run
-from tests.serving.test_pipeline import STEPS
+from tests.serving.steps import STEPS
 
 TARGET = Target(CODECS[0], "m", None)
 

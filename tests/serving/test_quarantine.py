@@ -41,13 +41,6 @@ WHY = "two deaths"
 
 
 @pytest.fixture
-def pool() -> Iterator[RunPool]:
-    threads = RunPool(1)
-    yield threads
-    threads.close()
-
-
-@pytest.fixture
 def fd() -> Iterator[int]:
     found = marks.create("test")
     yield found

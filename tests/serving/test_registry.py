@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,13 +36,6 @@ class CopiedBetweenLooks(DirectorySource):
             self._target.mkdir(parents=True, exist_ok=True)
             (self._target / name).write_bytes((self._whole / name).read_bytes())
         return super().stamp(model, version)
-
-
-@pytest.fixture
-def pool() -> Iterator[RunPool]:
-    threads = RunPool(1)
-    yield threads
-    threads.close()
 
 
 @pytest.mark.parametrize("look", [3, 5])

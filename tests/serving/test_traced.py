@@ -19,7 +19,7 @@ from gateway.tracing_settings import TracingSettings
 from tests.puppet import POISON
 from tests.serving.faulty import CANARY_KEYS, STABLE_KEYS, FaultyRig
 from tests.serving.rig import Rig, run
-from tests.serving.test_pipeline import STEPS
+from tests.serving.steps import STEPS
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SPACED = b'{"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP64", "data":  [1.0]}]}'

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.control.checkpoints import read_checkpoints
 from gateway.flags.audit import from_json
-from tests.cli.test_remote_verbs import Terminal
+from tests.cli.terminal import Terminal
 from tests.control.process import ControlProcess, route
 from tests.control.test_trail import resealed
 from tests.live import SettingsTable, eventually

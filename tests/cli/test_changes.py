@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import builders
-from tests.cli.test_remote_verbs import Terminal
+from tests.cli.terminal import Terminal
 from tests.control.process import ControlProcess, route, split
-
-
-@pytest.fixture(scope="module")
-def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlProcess]:
-    root = tmp_path_factory.mktemp("control")
-    (root / "models").mkdir()
-    with ControlProcess(root / "models", root / "state") as process:
-        yield process
-
-
-@pytest.fixture
-def terminal(control: ControlProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    monkeypatch.setenv("SLUICEGATE_URL", control.url)
-    monkeypatch.setenv("SLUICEGATE_TOKEN", control.admin_token)
-    return Terminal(capsys)
 
 
 @pytest.fixture

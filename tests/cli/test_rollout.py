@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import classifier, write_package
-from tests.cli.test_remote_verbs import Terminal
+from tests.cli.terminal import Terminal
 from tests.control.process import ControlProcess
 from tests.live import eventually
 
@@ -25,13 +25,6 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlProcess
         for model in MODELS:
             write_package(root / "models", classifier(model, "2"), card=CARDS.get(model))
         yield process
-
-
-@pytest.fixture
-def terminal(control: ControlProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    monkeypatch.setenv("SLUICEGATE_URL", control.url)
-    monkeypatch.setenv("SLUICEGATE_TOKEN", control.admin_token)
-    return Terminal(capsys)
 
 
 def test_a_dry_run_shows_the_stages_and_what_the_plan_can_see(terminal: Terminal) -> None:

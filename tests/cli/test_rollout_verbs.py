@@ -11,7 +11,7 @@ import pytest
 from gateway.flags.audit import Author
 from gateway.flags.sqlite import SqliteStore
 from gateway.flags.store import RecordWrite
-from tests.cli.test_remote_verbs import Terminal
+from tests.cli.terminal import Terminal
 from tests.control.process import ControlProcess, route
 from tests.live import eventually
 
@@ -33,13 +33,6 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlProce
     with ControlProcess(root / "models", root / "state") as process:
         process.put("iris.route", route(stable="1"))
         yield process
-
-
-@pytest.fixture
-def terminal(control: ControlProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    monkeypatch.setenv("SLUICEGATE_URL", control.url)
-    monkeypatch.setenv("SLUICEGATE_TOKEN", control.admin_token)
-    return Terminal(capsys)
 
 
 def phase_is(terminal: Terminal, control: ControlProcess, name: str, phase: str) -> bool:

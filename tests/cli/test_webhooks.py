@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_remote_verbs import Terminal
+from tests.cli.terminal import Terminal
 from tests.control.process import ControlProcess, route
 from tests.live import eventually
 from tests.receiver import OK, Receiver

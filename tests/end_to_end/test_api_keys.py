@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.builders import classifier, write_package
-from tests.cli.test_remote_verbs import Terminal
+from tests.cli.terminal import Terminal
 from tests.live import LiveGateway, eventually
 
 KEYS = "/admin/v1/keys"

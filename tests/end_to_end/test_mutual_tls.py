@@ -14,7 +14,7 @@ import pytest
 from tests import certificates
 from tests.builders import classifier, write_package
 from tests.certificates import Pair
-from tests.cli.test_remote_verbs import Terminal
+from tests.cli.terminal import Terminal
 from tests.live import LiveGateway
 
 ROW = dict.fromkeys(classifier().features, 1.0)

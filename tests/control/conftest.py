@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.control.process import ControlProcess
+from tests.receiver import Receiver
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +25,9 @@ def control(models: Path, state: Path) -> Iterator[ControlProcess]:
     """A control process of one's own."""
     with ControlProcess(models, state) as process:
         yield process
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver

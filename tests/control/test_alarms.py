@@ -1,66 +1,25 @@
-"""Alarms: drift and failed checks that become audit rows, once each, and through a real process also notifications."""
+"""Alarms: drift and failed checks that become audit rows, once each."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from gateway.control.app import build
 from gateway.control.checks import FailedVersions, LastKnownGood, OpenBreakers
 from gateway.control.drift_alarms import RECOVERED_AFTER_S, DriftAlarms
-from gateway.control.seed import seed
 from gateway.control.status import WorkerStatus
 from gateway.errors import StoreUnavailable
 from gateway.flags.audit import AuditRow
 from gateway.flags.sqlite import SqliteStore
 from gateway.flags.store import verify_trail
 from gateway.offline.drift import Rules
-from gateway.offline.history import Alarm, AlarmRule, TopFeature
+from gateway.offline.history import AlarmRule
 from gateway.offline.report import BesideReport, DriftDocument, VersionReport
-from gateway.offline.windows import replace_file
-from gateway.settings import PathSettings, Settings
-from tests.control.process import ControlProcess, route
-from tests.live import eventually
-from tests.receiver import Receiver
+from tests.control.drifting import alarm, write_drift
 
 HOUR_S = 3600.0
-
-
-def alarm(name: str, effect: float = 0.3) -> Alarm:
-    top = (TopFeature("a", 0.4),)
-    return Alarm(name, "input", 2, 3, 1, 2, 500, 400, "ks", effect, 1e-9, 1e-8, effect, "", top, ("p1", "p2"))
-
-
-def write_drift(
-    directory: Path,
-    written_at: float,
-    *,
-    digest: str = "d1",
-    version: str = "3",
-    accuracy: str = "",
-    adwin: str = "",
-    tell: str = "alarm",
-    **verdicts: str,
-) -> None:
-    """A drift document of the model iris, as the monitor writes it. verdicts: column -> verdict. accuracy: its verdict
-    by labels. adwin: that of a detector on single errors, which may alarm or not."""
-    alarms = tuple(alarm(name) for name, verdict in verdicts.items() if verdict == "drifted")
-    quiet = tuple(name for name, verdict in verdicts.items() if verdict == "stable")
-    report = VersionReport(version, digest, "stable", "", 500, 1, 2, 500, 500, (), alarms, quiet)
-    metric = {"name": "accuracy", "verdict": accuracy, "value": 0.7, "mean": 0.9, "bound": 0.85}
-    change = {"ts_ns": 2, "before": 0.1, "after": 0.4}
-    detector = {"name": "adwin", "verdict": adwin, "reason": "", "rows": 500, "found": 1, "changes": [change]}
-    by_labels = {"metrics": [metric] if accuracy else [], "detectors": [detector] if adwin else []}
-    labels = {"versions": [{"version": version, **by_labels}], "detectors_alarm": tell == "alarm"}
-    rules = Rules(100, 0.05, 0.08)
-    document = DriftDocument(
-        "iris", written_at, 1000, rules, (report,), AlarmRule(2, 3), performance=labels if accuracy or adwin else None
-    )
-    directory.mkdir(exist_ok=True)
-    replace_file(directory / "iris.json", document.to_json(), sync=False)
 
 
 class Rig:
@@ -100,9 +59,6 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     yield rig
     verify_trail(rig.store)
     rig.store.close()
-
-
-# -- drift --------------------------------------------------------------------------------------------
 
 
 def test_a_column_is_told_once_when_it_drifts_and_once_when_it_has_recovered(rig: Rig) -> None:
@@ -258,9 +214,6 @@ def test_what_is_no_drift_document_is_passed_by(rig: Rig, raw: bytes, caplog: py
     assert len(rig.rows) == 2
 
 
-# -- versions, the file, the trail ------------------------------------------------------------------------
-
-
 def worker(slot: int = 0, age_s: float = 0.0, **versions: str) -> WorkerStatus:
     """What a worker says of iris. versions: v1="failed: reason" for version 1."""
     told: dict[str, Mapping[str, str]] = {}
@@ -363,86 +316,3 @@ def test_a_file_that_cannot_be_written_is_told_once_per_trouble_and_hour(rig: Ri
         ("alarm.last_known_good", "disk full"),
         ("alarm.last_known_good", "again"),
     ]
-
-
-# -- through a real process ---------------------------------------------------------------------------------
-
-
-def verbs(control: ControlProcess) -> list[str]:
-    rows = control.client.get("/admin/v1/audit", params={"limit": 10_000}).json()["rows"]
-    return [row["verb"] for row in rows if row["verb"].startswith("alarm.")]
-
-
-def test_drift_and_a_version_that_fails_are_notified_once_also_across_a_kill(control: ControlProcess) -> None:
-    with Receiver() as receiver:
-        control.client.post("/admin/v1/webhooks", json={"url": receiver.url, "events": ["alarm.*"]})
-        write_drift(control.state / "drift", 1.0, petal_length="drifted")
-        control.write_status({"iris": {"3": "failed: its golden predictions differ"}})
-        expected = ["alarm.drift", "alarm.version_failed"]
-        eventually(lambda: sorted(set(receiver.types)) == expected, "both arrive")
-        control.kill()
-        control.start()
-        control.write_status({"iris": {"3": "failed: its golden predictions differ"}})
-        write_drift(control.state / "drift", 2.0, petal_length="drifted", petal_width="drifted")
-        eventually(lambda: verbs(control).count("alarm.drift") == 2, "the second column is told")
-        eventually(lambda: len({arrival.id for arrival in receiver.taken}) == 3, "and arrives")
-        assert sorted(verbs(control)) == ["alarm.drift", *expected]
-        (first, *_) = (arrival.event for arrival in receiver.taken if arrival.event["type"].endswith("drift"))
-        assert first["subject"] == "iris"
-        assert first["data"]["after"]["why"] == "iris 3 has drifted: petal_length"
-
-
-def test_a_last_known_good_file_that_cannot_be_written_is_an_alarm(control: ControlProcess) -> None:
-    path = control.state / "flags.lkg.json"
-    control.put("iris.route", route())
-    path.unlink()
-    path.mkdir()
-    assert control.put("wine.route", route()).status_code == 201  # the change itself is safe
-    eventually(lambda: verbs(control) == ["alarm.last_known_good"], "it is told")
-    path.rmdir()
-    assert control.patch("iris.route", {"metadata": {"a": 1}}).status_code == 200
-    assert path.is_file()
-
-
-def test_the_desk_says_why_the_file_is_behind_until_it_is_not(tmp_path: Path) -> None:
-    settings = Settings(paths=PathSettings(models=tmp_path / "models", state=tmp_path))
-    control = build(settings, boot="b", run_dir=tmp_path / "run" / "b")
-    try:
-        seed(control.desk, {"iris": "1"})
-        assert control.desk.last_known_good_trouble == ""
-        settings.last_known_good_path.unlink()
-        settings.last_known_good_path.mkdir()
-        seed(control.desk, {"wine": "1"})
-        assert "flags.lkg.json" in control.desk.last_known_good_trouble
-        settings.last_known_good_path.rmdir()
-        seed(control.desk, {"house": "1"})
-        assert control.desk.last_known_good_trouble == ""
-    finally:
-        control.close()
-
-
-@pytest.mark.parametrize("end", [ControlProcess.kill, ControlProcess.stop])
-def test_a_trail_that_was_touched_is_an_alarm_after_the_next_start_and_only_once(
-    control: ControlProcess, end: Callable[[ControlProcess], None]
-) -> None:
-    """After a kill the row is newer than the last checkpoint and the notary finds it; after a stop it is older."""
-    for number in range(3):
-        control.put(f"m{number}.route", route())
-    end(control)
-    database = sqlite3.connect(control.state / "flags.sqlite")
-    database.execute("DROP TRIGGER audit_remains")
-    database.execute("DELETE FROM audit WHERE seq = 2")
-    database.commit()
-    database.close()
-    with Receiver() as receiver:
-        control.start()
-        eventually(lambda: verbs(control) == ["alarm.audit_broken"], "it is found")
-        control.client.post("/admin/v1/webhooks", json={"url": receiver.url})  # who asks for less is not served worse
-        eventually(lambda: receiver.types == ["webhook.create"], "and notifications go on")
-    control.kill()
-    control.start()
-    for _ in range(6):  # each a second; by then both have looked again
-        control.wait_report("beat")
-    assert verbs(control) == ["alarm.audit_broken"]
-    row = next(r for r in control.client.get("/admin/v1/audit").json()["rows"] if r["verb"] == "alarm.audit_broken")
-    assert "row 2 is missing" in row["after"]["why"]

@@ -18,8 +18,8 @@ from gateway.flags.store import verify_trail
 from gateway.offline.drift import Rules
 from gateway.offline.history import AlarmRule
 from gateway.offline.report import BesideReport, DriftDocument, VersionReport
+from tests.control.drifting import alarm, write_drift
 from tests.control.process import ControlProcess, route
-from tests.control.test_alarms import alarm, write_drift
 from tests.live import eventually
 from tests.receiver import Receiver
 

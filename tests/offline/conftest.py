@@ -9,6 +9,7 @@ import pytest
 
 from gateway.settings import Settings
 from tests.offline.logs import Log, monitor_settings
+from tests.offline.workshop import Workshop
 
 
 @pytest.fixture
@@ -21,3 +22,8 @@ def log(settings: Settings) -> Iterator[Log]:
     written = Log(settings)
     yield written
     written.close()
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path / "samples", tmp_path / "models")

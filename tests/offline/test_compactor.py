@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,74 +15,20 @@ import pyarrow.parquet
 import pytest
 
 from gateway.errors import GatewayError
-from gateway.offline.compactor import Compaction, Compactor
-from gateway.offline.parts import PartDamaged, Parts, part_path, parts_in, read_part
+from gateway.offline.compactor import Compactor
+from gateway.offline.parts import PartDamaged, Parts, part_path, read_part
 from gateway.samples.lines import to_lines
 from gateway.samples.lock import reading
 from gateway.samples.search import Selection, newest, select
-from gateway.samples.segments import SegmentReader, SegmentWriter, Watermark
+from gateway.samples.segments import Watermark
 from tests.builders import classifier, write_package
+from tests.offline.workshop import HOUR, SECOND_NS, Workshop, always
 from tests.puppet import FakeClock
 from tests.samples.make import TEN_O_CLOCK_NS, iris_rows, linear_sample
-
-HOUR = "model=iris/version=1/date=2026-03-01/hour=10"
-SECOND_NS = 10**9
-
-
-def always() -> bool:
-    return True
-
-
-class Workshop:
-    """A log with one writer, one reader and one compactor, which finds every closed segment old enough."""
-
-    def __init__(self, root: Path, models: Path, *, boot: str = "b1", max_bytes: int = 4000) -> None:
-        self.root = root
-        self.writer = SegmentWriter(root, boot, max_bytes=max_bytes, max_age_s=3600.0, clock=FakeClock())
-        self.reader = SegmentReader(root)
-        self.compactor = Compactor(root, models, after_s=0.001, clock=lambda: 2e9)
-        self.written = 0
-
-    def write(self, rows: int, **fields: Any) -> None:
-        """So many rows, one second apart, each a request of its own."""
-        for row in iris_rows(rows, self.written):
-            ts_ns = fields.pop("ts_ns", TEN_O_CLOCK_NS + self.written * SECOND_NS)
-            sample = linear_sample(row[np.newaxis], prediction_id=f"p{self.written:06d}", ts_ns=ts_ns, **fields)
-            self.writer.write(sample.model, sample.version, ts_ns, b"".join(to_lines(sample, 1)))
-            self.written += 1
-
-    def read(self) -> Watermark:
-        """Read all there is, as the monitor does before anything is compacted."""
-        for _block in self.reader.read(10**9):
-            pass
-        return self.reader.watermark
-
-    def compact(self) -> list[Compaction]:
-        """Close, read and compact everything."""
-        self.writer.close()
-        watermark, done = self.read(), []
-        while found := self.compactor.step(watermark, always):
-            done.append(found)
-        return done
-
-    def ids(self) -> Counter[str]:
-        """How often each row is found by those who read the log."""
-        return Counter(record["prediction_id"] for record, _line in select(self.root, Selection(), Parts()))
-
-    def each_once(self) -> Counter[str]:
-        return Counter(f"p{index:06d}" for index in range(self.written))
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path / "samples", tmp_path / "models")
 
 
 def _names(root: Path) -> list[str]:
     return sorted(path.name for path in (root / HOUR).iterdir())
-
-
-# -- what becomes of the segments -----------------------------------------------------------------
 
 
 def test_the_segments_of_an_hour_become_one_file_that_holds_every_row_as_it_was(shop: Workshop) -> None:
@@ -200,9 +142,6 @@ def test_it_stops_when_it_is_told_to_and_leaves_all_as_it_was(shop: Workshop) ->
     assert _names(shop.root) == before
 
 
-# -- lines that are no samples, files that are none ---------------------------------------------------
-
-
 def test_torn_and_wrong_lines_are_counted_and_kept_aside_and_block_nothing(shop: Workshop) -> None:
     shop.write(3)
     bad = [b"no json\n", b"\x00\x00\xff\n", b'{"schema":99}\n']
@@ -258,9 +197,6 @@ def test_an_hour_that_makes_trouble_does_not_hold_up_the_others(shop: Workshop) 
     assert [done.rows for done in shop.compact()] == [1]
 
 
-# -- columns that change ------------------------------------------------------------------------------
-
-
 def test_new_columns_join_and_columns_of_another_type_begin_a_file_of_their_own(shop: Workshop) -> None:
     def write(row: int, inputs: dict[str, Any], **more: Any) -> None:
         plain = json.loads(to_lines(linear_sample(iris_rows(1), prediction_id=f"p{row:06d}"), 1)[0])
@@ -296,9 +232,6 @@ def test_a_feature_without_any_value_has_the_type_of_the_manifest(shop: Workshop
     schema = pyarrow.parquet.read_schema(part_path(shop.root / HOUR, 1))
     assert str(schema.field("outputs.label").type) == "int64"
     assert str(schema.field("outputs.probabilities.0").type) == "double"
-
-
-# -- who reads it -------------------------------------------------------------------------------------
 
 
 def test_pandas_duckdb_and_pyarrow_read_it_without_our_code(shop: Workshop) -> None:
@@ -340,70 +273,3 @@ def test_without_pyarrow_one_is_told_what_to_install(shop: Workshop) -> None:
     shop.compact()
     with pytest.raises(GatewayError, match=r"sluicegate\[monitor\]"):
         newest(shop.root, 1, Selection())
-
-
-# -- kill -9 --------------------------------------------------------------------------------------------
-
-# Compacts a log, and kills itself when it is about to open, rename or remove such a file for the n-th time.
-_KILLED = """
-import os, signal, sys
-from pathlib import Path
-from gateway.offline.compactor import Compactor
-from gateway.samples.segments import SegmentReader
-
-root, wanted, suffix, left = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-reader = SegmentReader(root)
-for block in reader.read(10**9):
-    pass
-
-def watch(event, arguments):
-    global left
-    if event == wanted and str(arguments[0]).startswith(str(root)) and str(arguments[0]).endswith(suffix):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-compactor = Compactor(root, root, after_s=0.001, clock=lambda: 2e9)
-sys.addaudithook(watch)
-while compactor.step(reader.watermark, lambda: True):
-    pass
-"""
-
-# (what it is about to do, with which file, up to which time of doing so)
-_POINTS = [
-    ("open", ".jsonl", 9),
-    ("open", ".tmp", 2),
-    ("os.rename", ".rejected.tmp", 3),
-    ("os.rename", ".parquet.tmp", 1),
-    ("open", "hour=10", 1),  # the part is there, all of its segments too
-    ("os.remove", ".jsonl", 3),
-]
-
-
-def _run(root: Path, event: str, suffix: str, times: int) -> int:
-    """The exit code of a compactor that is killed there."""
-    command = [sys.executable, "-c", _KILLED, str(root), event, suffix, str(times)]
-    return subprocess.run(command, check=False).returncode
-
-
-def test_killed_at_any_point_each_row_is_there_once_and_the_next_compactor_goes_on(shop: Workshop) -> None:
-    rng = random.Random(5)
-    points = rng.sample(_POINTS * 2, 10)
-    for round_, (event, suffix, most) in enumerate(points):
-        shop.write(rng.randrange(20, 40))  # four segments at least
-        shop.writer.write("iris", "1", TEN_O_CLOCK_NS, b"torn in round %d\n" % round_)
-        shop.writer.close()
-        assert _run(shop.root, event, suffix, rng.randint(1, most)) == -signal.SIGKILL
-        assert shop.ids() == shop.each_once()
-        parquet_alone = Counter(
-            name
-            for path in shop.root.rglob("*.parquet")
-            for name in pyarrow.parquet.read_table(path)["prediction_id"].to_pylist()
-        )
-        assert not parquet_alone or max(parquet_alone.values()) == 1
-    assert _run(shop.root, "never", "", 1) == 0
-    assert shop.ids() == shop.each_once()
-    assert {path.suffix for path in (shop.root / HOUR).iterdir()} == {".parquet", ".rejected"}
-    rejected = b"".join(path.read_bytes() for path in (shop.root / HOUR).glob("*.rejected"))
-    assert sorted(rejected.splitlines()) == sorted(b"torn in round %d" % round_ for round_ in range(10))
-    assert sum(read_part(path).rows for path in parts_in(shop.root / HOUR)) == shop.written

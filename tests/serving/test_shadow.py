@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from gateway.codecs.codec import Request
-from gateway.errors import DeadlineExceeded, InferenceFailed
-from gateway.samples.pairs import PairSums, sums_from_json
+from gateway.errors import InferenceFailed
 from gateway.samples.record import sample_hash, sampling_limit
-from gateway.serving.copies import Comparison, Copy, compare_all
-from gateway.serving.entry import Entry
 from gateway.tensors import Signature, Tensors, TensorSpec
-from tests.puppet import DOUBLER, POISON, FakeClock, PuppetRuntime
+from tests.puppet import DOUBLER, POISON, FakeClock
 from tests.serving.rig import Rig, run
-
-NAN = 7.0
-
-
-class Shifted(PuppetRuntime):
-    """Doubles, then adds what it is told; gives NaN for NAN and fails on the other poison, if it is told to."""
-
-    def __init__(self, signature: Signature = DOUBLER) -> None:
-        super().__init__(signature)
-        self.shift = 0.0
-        self.has_faults = False
-        self.poison: float | None = None
-
-    def run(self, inputs: Tensors) -> Tensors:
-        if self.poison is not None and np.any(inputs["x"] == self.poison):
-            raise InferenceFailed("poison of its own")
-        y = super().run(inputs)["y"] + self.shift
-        return {"y": np.where(inputs["x"] == NAN, np.nan, y) if self.has_faults else y}
-
-
-def rig_of(path: Path, *, rate: float = 1.0, shift: float = 0.5, cache: bool = False, **more: Any) -> Rig:
-    rig = Rig(path, puppet=Shifted, cache=cache, **more)
-    shadow_of(rig).shift = shift
-    rig.adopt(cached=cache, shadowed=rate)
-    return rig
-
-
-def shadow_of(rig: Rig) -> Shifted:
-    runtime = rig.runtimes["2"]
-    assert isinstance(runtime, Shifted)
-    return runtime
-
-
-def told(rig: Rig) -> dict[str, Any]:
-    (found,) = json.loads(json.dumps(rig.shadow.describe(), allow_nan=False))
-    return dict(found)
-
-
-def sums(rig: Rig) -> PairSums:
-    (comparison,) = told(rig)["comparisons"]
-    assert comparison["base"] == "1"
-    return sums_from_json(comparison)
+from tests.serving.shadowed import Shifted, rig_of, shadow_of, sums, told
 
 
 def test_answered_requests_are_run_by_the_shadow_and_compared(tmp_path: Path) -> None:
@@ -316,93 +267,5 @@ def test_a_worker_that_ends_drops_what_waits_and_calls_off_what_runs(tmp_path: P
         await rig.turn()
         assert sums(rig).copies == 0
         rig.check_nothing_is_held()
-
-    run(scenario)
-
-
-@given(st.data())
-def test_rows_are_compared_with_their_own_answers_in_any_order(tmp_path_factory: Any, data: st.DataObject) -> None:
-    """Copies of rows from several runs, mixed: each moved by a number of its own."""
-
-    async def scenario() -> None:
-        rig = rig_of(tmp_path_factory.mktemp("mixed"))
-        comparison = Comparison(rig.versions["1"], rig.versions["2"], 0.0)
-        width = data.draw(st.sampled_from([1, 2]))
-        answers = [np.arange(rows * width, dtype=float).reshape(rows, width) * 100 for rows in (1, 3, 4)]
-        picks = st.tuples(st.integers(0, 2), st.integers(0, 3))
-        drawn = data.draw(st.lists(picks, min_size=1, max_size=8, unique=True))
-        picked = [(run, row) for run, row in drawn if row < len(answers[run])]
-        runs = [{"y": answer} for answer in answers]
-        entry = Entry(Request(1, {"x": np.zeros((1, 1))}), 0.0, rig.pipeline)
-        copies = [Copy(entry, runs[run], row, comparison, 0.0) for run, row in picked]
-        if not copies:
-            return
-        moves = [2.0**place for place in range(len(copies))]
-        outputs = np.stack([answers[run][row] for run, row in picked]) + np.array(moves).reshape(-1, 1)
-        total = PairSums()
-        for found, part in compare_all([(copies, {"y": outputs})]):
-            assert found is comparison
-            total.merge(part)
-        changes = total.outputs["y"].changes
-        assert (total.copies, changes.count, changes.largest) == (len(copies), len(copies), moves[-1])
-        assert sorted(changes.bins.values()) == [1] * len(copies), "2 to the power of each place, and nothing else"
-        assert changes.quantile(1e-9) == pytest.approx(1.0, rel=0.025)
-
-    run(scenario)
-
-
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("ask"), st.lists(st.sampled_from([1.0, 2.0, 5.0, NAN, POISON]), min_size=1, max_size=5)),
-        st.tuples(st.sampled_from(["turn", "run", "copy", "tick", "off", "on"]), st.none()),
-        st.tuples(st.just("advance"), st.sampled_from([0.4, 1.0, 5.0, 60.0])),
-    ),
-    max_size=40,
-)
-
-
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=STEPS, cache=st.booleans(), copies=st.sampled_from([2, 1000]), batch=st.integers(1, 6))
-def test_every_copy_ends_once_and_no_answer_is_touched(
-    tmp_path: Path, steps: list[tuple[str, Any]], cache: bool, copies: int, batch: int
-) -> None:
-    async def scenario() -> None:
-        rig = rig_of(tmp_path, cache=cache, shadow={"max_queue_copies": copies}, max_batch_rows=batch)
-        shadow_of(rig).has_faults, shadow_of(rig).poison = True, 5.0
-        for step, argument in steps:
-            if step == "ask":
-                rig.ask(*argument, codec="native" if len(argument) == 2 else "oip")
-            elif step == "turn":
-                await rig.turn()
-            elif step == "run" and rig.pool.is_busy:
-                rig.pool.run_one()
-            elif step == "copy" and rig.copies.is_busy:
-                rig.copies.run_one()
-            elif step == "tick":
-                rig.shadow.tick()
-            elif step in ("off", "on"):
-                rig.adopt(cached=cache, shadowed=1.0 if step == "on" else 0.0)
-            elif step == "advance":
-                rig.clock.advance(argument)
-        await rig.settle()
-        await rig.run_copies()
-        await rig.run_copies()
-        rig.adopt(cached=cache, shadowed=0.0)  # what still waits ends now
-        rig.check_nothing_is_held()
-        for caller in rig.callers:
-            if caller.error is None:
-                assert caller.outputs() == [2 * value for value in caller.values]
-            else:
-                assert POISON in caller.values or isinstance(caller.error, DeadlineExceeded)
-        ended = sum(
-            comparison["copies"] + sum(comparison["failed"].values()) + sum(comparison["dropped"].values())
-            for shadowed in rig.shadow.describe()
-            for comparison in shadowed["comparisons"]
-        )
-        answered = [caller for caller in rig.callers if caller.error is None]
-        new = [caller for caller in answered if caller.headers["x-cache"] in ("miss", "bypass")]
-        assert ended <= len(new)
-        if not any(step == "off" for step, _ in steps):
-            assert ended == len(new)
 
     run(scenario)

@@ -12,8 +12,8 @@ import pytest
 
 from tests.builders import write_package
 from tests.end_to_end.test_api_keys import KEYS, make, settled
-from tests.end_to_end.test_doors import ROW, body, post, wire
 from tests.end_to_end.test_overload import DOORS, PATIENT, SLOW, metric, wait_in_flight
+from tests.end_to_end.wires import ROW, body, post, wire
 from tests.live import LiveGateway, SettingsTable, eventually
 
 OIP = "/v2/models/slow/infer"

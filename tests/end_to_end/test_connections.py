@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.builders import classifier, write_package
-from tests.end_to_end.test_doors import BODY, HEAD, PATH, REQUESTS, Wire, comparable, open_gateway, post, wire
+from tests.end_to_end.wires import BODY, HEAD, PATH, REQUESTS, Wire, comparable, open_gateway, post, wire
 from tests.live import LiveGateway, eventually
 
 IRIS = classifier("iris", "1")

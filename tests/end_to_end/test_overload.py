@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.builders import classifier, write_package
-from tests.end_to_end.test_doors import BODY, HEAD, PATH, ROW, body, open_gateway, post, wire
+from tests.end_to_end.wires import BODY, HEAD, PATH, ROW, body, open_gateway, post, wire
 from tests.live import LiveGateway, SettingsTable, eventually
 
 IRIS = classifier("iris", "1")

@@ -35,6 +35,14 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def one_model(models: Path) -> None:
+    """One small model, iris 1, in the models directory."""
+    from tests.builders import classifier, write_package  # here: it takes long, and few tests ask for it
+
+    write_package(models, classifier())
+
+
+@pytest.fixture
 def state(tmp_path: Path) -> Path:
     """Where a state directory may be; it does not exist yet."""
     return tmp_path / "state"

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from gateway import orphans
-from tests.builders import classifier, write_package
+from tests.builders import classifier
 from tests.holding import held
 from tests.live import LiveGateway, child_processes, eventually, is_running, name_of
 
+pytestmark = pytest.mark.usefixtures("one_model")
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -61,7 +62,6 @@ def process(gateway: LiveGateway, name: str) -> int:
 def test_what_a_signal_has_stopped_keeps_no_successor_of_its_supervisor_out(
     models: Path, state: Path, name: str
 ) -> None:
-    write_package(models, classifier())
     with LiveGateway(models, state) as gateway:
         before = child_processes(gateway)
         with stopped(process(gateway, name)):
@@ -71,6 +71,5 @@ def test_what_a_signal_has_stopped_keeps_no_successor_of_its_supervisor_out(
 
 
 def test_nor_does_a_template_that_stands_still(models: Path, state: Path) -> None:
-    write_package(models, classifier())
     with LiveGateway(models, state) as gateway, held(process(gateway, "template")):
         kill_and_start_anew(gateway)

@@ -11,17 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import classifier, write_package
 from tests.live import LiveGateway, SettingsTable, eventually
 
+pytestmark = pytest.mark.usefixtures("one_model")
 CONNECTIONS = 64
-
-
-@pytest.fixture
-def models(models: Path) -> Path:
-    """A models directory with one small model."""
-    write_package(models, classifier())
-    return models
 
 
 def gauge(gateway: LiveGateway, name: str) -> float:

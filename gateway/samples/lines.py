@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -11,10 +10,15 @@ import numpy as np
 import orjson
 
 from gateway.redaction import NOTHING, Rule, Rules, rules_for
+from gateway.samples.cells import cells_of, summary_of
 from gateway.samples.record import SCHEMA, Form, Sample, SampleGroup, table_of
-from gateway.tensors import DATATYPES, Array, Signature, Tensors
+from gateway.tensors import Signature, Tensors
 
 _Cells = list[bytes]  # JSON texts of one column, one per line
+
+# So many are joined at once. Joining notes 80 bytes for each of its pieces, and a line has 80 of them: a whole block
+# would make that a megabyte, written and read again, and whatever else the core has in its cache would be gone.
+_LINES_PER_PIECE = 16
 
 
 def to_lines(sample: Sample, max_rows: int) -> list[bytes]:
@@ -69,17 +73,23 @@ class LineBuilder:
         return self.block([sample]).splitlines(keepends=True)
 
     def block(self, samples: Sequence[Sample | SampleGroup]) -> bytes:
-        """The lines of all *samples* in one piece, in their order.
+        """The lines of all *samples* in one piece, in their order; raises what `pieces` raises."""
+        return b"".join(self.pieces(samples))
+
+    def pieces(self, samples: Sequence[Sample | SampleGroup]) -> list[bytes]:
+        """The lines of all *samples*, in their order, in pieces of several whole lines.
 
         Raises what `lines` raises for any of them, and then tells nothing of the others.
         """
-        parts: list[bytes] = []
+        found: list[bytes] = []
         for alike in _alike(samples):
-            parts += self._woven(alike)
-        return b"".join(parts)
+            texts, width = self._woven(alike)
+            step = width * _LINES_PER_PIECE
+            found += [b"".join(texts[at : at + step]) for at in range(0, len(texts), step)]
+        return found
 
-    def _woven(self, samples: Sequence[Sample | SampleGroup]) -> list[bytes]:
-        """The pieces of the lines of samples that are alike."""
+    def _woven(self, samples: Sequence[Sample | SampleGroup]) -> tuple[list[bytes], int]:
+        """The texts of which the lines of samples that are alike consist, and how many make a line."""
         like = samples[0].like
         layout = self._layout(like)
         picks = picked_rows(like.rows, self._max_rows)
@@ -101,7 +111,7 @@ class LineBuilder:
         numbers = [b"%d" % row for row in picks] * (rows // like.rows)
         before = layout.names(like.rows, inputs, outputs)
         cells = [prediction_ids, numbers, request_ids, middles, *inputs.values(), *outputs.values(), tails]
-        return _weave(before, cells)
+        return _weave(before, cells), 2 * len(cells)
 
     def _context(self, sample: Sample) -> bytes:
         """The middle of a line, from ``,"model"`` to the brace of the inputs: few different ones, made once each."""
@@ -281,9 +291,9 @@ class _Layout:
                 or (not self.signature.batchable and len(columns.names) != width)
             ):
                 shape = array.shape[1:] if self.signature.batchable else array.shape
-                found[tensor] = _Summaries(_summary(row, shape) for row in whole)
+                found[tensor] = _Summaries(summary_of(row, shape) for row in whole)
                 continue
-            cells = _cells(whole)
+            cells = cells_of(whole)
             for name, position in zip(columns.names, columns.positions, strict=True):
                 found[name] = cells[position::width]
         return found
@@ -327,46 +337,3 @@ def _add(side: dict[str, _Columns], tensor: str, name: str, position: int) -> No
 
 def _replaced(rule: Rule, name: str, cells: _Cells, secret: bytes) -> _Cells:
     return [orjson.dumps(rule.replace(name, orjson.loads(cell), secret)) for cell in cells]
-
-
-def _cells(table: Array) -> _Cells:
-    """The values of [lines, columns] as JSON, line by line."""
-    if table.dtype == object:
-        return [orjson.dumps(_text(value)) for value in table.ravel().tolist()]
-    if table.dtype not in DATATYPES and table.dtype.kind != "f":
-        return [orjson.dumps(value) for value in table.ravel().tolist()]
-    # Not tolist: it widens to 64 bits and gives 0.10000000149011612 for 0.1; orjson knows the short form.
-    flat = np.ascontiguousarray(table).ravel()
-    raw = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
-    if flat.dtype.kind != "f":
-        return raw[1:-1].split(b",")
-    if flat.dtype.itemsize < 8 and (b"e" in raw or b"0.00000" in raw):
-        # orjson sets exponents from other sizes on for these types than for 64 bits, as which all readers see them.
-        raw = orjson.dumps(orjson.loads(raw))
-    cells = raw[1:-1].split(b",")
-    if b"null" in raw:  # NaN, as it should be, or an infinity
-        for index in np.flatnonzero(np.isinf(flat)).tolist():
-            cells[index] = b'"Infinity"' if flat[index] > 0 else b'"-Infinity"'
-    return cells
-
-
-def _text(value: Any) -> Any:
-    """A BYTES element as text; bytes that are not UTF-8 are shown as \\xNN."""
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-
-
-def _raw(value: Any) -> bytes:
-    """A BYTES element as bytes; a model's own texts come as text."""
-    return value if isinstance(value, bytes) else str(value).encode()
-
-
-def _summary(row: Array, shape: Sequence[int]) -> bytes:
-    """What is kept of one row of a tensor too wide to be written: enough to find equal ones again."""
-    raw = b"\0".join(map(_raw, row.tolist())) if row.dtype == object else row.tobytes()
-    return orjson.dumps(
-        {
-            "datatype": DATATYPES.get(row.dtype, str(row.dtype)),
-            "shape": list(shape),
-            "sha256": hashlib.sha256(raw).hexdigest(),
-        }
-    )

@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ OPEN = ".jsonl.open"
 _HOUR_NS = 3600 * 10**9
 # Rows of an hour may be written a little after it, since they wait in a queue; after this long it is over.
 LATE_ROWS_S = 900.0
+_PIECES_PER_WRITE = 1024  # what Linux takes
 _SEGMENT_NAME = re.compile(r"(?P<boot>.+)-(?P<pid>\d+)-(?P<seq>\d+)\.jsonl(\.open)?")
 
 
@@ -79,24 +80,25 @@ class SegmentWriter:
         partial.write_bytes(wanted)
         partial.replace(path)
 
-    def write(self, model: str, version: str, ts_ns: int, lines: bytes) -> None:
-        """Append whole *lines* to the segment of their version and hour.
+    def write(self, model: str, version: str, ts_ns: int, lines: bytes | Sequence[bytes]) -> None:
+        """Append whole *lines*, which may come in pieces, to the segment of their version and hour.
 
         Raises OSError, and then none of these lines is in the log.
         """
+        pieces = [lines] if isinstance(lines, bytes) else lines
         key = (model, version, ts_ns // _HOUR_NS)
         segment = self._open.get(key)
         if segment is None:
             segment = self._open[key] = self._create(self.partition(model, version, ts_ns))
         try:
-            _append(segment.fd, lines)
+            written = _append(segment.fd, pieces)
         except OSError:
             try:
                 os.ftruncate(segment.fd, segment.size_bytes)
             except OSError:
                 self._abandon(key)  # recovery will cut its tail; what was whole stays whole
             raise
-        segment.size_bytes += len(lines)
+        segment.size_bytes += written
         self._unsynced.add(key)
         if segment.size_bytes >= self.max_bytes:
             self._close(key)
@@ -170,11 +172,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _append(fd: int, lines: bytes) -> None:
-    """One write for all lines; more only where the system takes less than it was given."""
-    rest = memoryview(lines)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+def _append(fd: int, pieces: Sequence[bytes]) -> int:
+    """One write for all pieces, as far as the system takes so many; more only where it takes less than it was given.
+
+    Returns how many bytes these are.
+    """
+    for at in range(0, len(pieces), _PIECES_PER_WRITE):
+        some = pieces[at : at + _PIECES_PER_WRITE]
+        written, size = os.writev(fd, some), sum(map(len, some))
+        rest = memoryview(b"".join(some))[written:] if written < size else memoryview(b"")
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    return sum(map(len, pieces))
 
 
 def closed_name(path: Path) -> Path:

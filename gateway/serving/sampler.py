@@ -25,10 +25,13 @@ log = logging.getLogger(__name__)
 
 # How often the writer looks into the queue. Waking it per prediction would cost the event loop a thread switch each.
 _TICK_S = 0.05
-_BATCH_PREDICTIONS = 256
+# Written at once: usually all that has come in a tick. Whenever the writer comes back from the system it waits for the
+# interpreter, and the event loop must hand it over: the fewer writes, the less both of them pay for that.
+_LINES_PER_WRITE = 1024
 # While it builds lines the writer holds the interpreter, for which the event loop would wait up to 5 ms; so it builds
-# about this many at a time (0.2 to 0.5 ms of work), and sleeps so long between.
-_LINES_PER_BREATH = 128
+# lines of about this many values at a time (0.3 to 0.6 ms of work), and sleeps so long between.
+_VALUES_PER_BREATH = 5000
+_VALUES_BESIDE = 12  # of a line, as costly together as so many inputs: ids, outputs, what the rest takes
 _BREATH_S = 100e-6
 
 # What is raised where the arrays of a sample are not what its signature says.
@@ -197,10 +200,11 @@ class Sampler:
 
     def _take(self) -> list[_Queued]:
         taken: list[_Queued] = []
-        end = self._taken + _BATCH_PREDICTIONS
-        while self._queue and self._taken < end:
+        lines = 0
+        while self._queue and lines < _LINES_PER_WRITE:
             sample, size, _ = queued = self._queue.popleft()
             taken.append(queued)
+            lines += self._builder.lines_of(sample)
             self._taken += sample.predictions
             self._taken_bytes += size
         return taken
@@ -246,12 +250,11 @@ class Sampler:
             predictions = sum(sample.predictions for sample in group)
             self._metrics.samples.labels(model).inc(predictions)
             try:
-                self._root.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it away
-                if self._free_bytes(self._root) < self._settings.min_free_bytes:
+                if self._free() < self._settings.min_free_bytes:
                     raise OSError(errno.ENOSPC, f"less than sampling.min_free_bytes free in {self._root}")
-                blocks, lines, broken = self._build(group)
+                pieces, lines, broken = self._build(group)
                 if lines:
-                    self._segments.write(model, version, group[0].like.ts_ns, b"".join(blocks))
+                    self._segments.write(model, version, group[0].like.ts_ns, pieces)
             except OSError as error:
                 reason = reason_of(error)
                 self._metrics.samples_dropped.labels(reason).inc(predictions)
@@ -265,30 +268,37 @@ class Sampler:
                 self._report("", None)
         return lost
 
+    def _free(self) -> int:
+        try:
+            return self._free_bytes(self._root)
+        except FileNotFoundError:  # somebody has cleared it away
+            self._root.mkdir(parents=True, exist_ok=True)
+            return self._free_bytes(self._root)
+
     def _build(self, samples: list[Sample | SampleGroup]) -> tuple[list[bytes], int, dict[int, OSError]]:
-        """The lines of *samples* in blocks, how many these are, and, by id(), why some samples have none."""
-        blocks: list[bytes] = []
+        """The lines of *samples* in pieces, how many these are, and, by id(), why some samples have none."""
+        pieces: list[bytes] = []
         lines = 0
         broken: dict[int, OSError] = {}
         for together in _portions(samples):
-            if blocks and not self._closed:
+            if pieces and not self._closed:
                 time.sleep(_BREATH_S)
             try:
-                blocks.append(self._builder.block(together))
+                pieces += self._builder.pieces(together)
                 lines += sum(map(self._builder.lines_of, together))
                 continue
             except _NOT_AS_THE_SIGNATURE_SAYS:
                 pass  # some sample is lost, its neighbours are not
             for sample in together:
                 try:
-                    blocks.append(self._builder.block([sample]))
+                    pieces += self._builder.pieces([sample])
                     lines += self._builder.lines_of(sample)
                 except _NOT_AS_THE_SIGNATURE_SAYS as error:
                     self._metrics.samples_dropped.labels(WRITE_ERROR).inc(sample.predictions)
                     self.losses.add(WRITE_ERROR, sample.predictions)
                     self._report(WRITE_ERROR, error)
                     broken[id(sample)] = OSError(errno.EINVAL, f"no lines can be made of it: {error}")
-        return blocks, lines, broken
+        return pieces, lines, broken
 
     def _report(self, reason: str, error: Exception | None) -> None:
         """Log the begin and the end of trouble once, not each lost sample."""
@@ -305,13 +315,14 @@ class Sampler:
 def _portions(samples: list[Sample | SampleGroup]) -> Iterator[list[Sample | SampleGroup]]:
     """*samples* in their order, cut where the writer shall let the event loop have the interpreter."""
     portion: list[Sample | SampleGroup] = []
-    lines = 0
+    values = 0
     for sample in samples:
         portion.append(sample)
-        lines += sample.predictions * sample.like.rows
-        if lines >= _LINES_PER_BREATH:
+        like = sample.like
+        values += sample.predictions * like.rows * (_VALUES_BESIDE + len(like.signature.features))
+        if values >= _VALUES_PER_BREATH:
             yield portion
-            portion, lines = [], 0
+            portion, values = [], 0
     if portion:
         yield portion
 

@@ -342,8 +342,18 @@ def test_the_lines_of_many_samples_are_to_the_byte_those_of_each_read_row_by_row
 ) -> None:
     samples, rules = log
     wanted = [line for sample in samples for line in expected_lines(sample, max_rows, rules, lambda: _KEY)]
-    found = LineBuilder(max_rows, rules, lambda: _KEY).block(samples)
-    assert found.splitlines(keepends=True) == wanted
+    found = LineBuilder(max_rows, rules, lambda: _KEY).pieces(samples)
+    assert all(piece.endswith(b"\n") for piece in found)
+    assert b"".join(found).splitlines(keepends=True) == wanted
+
+
+def test_many_lines_come_in_pieces_of_whole_lines() -> None:
+    first = linear_sample(iris_rows(1))
+    samples = [replace(first, prediction_id=f"p{number}") for number in range(50)]
+    pieces = LineBuilder(64).pieces(samples)
+    assert 1 < len(pieces) < 50
+    found = [json.loads(line)["prediction_id"] for piece in pieces for line in piece.splitlines()]
+    assert found == [sample.prediction_id for sample in samples]
 
 
 @settings(deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -63,6 +64,34 @@ def test_rows_lie_in_the_folder_of_their_model_version_and_hour(tmp_path: Path) 
 
 def test_a_name_cannot_lead_out_of_the_log() -> None:
     assert partition_of("../../etc", "a/b", TEN_O_CLOCK_NS).count("/") == 3
+
+
+def test_lines_may_come_in_many_pieces_and_all_of_them_count_for_the_size(tmp_path: Path) -> None:
+    writer = _writer(tmp_path, max_bytes=20_000)
+    pieces = [b"%d\n" % number for number in range(5000)]  # more than the system takes by one call
+    writer.write("iris", "1", TEN_O_CLOCK_NS, pieces[:100])
+    assert _names(tmp_path) == [f"b1-{os.getpid()}-000001.jsonl.open"]
+    writer.write("iris", "1", TEN_O_CLOCK_NS, pieces[100:])
+    (closed,) = _paths(tmp_path)
+    assert closed.read_bytes() == b"".join(pieces)
+
+
+def test_of_pieces_that_do_not_all_fit_on_the_disk_none_is_left(tmp_path: Path) -> None:
+    writer = _writer(tmp_path)
+    writer.write("iris", "1", TEN_O_CLOCK_NS, b"first\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):  # after a part of the second piece
+            writer.write("iris", "1", TEN_O_CLOCK_NS, [b"a" * 5999 + b"\n", b"b" * 5999 + b"\n", b"c\n"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    writer.write("iris", "1", TEN_O_CLOCK_NS, [b"second\n", b"third\n"])
+    writer.close()
+    (closed,) = _paths(tmp_path)
+    assert closed.read_bytes() == b"first\nsecond\nthird\n"
 
 
 def test_a_segment_is_closed_when_it_is_large_or_old_enough(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ A block of the log is taken as the columns that the monitor has made of it, or a
 
 from __future__ import annotations
 
+import calendar
+import time
 from collections.abc import Iterable, Mapping, MutableMapping
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -16,6 +19,7 @@ from gateway.offline.chunks import Chunk, Taken
 from gateway.offline.groups import Group
 from gateway.offline.join import Join, Waiting
 from gateway.offline.targets import Targets, text_of
+from gateway.samples.labels import FOLDER
 from gateway.samples.record import RANDOM
 from gateway.samples.record import SCHEMA as SAMPLE_SCHEMA
 
@@ -23,6 +27,15 @@ _MISSING = "(missing)"
 _RAN = ("miss", "bypass")
 # What a row says of the request and the route that it came by, and of nothing that the model saw or said.
 _ROUTE = ("rows", "variant", "reason", "cache", "flag_revision")
+
+
+def since_ns(log: Path, wait_s: float) -> int | None:
+    """From when on rows of the sample log *log* may have labels; None while nobody has sent one."""
+    days = sorted(path.name for path in (log / FOLDER).glob("date=*"))
+    if not days:
+        return None
+    begin_s = calendar.timegm(time.strptime(days[0], "date=%Y-%m-%d"))
+    return int((begin_s - wait_s) * 1e9)
 
 
 class Awaited:

@@ -32,7 +32,7 @@ class Decay:
     windows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, row: Judged, target: Target, *, window_rows: int, reference_windows: int) -> None:
-        """Take a labelled row whose wait is over; rows come in the order of time. Needs scikit-learn."""
+        """Take a labelled row whose wait is over; rows come in the order of time."""
         self.rows.append(row)
         if len(self.rows) < window_rows:
             return

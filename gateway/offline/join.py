@@ -15,6 +15,8 @@ SLACK_NS = 5 * 10**9
 # A label whose row was not found is kept so long after its arrival, since the row may still be on its way to the disk.
 _EARLY_NS = 60 * 10**9
 
+_Key = tuple[str, int]  # prediction id, row of its request
+
 
 @dataclass(slots=True)
 class Waiting:
@@ -40,16 +42,22 @@ class Settled:
     """
 
     max_ids: int
+    _half: int = field(init=False)
     _newer: dict[str, int] = field(default_factory=dict)
     _older: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._newer) + len(self._older)
 
+    def __post_init__(self) -> None:
+        self._half = max(1, self.max_ids // 2)
+
     def add(self, prediction_id: str, ts_ns: int) -> None:
-        if len(self._newer) >= max(1, self.max_ids // 2) and prediction_id not in self._newer:
-            self._older, self._newer = self._newer, {}
-        self._newer[prediction_id] = ts_ns
+        newer = self._newer
+        if len(newer) >= self._half and prediction_id not in newer:
+            self._older = newer
+            newer = self._newer = {}
+        newer[prediction_id] = ts_ns
 
     def ts_ns(self, prediction_id: str) -> int | None:
         """When it was predicted; None if it never waited, or that was too long ago."""
@@ -82,10 +90,10 @@ class Join:
         )
     )
     _settled: Settled = field(init=False)
-    _rows: dict[tuple[str, int], Waiting] = field(default_factory=dict)
-    # By age: most rows come in the order of their time, the others are in a heap.
-    _in_order: deque[tuple[int, str, int]] = field(default_factory=deque)
-    _stragglers: list[tuple[int, str, int]] = field(default_factory=list)
+    _rows: dict[_Key, Waiting] = field(default_factory=dict)
+    # By age, with their keys: most rows come in the order of their time, the others are in a heap.
+    _in_order: deque[tuple[int, _Key]] = field(default_factory=deque)
+    _stragglers: list[tuple[int, _Key]] = field(default_factory=list)
     _early: dict[str, list[Label]] = field(default_factory=dict)  # in order of reading
     _early_labels: int = 0
 
@@ -102,14 +110,15 @@ class Join:
 
     def add_row(self, row: Waiting) -> None:
         """A row of the log; one that is there already is not added again."""
-        identity, number, ts_ns = row.prediction_id, row.row, row.ts_ns
-        if self._rows.setdefault((identity, number), row) is not row:
+        ts_ns, in_order = row.ts_ns, self._in_order
+        key = (row.prediction_id, row.row)
+        if self._rows.setdefault(key, row) is not row:
             return
-        if self._in_order and ts_ns < self._in_order[-1][0]:
-            heapq.heappush(self._stragglers, (ts_ns, identity, number))
+        if in_order and ts_ns < in_order[-1][0]:
+            heapq.heappush(self._stragglers, (ts_ns, key))
         else:
-            self._in_order.append((ts_ns, identity, number))
-        if identity in self._early:
+            in_order.append((ts_ns, key))
+        if row.prediction_id in self._early:
             self._take_early(row)
 
     def _take_early(self, row: Waiting) -> None:
@@ -165,21 +174,21 @@ class Join:
         """
         end_ns = now_ns - self.wait_ns - SLACK_NS
         surplus = len(self._rows) - self.max_rows * 9 // 10 if self.is_full else 0
-        while (oldest := self._oldest()) is not None and (oldest[0] <= end_ns or surplus > 0):
-            ts_ns, identity, number = oldest
-            if self._in_order and oldest is self._in_order[0]:
-                self._in_order.popleft()
-            else:
-                heapq.heappop(self._stragglers)
-            self.counts["let_go"] += ts_ns > end_ns
+        in_order, stragglers, settle = self._in_order, self._stragglers, self._settled.add
+        while in_order or stragglers:
+            is_straggler = bool(stragglers) and (not in_order or stragglers[0] < in_order[0])
+            ts_ns, key = stragglers[0] if is_straggler else in_order[0]
+            if ts_ns > end_ns:
+                if surplus <= 0:
+                    return
+                self.counts["let_go"] += 1
             surplus -= 1
-            self._settled.add(identity, ts_ns)
-            yield self._rows.pop((identity, number))
-
-    def _oldest(self) -> tuple[int, str, int] | None:
-        if not self._stragglers:
-            return self._in_order[0] if self._in_order else None
-        return min(self._in_order[0], self._stragglers[0]) if self._in_order else self._stragglers[0]
+            if is_straggler:
+                heapq.heappop(stragglers)
+            else:
+                in_order.popleft()
+            settle(key[0], ts_ns)
+            yield self._rows.pop(key)
 
     def forget_early(self, now_ns: int) -> None:
         """Give up labels whose row would be here by now. To be called when all rows are read."""
@@ -209,7 +218,7 @@ class Join:
         for ts_ns, identity, number, rows, own, label, disputed in plain["rows"]:
             row = Waiting(ts_ns, identity, number, rows, own, None if label is None else tuple(label), disputed)
             self._rows[identity, number] = row
-        self._in_order.extend(sorted((row.ts_ns, *key) for key, row in self._rows.items()))
+        self._in_order.extend(sorted((row.ts_ns, key) for key, row in self._rows.items()))
         self._settled.take(plain.get("settled", ([(), ()], [(), ()])))
         for each in labels:
             self._early.setdefault(each.prediction_id, []).append(each)

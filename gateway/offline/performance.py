@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import calendar
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from gateway.errors import InvalidInput
 from gateway.labelling import LabelSettings, parse_detectors
 from gateway.metrics import MonitorMetrics
 from gateway.models.manifest import version_order
-from gateway.offline.awaited import Awaited
+from gateway.offline.awaited import Awaited, since_ns
 from gateway.offline.chunks import Taken
 from gateway.offline.decay import Decay
 from gateway.offline.detectors import Watches
@@ -26,7 +25,7 @@ from gateway.offline.scores import Judged
 from gateway.offline.targets import Target, Targets, UnknownClass
 from gateway.offline.windows import replace_file
 from gateway.redaction import Rules
-from gateway.samples.labels import FOLDER, LabelMark, LabelReader, from_line
+from gateway.samples.labels import LabelMark, LabelReader, from_line
 from gateway.samples.segments import SegmentReader, Watermark
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class Performance:
     def begin(self) -> None:
         """Know from when on rows are awaited, if a first label has come. Raises OSError."""
         if self._since_ns is None:
-            self._since_ns = self._first_use()
+            self._since_ns = since_ns(self._log, self._settings.wait_s)
 
     @property
     def is_used(self) -> bool:
@@ -137,8 +136,7 @@ class Performance:
         labels_left = (not rows_left or self._join.is_full) and self._read_labels()
         if not labels_left and (not rows_left or self._join.is_full):
             now_ns = int(self._clock() * 1e9)
-            for row in self._join.over(now_ns):
-                self._settle(row)
+            self._settle_all(self._join.over(now_ns))
             if not rows_left:
                 self._join.forget_early(now_ns)
         return rows_left or labels_left
@@ -171,11 +169,23 @@ class Performance:
             self.changed |= {model for model, _version, _variant in self._groups}
         return self._labels.has_more
 
+    def _settle_all(self, rows: Iterable[Waiting]) -> None:
+        """The wait of these rows is over: count them, for good. Most have no label, and are of one kind for long."""
+        kind: tuple[Any, ...] = ()
+        group = Group("")  # of *kind*, as long as `_settle` has made no other
+        for row in rows:
+            model, version, variant, _revision, digest = row.plain[:5]
+            if row.label is None and kind == (model, version, variant, digest):
+                group.over += 1
+                continue
+            self._settle(row)
+            self.changed.add(model)
+            self.has_unsaved = True
+            group = self._groups[model, version, variant]
+            kind = (model, version, variant, digest) if group.digest == digest else ()
+
     def _settle(self, row: Waiting) -> None:
-        """The wait of a row is over: count it, for good."""
         model, version, variant, revision, digest = row.plain[:5]
-        self.changed.add(model)
-        self.has_unsaved = True
         group = self._groups.get((model, version, variant))
         if group is None:
             group = self._groups[model, version, variant] = Group(digest)
@@ -353,14 +363,6 @@ class Performance:
                 self._watches.forget((model, version))
                 self.changed.add(model)
                 self.has_unsaved = True
-
-    def _first_use(self) -> int | None:
-        """Rows before this time cannot have labels; None while nobody has sent one."""
-        days = sorted(path.name for path in (self._log / FOLDER).glob("date=*"))
-        if not days:
-            return None
-        begin_s = calendar.timegm(time.strptime(days[0], "date=%Y-%m-%d"))
-        return int((begin_s - self._settings.wait_s) * 1e9)
 
     def _forget(self) -> None:
         self._since_ns = None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from gateway.offline.scores import Judged, scores_of
@@ -29,6 +32,57 @@ def test_two_classes_have_one_auc_and_a_brier_score_of_the_second() -> None:
     assert close(found["auc"], sklearn_metrics.roc_auc_score(is_yes, chances))
     assert close(found["brier"], sklearn_metrics.brier_score_loss(is_yes, chances))
     assert close(found["log_loss"], sklearn_metrics.log_loss(is_yes, chances))
+
+
+_CLASSES = ("a", "b", "c")
+
+
+@st.composite
+def _judged_rows(draw: st.DrawFn) -> list[Judged]:
+    """Rows of two or three classes, of which some occur on one side only; chances and weights that are often equal."""
+    names = st.sampled_from(_CLASSES[: draw(st.integers(2, 3))])
+    chance = st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1)
+    weight = st.sampled_from([1.0, 1.0, 0.5]) | st.floats(1e-3, 1e3)
+    row = st.builds(
+        lambda truth, predicted, chances, weight: replace(judged(truth, predicted, chances), weight=weight),
+        *(names, names, st.tuples(chance, chance, chance).map(list), weight),
+    )
+    return draw(st.lists(row, min_size=1, max_size=30))
+
+
+@given(_judged_rows())
+def test_the_scores_of_classes_are_those_of_scikit_learn(rows: list[Judged]) -> None:
+    found = scores_of(rows, Target("label", "label", True, _CLASSES, ("p.a", "p.b", "p.c")))
+    truth, predicted, weights = ([getattr(row, name) for row in rows] for name in ("truth", "predicted", "weight"))
+    assert close(found["accuracy"], sklearn_metrics.accuracy_score(truth, predicted, sample_weight=weights))
+    names = sorted({*truth, *predicted})
+    wanted = sklearn_metrics.precision_recall_fscore_support(
+        truth, predicted, labels=names, sample_weight=weights, zero_division=0.0
+    )
+    by_class = {each["class"]: each for each in found["classes"]}
+    for name, of_each in zip(("precision", "recall", "f1"), wanted[:3], strict=True):
+        assert close(found[name], float(np.mean(of_each)))
+        assert [by_class[each][name] for each in names] == pytest.approx(of_each.tolist())
+    areas = [
+        sklearn_metrics.roc_auc_score(
+            [each == name for each in truth], [row.scores[place] for row in rows if row.scores], sample_weight=weights
+        )
+        for place, name in enumerate(_CLASSES)
+        if name in truth and {*truth} != {name}
+    ]
+    assert (found["auc"] is None) == (not areas)
+    assert not areas or found["auc"] == pytest.approx(float(np.mean(areas)))
+
+
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(1e-3, 1e3)), min_size=1, max_size=30))
+def test_the_errors_of_numbers_are_those_of_scikit_learn(rows: list[tuple[float, float, float]]) -> None:
+    told = [replace(judged(truth, predicted), weight=weight) for truth, predicted, weight in rows]
+    found = scores_of(told, Target("y", "y", False))
+    truth, predicted, weights = map(list, zip(*rows, strict=True))
+    wanted = sklearn_metrics.mean_squared_error(truth, predicted, sample_weight=weights)
+    assert found["rmse"] ** 2 == pytest.approx(wanted)
+    wanted = sklearn_metrics.mean_absolute_error(truth, predicted, sample_weight=weights)
+    assert found["mae"] == pytest.approx(wanted)
 
 
 def test_what_cannot_be_told_is_none_and_not_a_number() -> None:

@@ -33,7 +33,8 @@ import other_monitors
 from converters.reference import rows_as_parquet
 from converters.rows import bytes_array
 from gateway.labelling import LabelSettings
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.models.manifest import MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE, Manifest, sha256_of
 from gateway.offline.monitor import Monitor
 from gateway.samples.labels import Label, LabelLog

@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from made_log import MODEL, START_NS, VERSION, write_package, write_parts, write_segments
 
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.offline import memory
 from gateway.offline.batches import batches
 from gateway.offline.compactor import Compactor

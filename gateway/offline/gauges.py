@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.metrics import MonitorMetrics
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.offline import alarmed
 from gateway.offline.report import VersionReport
 
@@ -29,9 +29,13 @@ class Gauges:
         metrics.drifted_features.labels(model, version).set(len(found.drifted))
         for kind, count in alarmed.counts(found, performance).items():
             metrics.alarms.labels(model, version, kind).set(count)
-        if found.outside is not None:
-            metrics.outside_share.labels(model, version).set(found.outside.share)
-            metrics.outside_bound.labels(model, version).set(found.outside.bound)
+        for share, bound, outside in (
+            (metrics.outside_share, metrics.outside_bound, found.outside),
+            (metrics.outside_outputs_share, metrics.outside_outputs_bound, found.outside_outputs),
+        ):
+            if outside is not None:
+                share.labels(model, version).set(outside.share)
+                bound.labels(model, version).set(outside.bound)
         outputs_first = sorted(found.columns, key=lambda column: column.role == "input")
         for column in outputs_first[:_MAX_METRIC_COLUMNS]:
             labels = (model, version, column.name)
@@ -63,6 +67,8 @@ class Gauges:
         """Nothing is found drifted any more of a version that is gone."""
         self._metrics.window_rows.labels(model, version).set(0)
         self._metrics.drifted_features.labels(model, version).set(0)
+        self._metrics.outside_share.labels(model, version).set(0)
+        self._metrics.outside_outputs_share.labels(model, version).set(0)
         for kind in alarmed.KINDS:
             self._metrics.alarms.labels(model, version, kind).set(0)
         for gauge in self._flags.pop((model, version), ()):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gateway.errors import PackageInvalid
-from gateway.metrics import MonitorMetrics
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.models.manifest import NAME_PATTERN, VERSION_PATTERN
 from gateway.offline.beside import Besides
 from gateway.offline.chunks import Chunk, Taken, of_lines

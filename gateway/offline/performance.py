@@ -13,7 +13,7 @@ import orjson
 
 from gateway.errors import InvalidInput
 from gateway.labelling import LabelSettings, parse_detectors
-from gateway.metrics import MonitorMetrics
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.models.manifest import version_order
 from gateway.offline.awaited import Awaited, since_ns
 from gateway.offline.chunks import Taken

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.offline import memory
 from gateway.offline.monitor import Monitor
 from gateway.settings import Settings

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gateway.labelling import LabelSettings
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.offline.monitor import Monitor
 from gateway.samples.labels import Label, LabelLog
 from gateway.settings import MonitorSettings, PathSettings, Settings

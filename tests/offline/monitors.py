@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.offline.monitor import Monitor
 from gateway.samples.record import Sample
 from gateway.settings import Settings

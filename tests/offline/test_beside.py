@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.offline.alarmed import KINDS
 from gateway.offline.monitor import Monitor
 from gateway.offline.page import page

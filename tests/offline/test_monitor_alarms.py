@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.offline.alarmed import KINDS
 from gateway.offline.monitor import Monitor
 from gateway.offline.page import page
@@ -136,7 +137,9 @@ def test_an_answer_far_from_all_of_the_reference_is_told_though_its_inputs_are_a
         for n, (each, answer) in enumerate(zip(inputs, answers, strict=True))
     )
     log.write(*every)
-    run(start(settings))
+    registry = process_registry()
+    monitor = Monitor(settings, MonitorMetrics(registry))
+    run(monitor)
     found = document(settings, "house").versions[0]
     assert "value" not in {column.name for column in found.drifted}
     assert found.outside is not None
@@ -147,10 +150,17 @@ def test_an_answer_far_from_all_of_the_reference_is_told_though_its_inputs_are_a
     assert {"p299", "p250", "p200"} <= set(odd.prediction_ids)
     assert 7 <= odd.rows <= 9
     assert (found.timeline[0].outside, found.timeline[0].outside_outputs) == (found.outside.share, odd.share)
+    version = {"model": "house", "version": "1"}
+    for name, told in {"outside": found.outside, "outside_outputs": odd}.items():
+        assert registry.get_sample_value(f"sluicegate_{name}_ratio", version) == told.share
+        assert registry.get_sample_value(f"sluicegate_{name}_bound_ratio", version) == told.bound
     assert "have a number among their outputs that is beyond its range: more than chance explains" in page(
         document(settings, "house")
     )
     assert "share of rows with an output outside, window by window" in page(document(settings, "house"))
+    shutil.rmtree(settings.paths.models / "house")
+    monitor.tidy()
+    assert registry.get_sample_value("sluicegate_outside_outputs_ratio", version) == 0
 
 
 def test_the_document_is_plain_json_with_a_schema_number(settings: Settings, log: Log) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from gateway.metric_files import render
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.offline.monitor import Monitor
 from gateway.offline.parts import Parts
 from gateway.offline.windows import load_memory

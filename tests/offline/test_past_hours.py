@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.offline.course import QUANTILES, Courses
 from gateway.offline.hours import Bounds, Hours
 from gateway.offline.monitor import Monitor

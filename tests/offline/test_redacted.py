@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.models.manifest import MANIFEST_FILE
 from gateway.offline.monitor import Monitor
 from gateway.offline.page import page

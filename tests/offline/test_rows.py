@@ -16,7 +16,8 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from scipy import stats
 
-from gateway.metrics import MonitorMetrics, process_registry
+from gateway.metrics import process_registry
+from gateway.metrics_monitor import MonitorMetrics
 from gateway.offline.batches import batches
 from gateway.offline.compactor import Compactor
 from gateway.offline.drift import ks, ranks

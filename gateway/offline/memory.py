@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from typing import Any
 
 _ARENA_MAX = -8  # malloc.h
+# Objects made and not freed before the collector looks at the young ones, not 700. Rows that wait for labels come by
+# the thousand and stay: nearly all that it looked through would still be in use.
+_YOUNG_OBJECTS = 50_000
 
 
 def keep_small(*, without_pandas: bool = True) -> None:
@@ -17,6 +21,7 @@ def keep_small(*, without_pandas: bool = True) -> None:
     Arrow's own allocator keeps what it had, and numpy cannot use it; each thread's arena does likewise.
     without_pandas: false for who uses river, which cannot do without it.
     """
+    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
     if without_pandas:
         sys.meta_path.insert(0, _NoPandas())
     with suppress(AttributeError, OSError):  # only glibc has arenas

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.builders import classifier, write_package
-from tests.end_to_end.test_doors import BODY, Wire, body, post, wire
+from tests.end_to_end.wires import BODY, Wire, body, post, wire
 from tests.live import LiveGateway, SettingsTable
 
 # With these a connection is looked at after a minute, if nothing is due before.

@@ -304,8 +304,11 @@ class FastDoor(TimedHttp):
         exchange.response_complete = True
         exchange.call = None
         admission = self._admission
-        admission.in_flight -= 1  # as close() does; this is the way of most answers
-        admission.in_flight_bytes -= call.held_bytes
+        if call.share is None:
+            admission.in_flight -= 1  # as close() does; this is the way of most answers
+            admission.in_flight_bytes -= call.held_bytes
+        else:
+            admission.close(call)
         transport = self.transport
         if transport.is_closing():
             return

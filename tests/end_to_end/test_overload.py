@@ -296,6 +296,28 @@ def test_a_queue_that_fills_turns_the_lower_priorities_away_first(busy_gateway: 
     assert metric(gateway, 'sluicegate_queue_limit_rows{model="slow",version="1"}') == 10
 
 
+def test_what_a_client_was_answered_does_not_count_as_what_it_has_in_flight(busy_gateway: LiveGateway) -> None:
+    gateway = busy_gateway
+
+    def asks(client: str, rows: int = 1) -> bytes:
+        return post(body(*[ROW] * rows), path="/v2/models/slow/infer", extra=PATIENT + f"x-client: {client}\r\n")
+
+    async def scenario() -> list[bytes]:
+        async with contextlib.AsyncExitStack() as stack:
+            regular = await stack.enter_async_context(wire(gateway))
+            await regular.send(asks("regular", 10))
+            answers = [await regular.answer()]
+            waiting = []
+            for request in (asks("first"), asks("second", 8)):
+                waiting.append(await stack.enter_async_context(wire(gateway)))
+                await waiting[-1].send(request)
+                await asyncio.to_thread(wait_in_flight, gateway, len(waiting))
+            await regular.send(asks("regular"))  # there is room for one more, of who has nothing in flight
+            return [*answers, *[await connection.answer() for connection in (*waiting, regular)]]
+
+    assert [answer[9:12] for answer in asyncio.run(scenario())] == [b"200"] * 4
+
+
 def test_a_client_that_has_most_of_a_full_queue_is_turned_away_and_another_one_is_not(
     busy_gateway: LiveGateway,
 ) -> None:

@@ -19,11 +19,12 @@ from gateway.tensors import TensorSpec
 
 # A request of so many rows may share its reading and its answering with others; one of more has enough work of its own.
 MOST_ROWS = 64
-# Envelopes kept: one per way of writing a request and number of rows. Ever new ones make the others be proved again.
-_MAX_KNOWN = 256
+# Envelopes kept: one per way of writing a request and number of rows.
+_MAX_KNOWN = 1024
 _MAX_ENVELOPE_BYTES = 1024
-# Proving an envelope of more would hold the event loop, and a body of more has enough to do with its numbers.
-_MAX_NUMBERS = 8192
+# To prove an envelope its body is read twice more, an object for each number: not for bodies of more numbers than this,
+# and not for an envelope that was never seen before.
+_MAX_NUMBERS = 2048
 _MAX_BODY_BYTES = 64 * 1024
 # From here on simdjson reads the numbers of a batch faster than an object for each of them can be made.
 _LARGE_BYTES = 512
@@ -47,7 +48,8 @@ class Envelopes:
         self._row = packer(spec.datatype, self._width)
         self._decode = decode
         self._known: dict[bytes, int] = {}  # the rows that stand in it
-        self._unfit: set[bytes] = set()
+        self._unfit: dict[bytes, int] = {}
+        self._seen: dict[bytes, int] = {}  # once, and not yet proved
         self._last = (b"", b"", 0)  # what stood before and behind the numbers of the latest body, and its rows
 
     def read(self, bodies: list[bytes]) -> list[bytes | None]:
@@ -89,28 +91,25 @@ class Envelopes:
         return start, body.find(b"]", start)
 
     def learn(self, body: bytes, rows: int = 1) -> None:
-        """Remember the envelope of *body*, plainly so many rows, if it holds their numbers and nothing else.
+        """Remember the envelope of *body*, plainly so many rows, if it comes again and holds just their numbers.
 
         It does if whatever numbers are put into the same place come out as the rows' values. One such body would not
         show it: its numbers may also stand, for good, behind a second key of the same name.
         """
-        if rows > 1 and rows * self._width > _MAX_NUMBERS:
+        if rows * self._width > _MAX_NUMBERS:
             return
         start, stop = self._cut(body)
         envelope = body[:start] + body[stop:]
         if stop < 0 or len(envelope) > _MAX_ENVELOPE_BYTES or envelope in self._unfit or envelope in self._known:
             return
+        if self._seen.pop(envelope, None) is None:
+            _keep(self._seen, envelope, rows)
+            return
         # Two that differ in each number, and each in itself, to see that the cut is where the numbers come from.
         number = float if self._datatype.startswith("FP") else int
         probes = [[number(first + 2 * place) for place in range(rows * self._width)] for first in (3, 4)]
-        if all(self._comes_out(probe, body[:start], body[stop:]) for probe in probes):
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            self._known[envelope] = rows
-        else:
-            if len(self._unfit) >= _MAX_KNOWN:
-                self._unfit.clear()
-            self._unfit.add(envelope)
+        fits = all(self._comes_out(probe, body[:start], body[stop:]) for probe in probes)
+        _keep(self._known if fits else self._unfit, envelope, rows)
 
     def _comes_out(self, numbers: list[float], opening: bytes, closing: bytes) -> bool:
         """Whether a body is plainly rows of exactly these numbers when they stand in it."""
@@ -144,6 +143,13 @@ class Envelopes:
         if raw is None or len(raw) != row_bytes * len(texts):  # the only number may be missing
             return None
         return [raw[start : start + row_bytes] for start in range(0, len(raw), row_bytes)]
+
+
+def _keep(envelopes: dict[bytes, int], envelope: bytes, rows: int) -> None:
+    """Put it to the others; the oldest of too many goes."""
+    if len(envelopes) >= _MAX_KNOWN:
+        del envelopes[next(iter(envelopes))]
+    envelopes[envelope] = rows
 
 
 _commas = methodcaller("count", b",")

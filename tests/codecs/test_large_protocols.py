@@ -338,9 +338,11 @@ def test_wide_rows_are_learned_and_then_read_together(name: str, around: str) ->
     rows = np.random.default_rng(1).normal(size=(3, 200))
     bodies = [(around % json.dumps(row)).encode() for row in rows.tolist()]
     assert bound.decode_plain(bodies) == [None] * 3
-    request = bound.decode(bodies[0], {})
+    bound.decode(bodies[0], {})
+    assert bound.decode_plain(bodies) == [None] * 3
+    request = bound.decode(bodies[1], {})  # the second that is written so
     assert request.is_plain
-    assert request.inputs["x"].tobytes() == rows[:1].astype(np.float32).tobytes()
+    assert request.inputs["x"].tobytes() == rows[1:2].astype(np.float32).tobytes()
     assert bound.decode_plain(bodies) == [row.astype(np.float32).tobytes() for row in rows]
 
 

@@ -14,6 +14,8 @@ _DECREASE = 0.7
 # a share of the bound while it is not, so that what an overload has left behind is gone after some seconds.
 _STEP_OF_A_BATCH = 1 / 8
 _STEP_OF_THE_BOUND = 1 / 50
+# A wait for a run may take so many times as long as the run: its batch is formed, and its answers are written.
+_ABOUT = 1.1
 # The least that may wait, beside a whole batch: where rows run one by one, some clients must still find room.
 _LEAST_ROWS = 8
 
@@ -26,6 +28,7 @@ class QueueLimit:
     """
 
     __slots__ = (
+        "_before_s",
         "_has_waits",
         "_most_rows",
         "_peak_rows",
@@ -42,6 +45,7 @@ class QueueLimit:
         self._target_s = target_s
         self._most_rows = most_rows
         self._since_s = now_s
+        self._before_s = 0.0  # what the last run of the interval before took
         self._begin()
 
     def _begin(self) -> None:
@@ -66,7 +70,8 @@ class QueueLimit:
             return False
         within_target = self._target_s / row_s if row_s > 0 else 0.0
         least = min(self._most_rows, max(_LEAST_ROWS, batch_rows, within_target))
-        too_long_s = max(self._target_s, self._runs_s / self._runs)  # the mean: one run of many was held up, perhaps
+        # The mean, since one run of many was held up, perhaps; where runs are as long as intervals, the one waited for.
+        too_long_s = max(self._target_s, self._runs_s / self._runs, _ABOUT * self._before_s)
         if self._shortest_s > too_long_s:
             # From what has really waited: a limit far above it would be lowered for long without any effect. And to
             # what would have waited as long as one may, at once: who is let in meanwhile waits behind all the others.
@@ -79,5 +84,6 @@ class QueueLimit:
             step = (used if is_used else unused) + (intervals - 1) * unused
             self.rows = min(float(self._most_rows), max(least, self.rows + step))
         self._since_s = now_s
+        self._before_s = run_s
         self._begin()
         return True

@@ -28,6 +28,7 @@ def test_the_limit_stays_in_its_bounds_and_moves_only_as_the_waits_say(
     limit = QueueLimit(TARGET_S, MOST_ROWS, clock())
     waits: list[float] = []
     runs_s: list[float] = []
+    last_run_s = 0.0  # of the interval before
     for wait_s, run_s, rows, batch_rows, pause_s in runs:
         clock.advance(pause_s)
         before = limit.rows
@@ -38,12 +39,23 @@ def test_the_limit_stays_in_its_bounds_and_moves_only_as_the_waits_say(
             continue
         least = max(8, batch_rows)
         assert least <= limit.rows <= MOST_ROWS
-        too_long_s = max(TARGET_S, sum(runs_s) / len(runs_s))
+        too_long_s = max(TARGET_S, sum(runs_s) / len(runs_s), 1.1 * last_run_s)
         if min(waits) > too_long_s:
             assert limit.rows <= max(least, 0.7 * before, before * too_long_s / min(waits))
         else:
             assert limit.rows > before or limit.rows in (least, MOST_ROWS)
-        waits, runs_s = [], []
+        waits, runs_s, last_run_s = [], [], run_s
+
+
+def test_two_callers_in_turn_whose_runs_are_long_are_no_overload() -> None:
+    """Each waits for the other's run, which is longer than its own."""
+    clock = FakeClock()
+    limit = QueueLimit(TARGET_S, MOST_ROWS, clock())
+    runs_s = (0.2, 0.28)
+    for number in range(40):
+        clock.advance(runs_s[number % 2])
+        limit.observe(runs_s[(number + 1) % 2], runs_s[number % 2], 2, 1, clock())
+    assert limit.rows == MOST_ROWS
 
 
 class Server:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import threading
 import time
@@ -31,7 +32,8 @@ _LINES_PER_WRITE = 1024
 # While it builds lines the writer holds the interpreter, for which the event loop would wait up to 5 ms; so it builds
 # lines of about this many values at a time (0.3 to 0.6 ms of work), and sleeps so long between.
 _VALUES_PER_BREATH = 5000
-_VALUES_BESIDE = 12  # of a line, as costly together as so many inputs: ids, outputs, what the rest takes
+_VALUES_BESIDE = 8  # of a line, as costly together as so many values: ids and what the rest takes
+_LINES_PER_BREATH = 128
 _BREATH_S = 100e-6
 
 # What is raised where the arrays of a sample are not what its signature says.
@@ -315,14 +317,17 @@ class Sampler:
 def _portions(samples: list[Sample | SampleGroup]) -> Iterator[list[Sample | SampleGroup]]:
     """*samples* in their order, cut where the writer shall let the event loop have the interpreter."""
     portion: list[Sample | SampleGroup] = []
-    values = 0
+    values = lines = 0
     for sample in samples:
         portion.append(sample)
-        like = sample.like
-        values += sample.predictions * like.rows * (_VALUES_BESIDE + len(like.signature.features))
-        if values >= _VALUES_PER_BREATH:
+        signature, rows = sample.like.signature, sample.predictions * sample.like.rows
+        lines += rows
+        # A size that varies counts as one: what it will be is not known.
+        tensors = [abs(math.prod(spec.shape[1:])) for spec in (*signature.inputs, *signature.outputs)]
+        values += rows * (_VALUES_BESIDE + sum(tensors))
+        if values >= _VALUES_PER_BREATH or lines >= _LINES_PER_BREATH:
             yield portion
-            portion, values = [], 0
+            portion, values, lines = [], 0, 0
     if portion:
         yield portion
 

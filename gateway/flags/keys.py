@@ -66,6 +66,8 @@ class ApiKey:
         """The body of its record, without the id that the record has."""
         plain = {**self.to_json(), "digest": self.digest}
         del plain["id"]
+        if self.priority == PRIORITIES[0]:
+            del plain["priority"]  # gateways that do not know the field yet can read the record
         return plain
 
 

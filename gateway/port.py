@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
+
+log = logging.getLogger(__name__)
 
 # How exactly deadlines of calls and the clocks of connections are kept.
 TICK_S = 0.02
@@ -174,7 +177,12 @@ class Port(Generic[C]):
         while group and self._clock() < until_s:
             for _ in range(min(_GROUP, len(group))):
                 connection = group.pop()
-                self._plan(connection, min(self.look(connection), self.now_s + self.look_every_s))
+                try:
+                    due_s = self.look(connection)
+                except Exception:  # of one connection; the clocks of all others go on
+                    log.exception("the clocks of a connection could not be looked at")
+                    due_s = self.now_s + self.look_every_s
+                self._plan(connection, min(due_s, self.now_s + self.look_every_s))
 
     def look(self, connection: C) -> float:
         """Look at the clocks of one connection; returns when it may be late next."""

@@ -81,6 +81,7 @@ class TimedHttp(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stuck_since_s = 0.0
+        self._since_s = self._port.now_s  # nothing was read meanwhile, which is no fault of the client's
         self.flow.resume_reading()
 
     def end_if_late(self, now_s: float) -> float:
@@ -122,6 +123,7 @@ class TimedHttp(HttpToolsProtocol):
         elif self._stands == ANSWERING:
             self._stands, self._since_s = IDLE, self._port.now_s
         if self.flow.read_paused and not self.flow.write_paused:
+            self._since_s = self._port.now_s  # as in resume_writing
             self.flow.resume_reading()
 
     def _end_large_head(self) -> None:

@@ -60,6 +60,24 @@ def test_a_connection_is_looked_at_when_it_may_be_late_and_now_and_then() -> Non
     run(scenario)
 
 
+def test_one_whose_clocks_fail_does_not_stop_those_of_the_others() -> None:
+    class Broken(Looked):
+        def end_if_late(self, now_s: float) -> float:
+            super().end_if_late(now_s)
+            raise RuntimeError("a clock that fails")
+
+    async def scenario(port: Port[Any], clock: FakeClock) -> None:
+        seen: list[str] = []
+        port.enter(Broken("broken", seen))
+        port.enter(Looked("other", seen))
+        for _ in range(3):
+            seen.clear()
+            clock.advance(101)
+            await until(lambda: set(seen) == {"broken", "other"})
+
+    run(scenario)
+
+
 def test_a_deadline_that_comes_before_the_next_look_is_seen_and_a_later_one_changes_nothing() -> None:
     async def scenario(port: Port[Any], clock: FakeClock) -> None:
         seen: list[str] = []

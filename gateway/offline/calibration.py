@@ -46,6 +46,6 @@ def calibration_of(chances: Array, is_true: Array, weights: Array) -> dict[str, 
         ece += mass / total * abs(predicted - observed)
         # The share of true rows varies with this variance around the mean chance; the mean of its distance is
         # sqrt(2 / pi) deviations.
-        variance = float(np.sum(own**2 * chances[held] * (1 - chances[held]))) / mass**2
+        variance = float(np.sum((own / mass) ** 2 * chances[held] * (1 - chances[held])))
         by_chance += mass / total * math.sqrt(2 / math.pi * max(variance, 0.0))
     return {"ece": ece, "by_chance": by_chance, "bins": bins}

@@ -156,4 +156,5 @@ def _area(is_true: Array, scores: Array, weights: Array) -> float:
     _values, places = np.unique(scores, return_inverse=True)
     true, false = (np.bincount(places, weights=weights * which) for which in (is_true, ~is_true))
     lower = np.cumsum(false) - false
-    return float(np.sum(true * (lower + false / 2)) / (true.sum() * false.sum()))
+    # Divided by one after the other: weights may be so small that their product is nothing.
+    return float(np.sum(true / true.sum() * ((lower + false / 2) / false.sum())))

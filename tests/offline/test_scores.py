@@ -134,3 +134,9 @@ def test_labels_are_equal_to_classes_wherever_they_come_from() -> None:
     for wrong in ("much", True, {"other": 1}):
         with pytest.raises((ValueError, TypeError)):
             price.truth(wrong)
+
+
+def test_weights_that_are_almost_nothing_change_no_area() -> None:
+    target = Target("label", "label", True, ("no", "yes"), ("p.no", "p.yes"))
+    rows = [judged(truth, "no", [1 - p, p]) for truth, p in (("no", 0.1), ("yes", 0.4), ("no", 0.6), ("yes", 0.9))]
+    assert scores_of([replace(row, weight=1e-200) for row in rows], target)["auc"] == scores_of(rows, target)["auc"]

@@ -57,6 +57,13 @@ def main() -> int:
     return _measure(chosen, {**PARTS, PEERS: peers}, out, options.rounds, options.seconds)
 
 
+def with_others(before: Mapping[str, Any], found: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The peers that were measured now, each with when and where, and those that were not as they are kept."""
+    when = {key: before[key] for key in about if key in before}
+    kept_ones = {name: {"about": when, **told} for name, told in before.get("peers", {}).items()}
+    return {"peers": {**kept_ones, **{name: {**told, "about": about} for name, told in found.get("peers", {}).items()}}}
+
+
 def _missing() -> str:
     if shutil.which("wrk") is None:
         return "wrk is not installed; on Debian: apt-get install wrk"
@@ -83,8 +90,10 @@ def _measure(
             except Exception as error:  # a part that fails as a whole is told on the page; the others are measured
                 bench.fail(name, error)
                 found = {}
-            about = {"machine": machine.describe(), "rounds": rounds, "seconds": seconds, "failures": bench.failures}
-            results[name] = {**found, **about}
+            about = {"machine": machine.describe(), "rounds": rounds, "seconds": seconds}
+            if name == PEERS:
+                found = with_others(results.get(PEERS, {}), found, about)
+            results[name] = {**found, **about, "failures": bench.failures}
             failed = failed or bool(bench.failures)
             kept.write(results, out)
             page.write(kept.read(out), out)

@@ -74,7 +74,7 @@ peer 1 s, or longer for the slow ones.
 
 def _when(results: Mapping[str, Any]) -> str:
     lines = []
-    for name, part in results.items():
+    for name, part in _by_when(results):
         machine = part["machine"]
         where = f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, Python {machine['python']}"
         others = [sample["others"] for sample in _samples(part) if "others" in sample]
@@ -84,6 +84,27 @@ def _when(results: Mapping[str, Any]) -> str:
         )
     heads = ("part", "day", "revision", "machine", "rounds for a bar", "others on the server's core")
     return "## When and where\n\n" + _table(heads, lines) + _OTHER_ROUNDS
+
+
+def _by_when(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The parts, that of the peers once for each time at which some of them were measured."""
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for name, part in results.items():
+        if name != "peers":
+            found.append((name, part))
+            continue
+        own = {key: part[key] for key in ("machine", "rounds", "seconds")}
+        times: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+        for peer, told in part.get("peers", {}).items():
+            about = told.get("about", own)
+            others = next((others for when, others in times if when == about), None)
+            if others is None:
+                times.append((about, others := {}))
+            others[peer] = told
+        for about, peers in times or [(own, {})]:
+            whose = "" if len(times) < 2 else f": {', '.join(told['title'] for told in peers.values())}"
+            found.append((f"{name}{whose}", {**about, "peers": peers}))
+    return found
 
 
 def _samples(part: Mapping[str, Any]) -> list[dict[str, float]]:

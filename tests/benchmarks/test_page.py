@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench import with_others
 from speed import against, bars, doors, features, kept, machine, open_loop, page, plots, rows, start
 from speed.bars import Bar
 from speed.rounds import as_part, ratios, values
@@ -130,6 +131,17 @@ def test_the_page_tells_ratios_failures_and_who_is_missing() -> None:
     assert "| mosec | iris, 32 | batching | 2 | 3.00 (3.00 to 3.00) |" in shown
     assert "10% (up to 10%)" in shown
     assert "Resident memory after the load, MB: empty app 100 (PSS 90)." in shown
+
+
+def test_peers_that_were_not_measured_again_stay_as_they_were_with_their_own_day() -> None:
+    results = everything()
+    now = {**ABOUT, "machine": {**ABOUT["machine"], "day": "2031-01-01"}}
+    again = {"peers": {"bentoml": {"title": "BentoML", "set_up": False}}}
+    results["peers"] = {**with_others(results["peers"], again, now), **now}
+    shown = page.render(results)
+    assert f"| peers: mosec | {ABOUT['machine']['day']} |" in shown
+    assert "| peers: BentoML | 2031-01-01 |" in shown
+    assert "| mosec | iris, 32 | batching | 2 | 3.00 (3.00 to 3.00) |" in shown
 
 
 @pytest.mark.parametrize("part", ["doors", "features", "rows", "poisson", "start", "peers"])

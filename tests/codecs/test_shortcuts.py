@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gateway.codecs.codec import BoundCodec, Codec, Request
+from gateway.codecs.mlflow import MlflowCodec
 from gateway.codecs.native import NativeCodec
 from gateway.codecs.oip_json import OipCodec
 from gateway.codecs.texts import array_text, row_texts, value_texts
+from gateway.codecs.tfs import PredictCodec
 from gateway.errors import InvalidInput
 from gateway.tensors import DTYPES, Array, Feature, Signature, Tensors, TensorSpec
 
@@ -81,7 +83,7 @@ def test_a_row_of_a_batch_is_written_as_it_is_written_alone(codec: Codec, drawn:
         json.loads(body if body.startswith(b"{") else b"{" + body[1:])
 
 
-@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+@pytest.mark.parametrize("codec", [*CODECS, PredictCodec(), MlflowCodec()], ids=lambda codec: codec.name)
 @given(drawn=answers(), data=st.data())
 def test_rows_of_a_batch_are_written_as_they_are_written_alone(
     codec: Codec, drawn: tuple[Signature, Tensors], data: st.DataObject

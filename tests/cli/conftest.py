@@ -7,14 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cli.terminal import Terminal
-from tests.control.process import ControlProcess
+from tests.control.process import ControlProcess, process_in
 
 
 @pytest.fixture(scope="module")
 def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlProcess]:
-    root = tmp_path_factory.mktemp("control")
-    (root / "models").mkdir()
-    with ControlProcess(root / "models", root / "state") as process:
+    with process_in(tmp_path_factory.mktemp("control")) as process:
         yield process
 
 

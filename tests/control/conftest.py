@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.process import ControlProcess
+from tests.control.process import ControlProcess, process_in
 from tests.receiver import Receiver
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlProcess]:
     """A control process that the tests of a module share."""
-    root = tmp_path_factory.mktemp("control")
-    (root / "models").mkdir()
-    with ControlProcess(root / "models", root / "state") as process:
+    with process_in(tmp_path_factory.mktemp("control")) as process:
         yield process
 
 

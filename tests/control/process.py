@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -230,3 +231,11 @@ def route(default: str = "stable", targeting: Any = None, **variants: str) -> di
 def split(canary: int) -> dict[str, Any]:
     """A targeting that gives *canary* of 100 to the variant of that name."""
     return {"fractional": [["canary", canary], ["stable", 100 - canary]]}
+
+
+@contextlib.contextmanager
+def process_in(root: Path) -> Iterator[ControlProcess]:
+    """A control process with nothing yet, in a folder of its own."""
+    (root / "models").mkdir()
+    with ControlProcess(root / "models", root / "state") as process:
+        yield process

@@ -9,6 +9,16 @@ from tests.serving.faulty import CANARY_KEYS, FAULTS, PLAIN_FLAG, FaultyRig, che
 from tests.serving.rig import FLAG, run
 
 
+async def with_an_open_breaker(root: Path) -> FaultyRig:
+    """A rig whose candidate has failed as often in a row as it may."""
+    rig = FaultyRig(root)
+    rig.canary.fault = "raise"
+    for number in range(MAX_ROW):
+        rig.ask(number, key=CANARY_KEYS[number])
+        await rig.settle()
+    return rig
+
+
 def test_a_kill_switch_leaves_nobody_with_an_answer_that_is_no_good(tmp_path: Path) -> None:
     """What falls back a moment before the candidate is taken out does so a moment after, too."""
 
@@ -29,11 +39,7 @@ def test_a_kill_switch_leaves_nobody_with_an_answer_that_is_no_good(tmp_path: Pa
 
 def test_a_candidate_that_is_well_again_gets_its_share_back_by_and_by(tmp_path: Path) -> None:
     async def scenario() -> None:
-        rig = FaultyRig(tmp_path)
-        rig.canary.fault = "raise"
-        for number in range(MAX_ROW):
-            rig.ask(number, key=CANARY_KEYS[number])
-            await rig.settle()
+        rig = await with_an_open_breaker(tmp_path)
         rig.canary.fault = ""
         rig.clock.advance(FIRST_OPEN_S)
         seen = []
@@ -51,11 +57,7 @@ def test_a_candidate_that_is_well_again_gets_its_share_back_by_and_by(tmp_path: 
 
 def test_the_breaker_stays_as_it_is_when_the_weights_change_and_goes_with_the_candidate(tmp_path: Path) -> None:
     async def scenario() -> None:
-        rig = FaultyRig(tmp_path)
-        rig.canary.fault = "raise"
-        for number in range(MAX_ROW):
-            rig.ask(number, key=CANARY_KEYS[number])
-            await rig.settle()
+        rig = await with_an_open_breaker(tmp_path)
         more = {
             **PLAIN_FLAG,
             "metadata": {"revision": 7},

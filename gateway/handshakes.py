@@ -1,4 +1,4 @@
-"""Connections taken from a listening socket and their TLS handshakes, of which there are only so many and for so long.
+"""TLS handshakes with the connections of a listening socket, of which there are only so many and for so long.
 
 Not left to the event loop's own server, which shakes hands with everybody and tells nobody of it.
 """
@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
 
+from gateway.listener import Listener
 from gateway.port import Port
-
-# How long no connection is taken when there is no descriptor left for one.
-_RETRY_S = 1.0
-
-_log = logging.getLogger(__name__)
 
 MakeConnection = Callable[[], asyncio.Protocol]
 
@@ -69,42 +64,25 @@ class TlsListener:
         timeout_s: float,
     ) -> None:
         self.context = context
-        self._listener = listener
         self._port = port
         self._make = make
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
-        self._pause: asyncio.TimerHandle | None = None
         self._under_way: set[asyncio.Task[None]] = set()
-        listener.setblocking(False)
-        listener.listen(backlog)
-        self._loop.add_reader(listener, self._take)
+        # Who is connected already is looked at between two handshakes, which cost much.
+        self._listener = Listener(listener, self._take, backlog=backlog, at_once=1)
 
     def close(self, patience_s: float = 0.0) -> None:
-        """Take no more; handshakes under way get *patience_s*. The listener stays open."""
-        if self._pause is not None:
-            self._pause.cancel()
-        self._loop.remove_reader(self._listener)
+        """Take no more; handshakes under way get *patience_s*. The listening socket stays open."""
+        self._listener.close()
         for task in self._under_way:
             self._loop.call_later(patience_s, task.cancel)
 
-    def _take(self) -> None:
-        """Take one connection: who is connected already is looked at between two handshakes, which cost much."""
-        try:
-            taken, _ = self._listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another process took it, or it has left
-        except OSError as error:
-            _log.error("no connection can be taken for now", extra={"why": str(error)})
-            self._loop.remove_reader(self._listener)
-            self._pause = self._loop.call_later(_RETRY_S, self._loop.add_reader, self._listener, self._take)
-            return
+    def _take(self, taken: socket.socket) -> None:
         if not self._port.may_shake_hands:
             self._port.refuse_handshake()
             taken.close()
             return
-        taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        taken.setblocking(False)
         self._port.handshakes += 1
         task = self._loop.create_task(self._shake(taken))
         self._under_way.add(task)

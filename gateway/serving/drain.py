@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 
 from gateway.handshakes import TlsListener, shake_hands
+from gateway.listener import Listener
 from gateway.port import TICK_S
 from gateway.serving.connections import Doors
 
@@ -29,6 +30,8 @@ SILENT_S = 1.0
 # What a client that is told goodbye over TLS gets to answer. A pooled connection is often not read before its next use,
 # and would hold the worker until the end of its drain.
 GOODBYE_TIMEOUT_S = 1.0
+# Connections that are taken in one turn of the event loop: beside them, who is connected must not wait for long.
+_AT_ONCE = 32
 # Connections that are taken from a listener before it is closed.
 _MAX_WAITING = 4096
 # Looks at whether the last answers have left.
@@ -46,17 +49,27 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, doors: Doors, *, drain_timeout_s: float) -> None:
         super().__init__(config)
         self.tls_context: ssl.SSLContext | None = None
+        self.servers = []  # of uvicorn's own; there are none
         self.tls_listeners: list[TlsListener] = []
         self.on_start: Callable[[], None] = lambda: None  # connections are taken
         self._doors = doors
         self._drain_timeout_s = drain_timeout_s
         self._stopping = asyncio.Event()
+        self._listeners: list[Listener] = []
+        self._adopting: set[asyncio.Task[None]] = set()  # connections that were taken and have no protocol yet
         self._told_goodbye_s: dict[Any, float] = {}  # connections that we have closed, and when that was seen
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on *sockets*."""
+        self._listeners = [
+            Listener(listener, self._take, backlog=self.config.backlog, at_once=_AT_ONCE) for listener in sockets or ()
+        ]
+        self.started = True
 
     async def main_loop(self) -> None:
         """Wait for the end."""
@@ -75,14 +88,15 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listeners, finish, and end what is not finished in time."""
-        waiting = [connection for listener in sockets or () for connection in _waiting(listener)]
-        for server in self.servers:
-            server.close()
+        waiting = [connection for listening in sockets or () for connection in _waiting(listening)]
+        for listener in self._listeners:
+            listener.close()
         for tls_listener in self.tls_listeners:
             tls_listener.close(SILENT_S)
-        for listener in sockets or ():
-            listener.close()
-        adopting = {asyncio.create_task(self._adopt(connection)) for connection in waiting}
+        for listening in sockets or ():
+            listening.close()
+        for connection in waiting:
+            self._take(connection)
         doors, state = self._doors, self.server_state
         doors.leave()
         for other in state.connections - doors.open:  # of uvicorn's own protocol
@@ -94,16 +108,20 @@ class DrainingServer(uvicorn.Server):
             await asyncio.sleep(TICK_S)  # first: requests may have come in already
             doors.close_idle(idle_s, SILENT_S)
             self._drop_silent()
-            is_adopting = doors.handshakes or not all(task.done() for task in adopting)
-            if not (state.connections or state.tasks or is_adopting):
+            if not (state.connections or state.tasks or doors.handshakes or self._adopting):
                 return
             if time.monotonic() > until_s:
                 _log.error("not all requests were finished in time", extra={"connections": len(state.connections)})
                 break
         await self._cut_off()
 
+    def _take(self, connection: socket.socket) -> None:
+        task = asyncio.get_running_loop().create_task(self._adopt(connection))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
     async def _adopt(self, connection: socket.socket) -> None:
-        """Take a connection that waited to be accepted. Over TLS that lasts as long as its handshake."""
+        """Let a connection speak. Over TLS that lasts as long as its handshake."""
         with contextlib.suppress(OSError):  # it has left, or its handshake fails
             if self.tls_context is None:
                 await asyncio.get_running_loop().connect_accepted_socket(self.make_connection, connection)

@@ -34,7 +34,6 @@ class TlsServer(DrainingServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on *sockets*."""
         assert self.tls_context is not None
-        self.servers = []
         self.tls_listeners = [
             TlsListener(
                 listener,

@@ -22,10 +22,14 @@ _FIT_ALWAYS_RUNS = 100
 _FIT_EVERY_RUNS = 8
 # A larger batch must make a row cheaper by this share, or the smaller one, which answers sooner, is the better one.
 _WORTH = 0.1
+# The same for a batch that takes longer than anybody shall wait for a run: who comes meanwhile waits for its end.
+_WORTH_WAITING = 0.25
 # Runs of one size to see before they say something, and how many batches of the best size pass between two larger ones
-# that look whether the larger size is still the worse.
+# that look whether the larger size is still the worse, and between two smaller ones: what was learned of them when the
+# machine was slower makes them look dear for ever.
 _MIN_RUNS_OF_A_SIZE = 3
 _PROBE_EVERY = 256
+_PROBE_SMALLER_EVERY = 64
 # What a batch costs beside its run: forming it and writing answers; in a thread also the hop there and back, and the
 # wait for the interpreter.
 _LOOP_OVERHEAD_S = 35e-6
@@ -112,10 +116,11 @@ class BestSize:
     inline_budget_s: a run that takes no longer is done on the event loop.
     """
 
-    __slots__ = ("_batches", "_best", "_inline_budget_s", "_per_row_s", "_runs")
+    __slots__ = ("_batches", "_best", "_inline_budget_s", "_per_row_s", "_runs", "_wait_s")
 
     def __init__(self, inline_budget_s: float = 0.0) -> None:
         self._inline_budget_s = inline_budget_s
+        self._wait_s = 0.0
         self._best: int | None = None  # None: no larger size is known to be worse
         self._per_row_s: dict[int, float] = {}  # by the exponent of the next power of two
         self._runs: dict[int, int] = {}
@@ -134,12 +139,21 @@ class BestSize:
         if runs % _FIT_EVERY_RUNS == _MIN_RUNS_OF_A_SIZE:
             self._choose()
 
+    def wait_at_most(self, wait_s: float) -> None:
+        """Hold smaller sizes for better, if they are not much dearer, where a run takes longer than *wait_s*."""
+        self._wait_s = wait_s
+        self._choose()
+
     def _choose(self) -> None:
         known = {size: cost_s for size, cost_s in self._per_row_s.items() if self._runs[size] >= _MIN_RUNS_OF_A_SIZE}
         if not known:
             return
         cheapest_s = min(known.values())
         best = min(size for size, cost_s in known.items() if cost_s * (1 - _WORTH) <= cheapest_s)
+        if self._wait_s:
+            good = [size for size, cost_s in known.items() if cost_s * (1 - _WORTH_WAITING) <= cheapest_s]
+            while known[best] * (1 << best) > self._wait_s and best > min(good):
+                best = max(size for size in good if size < best)
         self._best = None if best == max(known) else 1 << best
 
     def describe(self, most: int) -> dict[str, Any]:
@@ -151,12 +165,13 @@ class BestSize:
         return most if self._best is None else min(most, self._best)
 
     def next_rows(self, most: int) -> int:
-        """The limit of the next batch: the best size, and now and then twice as much, since machines change."""
+        """The limit of the next batch: the best size, and now and then twice or half of it, since machines change."""
         best = self.best_rows(most)
-        if best < most:
-            self._batches += 1
-            if self._batches % _PROBE_EVERY == 0:
-                return min(most, 2 * best)
+        self._batches += 1
+        if self._batches % _PROBE_EVERY == 0:
+            return min(most, 2 * best)
+        if self._batches % _PROBE_SMALLER_EVERY == 0:
+            return max(1, best // 2)
         return best
 
 

@@ -67,8 +67,9 @@ class Batcher:
         self._variable = [spec.name for spec in signature.inputs if -1 in spec.shape[1:]]
         self._queue: deque[Entry] = deque()
         most = settings.max_queue_rows
-        limit = QueueLimit(settings.target_wait_s, most, clock()) if settings.adaptive == "on" else None
-        self.room = QueueRoom(most, limit)
+        is_adaptive, target_s = settings.adaptive == "on", settings.target_wait_s
+        self._best.wait_at_most(target_s if is_adaptive else 0.0)
+        self.room = QueueRoom(most, QueueLimit(target_s, most, clock()) if is_adaptive else None)
         self._pull_planned = self._running = self._stands_in_line = False
         self._running_until_s = 0.0  # when the run in the pool is expected to end
         self._enabled = True
@@ -307,11 +308,12 @@ class Batcher:
     # -- the way back -------------------------------------------------------------------------------
 
     def _finish(self, batch: Batch, run: Run, results: Results) -> None:
+        best_rows = self._best.best_rows(self._max_batch_rows)
         if self._queue or run.oldest_wait_s:
-            self.room.ran(run, self.queued_rows, self._best.best_rows(self._max_batch_rows), self._clock())
+            self.room.ran(run, self.queued_rows, best_rows, self._clock())
         if not run.failed:
             self._runs += 1
-            is_probe = run.rows > self._best.best_rows(self._max_batch_rows)
+            is_probe = run.rows > best_rows or (run.rows < best_rows and run.reason is Reason.BEST_SIZE)
             is_telling = is_probe or run.cost_s > LONG_RUN_S
             if self._runs < _LEARN_ALL_RUNS or self._runs % _LEARN_ONE_IN == 0 or is_telling:
                 self._cost.observe(run.rows, run.cost_s)

@@ -21,7 +21,7 @@ from gateway.offers import head_without_offers
 from gateway.serving.admission import TIMEOUT_HEADER
 from gateway.serving.call import Call, OnReply
 from gateway.serving.connections import Doors, Exchange, to_nobody
-from gateway.serving.replies import Block, Reply, ok_json_wire, wire_bytes
+from gateway.serving.replies import Block, Reply, ok_json_wire, refused_json_wire, wire_bytes
 from gateway.serving.target import Target
 from gateway.timed import ANSWERING as _ANSWERING
 from gateway.timed import BODY as _BODY
@@ -295,9 +295,18 @@ class FastDoor(TimedHttp):
 
     def on_reply(self, call: Call, error: GatewayError | None, route: Block, content: Headers, body: bytes) -> None:
         """Where the pipeline hands over the answer, perhaps while the request is still being read."""
-        exchange = self._exchange
-        is_usual = error is None and content is JSON_HEADERS and len(body) < self._packed_bytes
-        if not is_usual or not exchange.keep_alive or len(self.pipeline):
+        exchange, wire = self._exchange, None
+        if (
+            content is JSON_HEADERS
+            and len(body) < self._packed_bytes
+            and exchange.keep_alive
+            and not len(self.pipeline)
+        ):
+            if error is None:
+                wire = ok_json_wire(call.request_id, call.prediction_id, route, body)
+            else:
+                wire = refused_json_wire(error, call.request_id, call.prediction_id, route, body)
+        if wire is None:
             reply = Reply(error, call.request_id, call.prediction_id, route, content, body)
             self._doorway.packer.give(reply, call.headers, self._send)
             return
@@ -312,7 +321,7 @@ class FastDoor(TimedHttp):
         transport = self.transport
         if transport.is_closing():
             return
-        transport.write(ok_json_wire(call.request_id, call.prediction_id, route, body))
+        transport.write(wire)
         if self._stands == _ANSWERING:
             self._stands, self._since_s = _IDLE, self._doors.now_s
             if self.flow.read_paused and not self.flow.write_paused:

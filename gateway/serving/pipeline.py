@@ -42,14 +42,11 @@ log = getLogger(__name__)
 # A body or inputs larger than this are not looked up: making the key would cost more than most runs.
 _MAX_KEY_BYTES = 32 * 1024
 # Errors of a candidate after which the default version is asked, and how the metric calls them.
-_FALL_BACK = {
+_FALL_BACK: dict[type[Exception], str] = {
     InferenceFailed: ERROR,
     InvalidOutput: INVALID,
     VersionShut: BREAKER,
-    QueueFull: QUEUE,
-    Shed: QUEUE,
-    OverShare: QUEUE,
-    DeadlineUnreachable: QUEUE,
+    **dict.fromkeys((QueueFull, Shed, OverShare, DeadlineUnreachable), QUEUE),
 }
 
 
@@ -115,8 +112,7 @@ class Pipeline:
         """Decode the calls that have gathered for a version in this turn of the loop, and queue them."""
         calls, live.arrivals = live.arrivals, []
         now_s = self._clock()
-        entries: list[Call] = []
-        flat_bytes = 0
+        entries, flat_bytes, queued_rows = list[Call](), 0, live.batcher.queued_rows
         spec, row_bytes = live.signature.inputs[0], live.row_bytes
         for call, flat in zip(calls, decode_plain(live, calls), strict=True):
             if call.left:
@@ -131,6 +127,9 @@ class Pipeline:
                         call.rows = len(flat) // row_bytes
                         self._admission.hold(call, len(call.body) + len(flat))
                 else:
+                    # Those before it may have taken what room there was; who finds an equal call needs none.
+                    if live.batcher.is_busy and not call.is_cached:
+                        live.batcher.room.check(call, queued_rows)
                     self._decode(call, live)
                 if call.deadline_s <= now_s:
                     raise DeadlineExceeded("the deadline passed before the request could be queued")
@@ -139,6 +138,7 @@ class Pipeline:
                 if (flat is None or call.rows > 1) and live.batcher.is_busy:  # now its rows and wishes are known
                     live.batcher.check_in_time(call.deadline_s, now_s, call.rows)
                 entries.append(call)
+                queued_rows += call.rows
             except Exception as error:  # as in begin
                 self._fail(call, error)
         self._admission.in_flight_bytes += flat_bytes

@@ -48,15 +48,18 @@ STATUS: dict[type[errors.GatewayError], int] = {
 class Block(NamedTuple):
     """The headers that say who answered, as pairs, and as the bytes around them in an answer of JSON.
 
-    before_length: from the end of the prediction id to the number of the content-length.
+    after_id: from the end of the last id to the end of what the codec says of the body; before_length: to the number
+    of the content-length.
     """
 
     pairs: Headers
+    after_id: bytes
     before_length: bytes
 
 
 def block(pairs: Headers) -> Block:
-    return Block(pairs, b"\r\n" + _wire(pairs) + _wire(JSON_HEADERS) + b"content-length: ")
+    after_id = b"\r\n" + _wire(pairs) + _wire(JSON_HEADERS)
+    return Block(pairs, after_id, after_id + b"content-length: ")
 
 
 def _wire(pairs: Headers) -> bytes:
@@ -134,6 +137,11 @@ _CLOSE = b"connection: close\r\n"
 _LENGTHS = tuple(b"%d\r\n\r\n" % length for length in range(2048))
 _BEFORE_ID = b"HTTP/1.1 200 OK\r\nx-request-id: "
 _BETWEEN_IDS = b"\r\nx-prediction-id: "
+_BEFORE_REFUSED_ID: dict[type[errors.GatewayError], bytes] = {
+    kind: _STATUS_LINES[status] + b"x-request-id: "
+    for kind, status in STATUS.items()
+    if issubclass(kind, errors.Refused)
+}
 
 
 def ok_json_wire(request_id: str, prediction_id: str, route: Block, body: bytes) -> bytes:
@@ -146,6 +154,30 @@ def ok_json_wire(request_id: str, prediction_id: str, route: Block, body: bytes)
             _BETWEEN_IDS,
             prediction_id.encode(),
             route.before_length,
+            _LENGTHS[length] if length < 2048 else b"%d\r\n\r\n" % length,
+            body,
+        )
+    )
+
+
+def refused_json_wire(
+    error: errors.GatewayError, request_id: str, prediction_id: str, route: Block, body: bytes
+) -> bytes | None:
+    """As ok_json_wire, of a refusal that may be tried again: a worker that is asked for too much writes little else.
+
+    None: it is no such refusal. prediction_id: empty if none was minted.
+    """
+    before_id = _BEFORE_REFUSED_ID.get(type(error))
+    if before_id is None or not isinstance(error, errors.Refused):
+        return None
+    length = len(body)
+    return b"".join(
+        (
+            before_id,
+            request_id.encode(),
+            _BETWEEN_IDS + prediction_id.encode() if prediction_id else b"",
+            route.after_id,
+            b"retry-after: %d\r\ncontent-length: " % retry_after(error.retry_after_s, random.random()),
             _LENGTHS[length] if length < 2048 else b"%d\r\n\r\n" % length,
             body,
         )

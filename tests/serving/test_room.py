@@ -123,6 +123,28 @@ def test_calls_are_let_in_by_their_priority_and_before_they_are_read(tmp_path: P
     run(scenario)
 
 
+def test_whom_those_of_the_same_turn_leave_no_room_is_not_read_either(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        rig = Rig(tmp_path, cache=False, max_queue_rows=10)
+        unread = [rig.ask(*[1.0] * 5), rig.ask(1.0, priority="sheddable", body=b"{")]
+        await rig.settle()
+        assert isinstance(unread[1].error, InvalidInput), "nobody had to wait"
+        rig.ask(1.0)
+        await rig.turn()
+        await rig.turn()
+        assert rig.pool.is_busy
+        first, early = rig.ask(*[1.0] * 4), rig.ask(1.0, priority="sheddable", body=b"{")
+        second, late = rig.ask(1.0), rig.ask(1.0, priority="sheddable", body=b"{")
+        await rig.turn()
+        assert isinstance(early.error, InvalidInput), "there was room for it"
+        assert isinstance(late.error, Shed)
+        await rig.settle()
+        assert (first.error, second.error) == (None, None)
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
 def test_a_call_that_waits_for_an_equal_one_is_not_turned_away_by_the_others_priority(tmp_path: Path) -> None:
     async def scenario() -> None:
         rig = Rig(tmp_path, max_queue_rows=10)

@@ -17,7 +17,7 @@ def spin(seconds: float) -> tuple[float, float]:
 
 
 def test_it_is_at_least_the_processor_time() -> None:
-    busy, ran = spin(0.05)
+    busy, ran = spin(0.2)  # the kernel brings it up to date every few milliseconds
     assert busy >= 0.95 * ran > 0
 
 

@@ -1,6 +1,7 @@
 """A bare loop over ONNX Runtime without any server: what the model itself can do on one core.
 
-python -m speed.bare_loop MODEL.onnx ROWS.json --batch 128 --seconds 1 prints rows per second.
+python -m speed.bare_loop MODEL.onnx ROWS.json --batch 128 --seconds 1 prints rows per second. With --then OTHER.onnx 3
+each run is followed by one of three rows of the other model, whose rows count, too.
 """
 
 from __future__ import annotations
@@ -41,15 +42,21 @@ def probabilities(onnx: Path, rows: Sequence[Sequence[float]]) -> list[list[floa
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """A loop in a process of its own on the servers' core. rows: a file with rows as JSON; batch: rows per run."""
+    """A loop in a process of its own on the servers' core. rows: a file with rows as JSON; batch: rows per run.
+
+    then: a model, and the rows of its runs, each of which follows one of the first model.
+    """
 
     onnx: Path
     rows: Path
     batch: int
+    then: tuple[Path, int] | None = None
 
     def rows_per_s(self, seconds: float) -> float:
         command = ["taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "speed.bare_loop", str(self.onnx),
                    str(self.rows), "--batch", str(self.batch), "--seconds", str(seconds)]  # fmt: skip
+        if self.then is not None:
+            command += ["--then", *map(str, self.then)]
         told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
         return float(told.stdout)
 
@@ -59,17 +66,22 @@ def best_batch(onnx: Path, rows: Path) -> int:
     return max(BATCHES, key=lambda batch: Loop(onnx, rows, batch).rows_per_s(_TRIAL_S))
 
 
-def _loop(onnx: Path, rows: Path, batch: int, seconds: float) -> float:
+def _loop(turns: Sequence[tuple[Path, int]], rows: Path, seconds: float) -> float:
+    """Rows per second of runs of these models, of so many rows each, in turns."""
     table = np.array(json.loads(rows.read_text()), np.float32)
-    inputs = {"input": np.resize(table, (batch, table.shape[1]))}
-    run = session(onnx).run
+    runs = [(session(onnx).run, {"input": np.resize(table, (batch, table.shape[1]))}) for onnx, batch in turns]
+
+    def turn() -> None:
+        for run, inputs in runs:
+            run(None, inputs)
+
     until_s = time.perf_counter() + 0.1  # caches and clocks of the processor warm up
     while time.perf_counter() < until_s:
-        run(None, inputs)
+        turn()
     done, began_s = 0, time.perf_counter()
     while (now_s := time.perf_counter()) - began_s < seconds:
-        run(None, inputs)
-        done += batch
+        turn()
+        done += sum(batch for _onnx, batch in turns)
     return done / (now_s - began_s)
 
 
@@ -79,8 +91,12 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--then", nargs=2, metavar=("MODEL", "ROWS"))
     options = parser.parse_args()
-    print(_loop(options.onnx, options.rows, options.batch, options.seconds))
+    turns = [(options.onnx, options.batch)]
+    if options.then is not None:
+        turns.append((Path(options.then[0]), int(options.then[1])))
+    print(_loop(turns, options.rows, options.seconds))
 
 
 if __name__ == "__main__":

@@ -230,7 +230,9 @@ def _rows(results: Mapping[str, Any]) -> str:
                       f"{statistics.median(p99):.2f}" if p99 else ""))  # fmt: skip
     best = ", ".join(f"{name} {batch}" for name, batch in part.get("best_batch", {}).items())
     text = (f"32 connections. The loop runs ONNX Runtime with one thread and nothing else, at its best batch size: "
-            f"{best}.\n\n")  # fmt: skip
+            f"{best}. With a canary 32 connections give no such batches, and the weights of two versions take the "
+            "place of each other in the processor's caches: the loop in turns is what is left of the model then."
+            "\n\n")  # fmt: skip
     return "## Rows\n\n" + text + _table(("", "rows/s over the loop", "rows/s", "p99 ms"), lines) if series else ""
 
 

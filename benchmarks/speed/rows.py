@@ -7,6 +7,7 @@ from typing import Any
 
 from speed import bare_loop, servers
 from speed.asks import many_rows, one_row
+from speed.models import CANARY
 from speed.rounds import Bench, Contender, as_part
 
 MLP_ONE, MLP_BINARY, FOREST_JSON = "mlp, one-row JSON", "mlp, 32-row binary", "forest, 32-row JSON"
@@ -14,6 +15,11 @@ LOOP = "bare loop, {}"
 ROWS_PER_REQUEST = {MLP_ONE: 1, MLP_BINARY: 32, FOREST_JSON: 32}
 MODEL_OF = {MLP_ONE: "mlp", MLP_BINARY: "mlp", FOREST_JSON: "forest"}
 PACK = 32
+# What 32 connections give to two versions at 90/10, if all of them always wait: more rows at once there are not, and
+# two sets of weights push each other out of the processor's caches.
+SPLIT = (29, 3)
+IN_TURNS = "bare loop, mlp, two versions in turns, 29 and 3 rows"
+MODEL_OF[IN_TURNS] = "mlp"
 
 
 def measure(bench: Bench) -> dict[str, Any]:
@@ -32,6 +38,8 @@ def measure(bench: Bench) -> dict[str, Any]:
         for name, model in models.items():
             loop = partial(_loop, bare_loop.Loop(model.onnx, model.rows_path, best[name]), float(bench.seconds))
             contenders.append(Contender(LOOP.format(name), measure=loop))
+        in_turns = bare_loop.Loop(mlp.onnx, mlp.rows_path, SPLIT[0], (mlp.folder / CANARY / "model.onnx", SPLIT[1]))
+        contenders.append(Contender(IN_TURNS, measure=partial(_loop, in_turns, float(bench.seconds))))
         series = bench.interleave(contenders, what="rows")
         for model in models.values():
             try:

@@ -44,7 +44,9 @@ _COLUMNS = (
     *("load", "offered/s", "answered/s", "of peak", "p50 ms", "p99 ms", "refused", "refusal p50 ms"),
     *("refusal p99 ms", "failed", "late", "critical answered", "critical p99 ms"),
 )
-_CROWD_COLUMNS = ("connections", "answered/s", "of the most so far", "p50 ms", "p99 ms", "refused/s", "RSS MB")
+_CROWD_COLUMNS = (
+    *("connections", "answered/s", "of the most so far", "p50 ms", "p99 ms", "refused/s", "unanswered", "RSS MB"),
+)
 _REQUESTS = 260  # a multiple of CRITICAL_ONE_IN
 
 
@@ -183,8 +185,11 @@ def _crowd(root: Path, gateway: servers.Server, ask: asks.Ask, seconds: float) -
         rates.append((seen.requests - seen.refused) / seen.requests * seen.requests_per_s)
         refused = seen.requests_per_s - rates[-1]
         rss_mb = machine.memory([gateway.worker]).rss_bytes / 1e6
-        cells = (f"{rates[-1]:,.0f}", f"{rates[-1] / max(rates):.0%}", f"{seen.p50_ms:.2f}", f"{seen.p99_ms:.2f}")
-        print(f"| {connections} | {' | '.join(cells)} | {refused:,.0f} | {rss_mb:.0f} |", flush=True)
+        cells = (
+            *(f"{rates[-1]:,.0f}", f"{rates[-1] / max(rates):.0%}", f"{seen.p50_ms:.2f}", f"{seen.p99_ms:.2f}"),
+            *(f"{refused:,.0f}", str(seen.unanswered), f"{rss_mb:.0f}"),
+        )
+        print(f"| {connections} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:

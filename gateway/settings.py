@@ -75,7 +75,7 @@ class BatchSettings:
     """How requests share a run of the model."""
 
     max_batch_rows: int = 512  # less where fewer rows at once are cheaper, which is learned
-    max_queue_rows: int = 8192
+    max_queue_rows: int = 16_384  # a row of each connection finds room: refusing costs more than a cheap answer
     adaptive: str = "off"  # on: fewer rows may be queued while they wait longer than target_wait_s
     target_wait_s: float = 0.005  # what a row may wait for its run before that is too long
     inline_budget_s: float = 200e-6  # runs predicted to be shorter happen on the event loop

@@ -21,7 +21,8 @@ class LoadFailed(Exception):
 class Load:
     """What one run of wrk saw. busy: the share of its core that wrk itself used; near 1, it was the bound.
 
-    refused: of the requests, those whose status was no success.
+    refused: of the requests, those whose status was no success. unanswered: requests that had no answer within the
+    time-out or whose connection failed; they are not among the requests.
     """
 
     requests: int
@@ -31,10 +32,11 @@ class Load:
     p999_ms: float
     busy: float
     refused: int = 0
+    unanswered: int = 0
 
 
 def run(script: Path, url: str, *, connections: int, seconds: int, may_refuse: bool = False) -> Load:
-    """One run. Raises LoadFailed if any request failed; with may_refuse only if one was not answered at all."""
+    """One run. Raises LoadFailed if any request failed; with may_refuse failures are told instead."""
     command = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--timeout", "10",
                "-s", str(script), url]  # fmt: skip
     before_s = _children_s()
@@ -53,7 +55,7 @@ def parse(printed: str, busy_s: float, *, may_refuse: bool = False) -> Load:
     if line is None:
         raise LoadFailed(f"wrk printed no figures: {printed.strip()[-300:]}")
     told = json.loads(line.removeprefix("figures "))
-    if told["errors"] or (told["failures"] and not may_refuse):
+    if (told["errors"] or told["failures"]) and not may_refuse:
         raise LoadFailed(f"of {told['requests']} requests {told['failures']} had a status that is no success; "
                          f"{told['errors']} errors of connections")  # fmt: skip
     if not told["requests"]:
@@ -67,6 +69,7 @@ def parse(printed: str, busy_s: float, *, may_refuse: bool = False) -> Load:
         told["p999_us"] / 1000,
         busy_s / duration_s,
         told["failures"],
+        told["errors"],
     )
 
 

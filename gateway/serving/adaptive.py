@@ -10,6 +10,9 @@ from __future__ import annotations
 # that stands makes everybody wait, a burst does not.
 INTERVAL_S = 0.1
 _DECREASE = 0.7
+# Where the limit begins, and what it never exceeds: until it is learned an overload fills the queue that far, and those
+# requests wait for all of it. More may wait where nothing is learned, since there nobody counts how long.
+BEGIN_ROWS = 8192
 # What an interval adds: a share of one batch while the limit is made use of, so that the queue stays near its target;
 # a share of the bound while it is not, so that what an overload has left behind is gone after some seconds.
 _STEP_OF_A_BATCH = 1 / 8

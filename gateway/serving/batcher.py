@@ -18,7 +18,7 @@ from typing import Any
 from gateway.errors import CallerLeft, DeadlineExceeded, DeadlineUnreachable, GatewayError
 from gateway.marks import IDLE, IN_THREAD, ON_LOOP, UNMARKED, Mark
 from gateway.models.runtime import Runtime
-from gateway.serving.adaptive import QueueLimit
+from gateway.serving.adaptive import BEGIN_ROWS, QueueLimit
 from gateway.serving.batch_policy import LONG_RUN_S, MIN_RUNS, BestSize, Reason, RunCost, finish_s
 from gateway.serving.entry import Away, Batch, Entry, Run, RunGuard, all_in_one, joined
 from gateway.serving.execution import Execution, Results
@@ -69,7 +69,7 @@ class Batcher:
         most = settings.max_queue_rows
         is_adaptive, target_s = settings.adaptive == "on", settings.target_wait_s
         self._best.wait_at_most(target_s if is_adaptive else 0.0)
-        self.room = QueueRoom(most, QueueLimit(target_s, most, clock()) if is_adaptive else None)
+        self.room = QueueRoom(most, QueueLimit(target_s, min(most, BEGIN_ROWS), clock()) if is_adaptive else None)
         self._pull_planned = self._running = self._stands_in_line = False
         self._running_until_s = 0.0  # when the run in the pool is expected to end
         self._enabled = True

@@ -28,7 +28,7 @@ class QueueRoom:
         self._limit = limit
         self._drain = DrainRate()
         self.busy_since_s = 0.0
-        self._follow(max_rows)
+        self._follow(max_rows if limit is None else int(limit.rows))
 
     def _follow(self, bound_rows: int) -> None:
         self.bound_rows = bound_rows

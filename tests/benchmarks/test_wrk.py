@@ -31,6 +31,11 @@ def test_a_run_with_a_failed_request_or_without_figures_is_no_measurement(printe
         wrk.parse(printed, busy_s=1.0)
 
 
+def test_where_refusals_are_looked_for_failures_are_told() -> None:
+    load = wrk.parse(PRINTED % (3, 40), busy_s=1.5, may_refuse=True)
+    assert (load.requests, load.refused, load.unanswered) == (1000, 40, 3)
+
+
 def test_a_run_without_an_answer_is_no_measurement() -> None:
     with pytest.raises(wrk.LoadFailed, match="no request"):
         wrk.parse((PRINTED % (0, 0)).replace("1000", "0"), busy_s=1.0)

@@ -105,7 +105,7 @@ def test_the_configuration_of_a_model(client: Any) -> None:
     assert (config["platform"], config["backend"], config["max_batch_size"]) == (
         "onnxruntime_onnx",
         "onnxruntime",
-        8192,
+        16384,
     )
     assert config["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": [4]}]
     assert config["output"][0] == {

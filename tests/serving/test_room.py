@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from gateway.codecs.codec import Request
 from gateway.errors import GatewayError, InvalidInput, OverShare, QueueFull, Shed
-from gateway.serving.adaptive import QueueLimit
+from gateway.serving.adaptive import BEGIN_ROWS, QueueLimit
 from gateway.serving.call import Call
 from gateway.serving.entry import Entry, Run
 from gateway.serving.priority import CRITICAL, NORMAL, SHEDDABLE
 from gateway.serving.room import QueueRoom
 from gateway.serving.shares import Shares
 from gateway.serving.target import Target
+from gateway.settings import BatchSettings, ServerSettings
 from tests.serving.rig import CODECS, Rig, run
 
 
@@ -173,6 +174,20 @@ def test_a_room_that_learns_takes_less_once_its_rows_wait_too_long() -> None:
     assert room.refusal(waiting(1, CRITICAL), 999) is None, "what is learned is the others' business"
     assert isinstance(room.refusal(waiting(1, CRITICAL), 1000), QueueFull)
     assert room.refusal(waiting(900, NORMAL), 0) is None, "an empty queue takes what fits"
+
+
+def test_a_row_of_each_connection_finds_room_where_nothing_is_learned() -> None:
+    """Who is refused asks again at once, mostly, and a refusal costs as much as a cheap answer."""
+    room = QueueRoom(BatchSettings().max_queue_rows)
+    assert room.refusal(waiting(1), ServerSettings().max_connections - 1) is None
+
+
+def test_what_is_learned_begins_lower_and_is_none_of_the_critical_ones_business() -> None:
+    most_rows = BatchSettings().max_queue_rows
+    room = QueueRoom(most_rows, QueueLimit(0.005, BEGIN_ROWS, 0.0))
+    assert room.bound_rows == BEGIN_ROWS < most_rows
+    assert isinstance(room.refusal(waiting(1), BEGIN_ROWS), QueueFull)
+    assert room.refusal(waiting(1, CRITICAL), BEGIN_ROWS) is None
 
 
 def test_versions_have_limits_of_their_own(tmp_path: Path) -> None:

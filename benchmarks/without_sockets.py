@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ from speed import machine, models, servers
 from speed.asks import one_row, whole
 
 TURNS = 40  # of one stretch
-REQUESTS = 20_000  # made beforehand, all different
+REQUESTS = 20_000  # made beforehand, all different, and asked in turn
+# By name: the settings, and whether there is a canary, and a targeting key with each request.
+FEATURES: dict[str, tuple[Mapping[str, str], bool]] = {
+    "on": (servers.CACHE_OFF, True),
+    "off": ({**servers.CACHE_OFF, **servers.SAMPLING_OFF}, False),
+    "cache": ({}, True),  # on, with a cache that finds nothing
+}
 
 
 class Nowhere(asyncio.Transport):
@@ -48,7 +54,9 @@ class Nowhere(asyncio.Transport):
     def resume_reading(self) -> None: ...
 
 
-async def cost_us(root: Path, name: str, requests: Sequence[bytes], connections: int, stretches: int) -> list[float]:
+async def cost_us(
+    root: Path, name: str, chosen: Mapping[str, str], requests: Sequence[bytes], connections: int, stretches: int
+) -> list[float]:
     """Processor time of this thread per request, in microseconds, of each stretch, the shortest first."""
     from gateway import settings
     from gateway.serving.app import build
@@ -56,7 +64,7 @@ async def cost_us(root: Path, name: str, requests: Sequence[bytes], connections:
     from gateway.serving.server import server_for
 
     paths = {"paths.models": str(root / f"{name}.models"), "paths.state": str(root / f"{name}.state")}
-    effective = settings.load(None, servers.CACHE_OFF, paths)
+    effective = settings.load(None, chosen, paths)
     worker = build(effective, boot="without-sockets", report=lambda _word: None)
     following = asyncio.create_task(worker.watch.follow())
     await asyncio.wait_for(worker.watch.ready.wait(), servers.START_TIMEOUT_S)
@@ -93,23 +101,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=["iris", "forest"], default="iris")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--features", choices=list(FEATURES), nargs="+", default=["on"],
+                        help="cache: on, with a cache in which no row is found (default: on)")  # fmt: skip
     parser.add_argument("--stretches", type=int, default=300, help=f"of {TURNS} turns each (default: 300)")
     options = parser.parse_args()
     told = machine.describe()
     print(f"{told['cpu']}, {told['cores']} cores, {told['day']}, revision {told['revision']}\n")
-    print("| model | connections | least, us per request | a tenth below | half below |\n|---|---|---|---|---|")
+    print("| model | features | connections | least, us per request | a tenth below | half below |")
+    print("|---" * 6 + "|")
     with tempfile.TemporaryDirectory(prefix="without-sockets-") as folder:
         root = Path(folder)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(root)
         made = models.make(root, [options.model])
-        with servers.gateway(root, "on", made, servers.CACHE_OFF):
-            pass  # it leaves the flags of a 90/10 canary behind
-        ask = one_row(servers.infer_path(options.model), made[options.model].rows[0])
-        requests = whole(ask, "http://127.0.0.1:80", REQUESTS, 0)
-        for connections in options.connections:
-            costs = uvloop.run(cost_us(root, "on", requests, connections, options.stretches))
-            cells = " | ".join(f"{costs[len(costs) * tenths // 10]:.2f}" for tenths in (0, 1, 5))
-            print(f"| {options.model} | {connections} | {cells} |", flush=True)
+        for features in options.features:
+            chosen, canary = FEATURES[features]
+            with servers.gateway(root, features, made, chosen, canary=canary):
+                pass  # it leaves the flags behind
+            ask = one_row(servers.infer_path(options.model), made[options.model].rows[0], keyed=canary)
+            for connections in options.connections:
+                # Where answers are kept no request may come twice.
+                count = options.stretches * TURNS * connections if features == "cache" else REQUESTS
+                requests = whole(ask, "http://127.0.0.1:80", count, 0)
+                costs = uvloop.run(cost_us(root, features, chosen, requests, connections, options.stretches))
+                cells = " | ".join(f"{costs[len(costs) * tenths // 10]:.2f}" for tenths in (0, 1, 5))
+                print(f"| {options.model} | {features} | {connections} | {cells} |", flush=True)
     return 0
 
 

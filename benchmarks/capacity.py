@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 # Resident memory in MB, as in RESULTS.md, "Start and memory": a worker after a second of load, and what `serve` has
 # beside its worker (supervisor, control, monitor).
-WORKER_MB = 85
-BESIDE_MB = 352 - 74
+WORKER_MB = 84
+BESIDE_MB = 351 - 74
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ class BestSize:
             self._choose()
 
     def wait_at_most(self, wait_s: float) -> None:
-        """Hold smaller sizes for better, if they are not much dearer, where a run takes longer than *wait_s*."""
+        """Hold the largest size whose run takes *wait_s* at the most for better, if it is not much dearer."""
         self._wait_s = wait_s
         self._choose()
 
@@ -152,8 +152,8 @@ class BestSize:
         best = min(size for size, cost_s in known.items() if cost_s * (1 - _WORTH) <= cheapest_s)
         if self._wait_s:
             good = [size for size, cost_s in known.items() if cost_s * (1 - _WORTH_WAITING) <= cheapest_s]
-            while known[best] * (1 << best) > self._wait_s and best > min(good):
-                best = max(size for size in good if size < best)
+            short = [size for size in good if size <= best and known[size] * (1 << size) <= self._wait_s]
+            best = max(short, default=best)
         self._best = None if best == max(known) else 1 << best
 
     def describe(self, most: int) -> dict[str, Any]:

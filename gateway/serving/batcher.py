@@ -241,7 +241,8 @@ class Batcher:
         """Take the rows of the next batch from the queue; entries that nobody needs any more leave it here."""
         batch = Batch(Reason.DRAINED)
         most = self._max_batch_rows
-        limit = self._best.next_rows(most) if self.queued_rows > 1 else most
+        best = self._best.next_rows if self._enabled and self._shares else self._best.best_rows  # alone none is tried
+        limit = best(most) if self.queued_rows > 1 else most
         now_s = self._clock()
         # A deadline before this may bound the batch.
         tight_s = now_s + self._cost.expected_s(limit) if self._cost.runs >= MIN_RUNS else 0.0

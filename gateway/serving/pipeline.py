@@ -112,7 +112,7 @@ class Pipeline:
         """Decode the calls that have gathered for a version in this turn of the loop, and queue them."""
         calls, live.arrivals = live.arrivals, []
         now_s = self._clock()
-        entries, flat_bytes, queued_rows = list[Call](), 0, live.batcher.queued_rows
+        entries, flat_bytes, queued_rows, room = list[Call](), 0, live.batcher.queued_rows, live.batcher.room
         spec, row_bytes = live.signature.inputs[0], live.row_bytes
         for call, flat in zip(calls, decode_plain(live, calls), strict=True):
             if call.left:
@@ -129,7 +129,7 @@ class Pipeline:
                 else:
                     # Those before it may have taken what room there was; who finds an equal call needs none.
                     if live.batcher.is_busy and not call.is_cached:
-                        live.batcher.room.check(call, queued_rows)
+                        room.check(call, queued_rows)
                     self._decode(call, live)
                 if call.deadline_s <= now_s:
                     raise DeadlineExceeded("the deadline passed before the request could be queued")
@@ -138,7 +138,8 @@ class Pipeline:
                 if (flat is None or call.rows > 1) and live.batcher.is_busy:  # now its rows and wishes are known
                     live.batcher.check_in_time(call.deadline_s, now_s, call.rows)
                 entries.append(call)
-                queued_rows += call.rows
+                if queued_rows + call.rows <= room.easy_rows or room.refusal(call, queued_rows) is None:
+                    queued_rows += call.rows  # as submit will count them
             except Exception as error:  # as in begin
                 self._fail(call, error)
         self._admission.in_flight_bytes += flat_bytes

@@ -102,7 +102,8 @@ def test_what_was_learned_of_a_smaller_size_in_a_slow_hour_is_not_believed_for_e
         (0.5e-3, 40e-6, 0.0, 128),  # nobody asks how long one waits: 6 % dearer than 256 rows at once
         (0.5e-3, 40e-6, 5e-3, 64),  # 17 % dearer, and takes 3.2 ms; 128 rows take 5.7 ms
         (0.5e-3, 40e-6, 20e-3, 128),  # 128 rows take no longer than that
-        (0.5e-3, 40e-6, 1e-9, 64),  # 32 rows would be more than a quarter dearer
+        (0.5e-3, 40e-6, 2e-3, 128),  # 32 rows would take 1.9 ms, and are more than a third dearer
+        (0.5e-3, 40e-6, 1e-9, 128),  # nothing is that short
         (4e-3, 10e-6, 5e-3, 256),  # a row costs twice as much in half as large a batch
     ],
 )

@@ -58,6 +58,17 @@ def test_a_batch_is_no_larger_than_the_size_at_which_a_row_is_cheapest(pool: Run
     run(scenario)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_other_sizes_are_tried_only_where_requests_run_together(pool: RunPool, enabled: bool) -> None:
+    async def scenario() -> None:
+        bench = Bench(pool)
+        bench.batcher.set_limits(enabled=enabled, max_batch_rows=4)
+        await queue_behind_a_run(bench, *[(1, 2, 3, 4)] * 130)
+        assert (set(bench.runtime.batches[1:]) == {4}) is not enabled
+
+    run(scenario)
+
+
 def test_a_batch_has_no_more_rows_than_its_earliest_deadline_allows(pool: RunPool) -> None:
     """A row takes a second: two rows are in time, three would not be; who comes first goes in any case."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from gateway.serving.room import QueueRoom
 from gateway.serving.shares import Shares
 from gateway.serving.target import Target
 from gateway.settings import BatchSettings, ServerSettings
-from tests.serving.rig import CODECS, Rig, run
+from tests.serving.rig import CODECS, Rig, meant, run
 
 
 def waiting(rows: int, priority: int = NORMAL) -> Entry:
@@ -141,6 +142,27 @@ def test_whom_those_of_the_same_turn_leave_no_room_is_not_read_either(tmp_path: 
         assert isinstance(late.error, Shed)
         await rig.settle()
         assert (first.error, second.error) == (None, None)
+        rig.check_nothing_is_held()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("too_many", [12, 8])
+def test_who_is_refused_takes_no_room_from_those_behind(tmp_path: Path, too_many: int) -> None:
+    """One has more rows than the queue takes at all, the other more than are left: their rows are counted nowhere."""
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path, cache=False, max_queue_rows=10)
+        rig.ask(1.0)
+        await rig.turn()
+        await rig.turn()
+        assert rig.pool.is_busy
+        rig.ask(*[1.0] * 3)
+        large = rig.ask(*[1.0] * too_many)
+        others = [rig.ask(1.0, body=json.dumps({"id": name, **meant("oip", (1.0,))}).encode()) for name in "ab"]
+        await rig.settle()
+        assert isinstance(large.error, InvalidInput if too_many > 10 else QueueFull)
+        assert [other.error for other in others] == [None, None]
         rig.check_nothing_is_held()
 
     run(scenario)

@@ -33,7 +33,7 @@ class Bench:
         runtime: PuppetRuntime | None = None,
         cost: RunCost | None = None,
         best: BestSize | None = None,
-        **limits: int,
+        **limits: int | str,
     ) -> None:
         self._signature = signature
         self.runtime = runtime if runtime is not None else PuppetRuntime(signature)
@@ -45,7 +45,7 @@ class Bench:
             self.runtime,
             signature,
             cost if cost is not None else RunCost(),
-            BatchSettings(**limits),  # type: ignore[arg-type]  # those that are numbers
+            BatchSettings(**limits),  # type: ignore[arg-type]  # as the settings have them
             pool,
             best=best,
             on_run=self.runs.append,

@@ -12,6 +12,7 @@ from gateway.codecs.codec import Request
 from gateway.errors import (
     DeadlineUnreachable,
 )
+from gateway.serving.adaptive import BEGIN_ROWS
 from gateway.serving.batch_policy import MIN_RUNS, BestSize, RunCost
 from gateway.serving.runpool import RunPool
 from gateway.tensors import Signature, Tensors
@@ -56,6 +57,17 @@ def test_a_batch_is_no_larger_than_the_size_at_which_a_row_is_cheapest(pool: Run
         assert [run.reason for run in bench.runs] == ["drained", "best_size", "best_size", "drained"]
 
     run(scenario)
+
+
+@pytest.mark.parametrize(("adaptive", "best_rows", "bound_rows"), [("off", 128, 16_384), ("on", 64, BEGIN_ROWS)])
+def test_a_batcher_whose_bound_is_learned_has_shorter_batches_and_begins_lower(
+    pool: RunPool, adaptive: str, best_rows: int, bound_rows: int
+) -> None:
+    best = BestSize()
+    for rows in (16, 32, 64, 128, 256) * 8:
+        best.observe(rows, 0.5e-3 + 40e-6 * rows)  # 128 rows take more than the 5 ms that one shall wait
+    told = Bench(pool, best=best, adaptive=adaptive).batcher.describe(0.0)
+    assert (told["best_rows"], told["bound_rows"]) == (best_rows, bound_rows)
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -24,6 +24,14 @@ from gateway.settings import BatchSettings, ServerSettings
 from tests.serving.rig import CODECS, Rig, meant, run
 
 
+async def keep_busy(rig: Rig) -> None:
+    """A row of the default version is in the pool until the rig settles."""
+    rig.ask(1.0)
+    await rig.turn()
+    await rig.turn()
+    assert rig.pool.is_busy
+
+
 def waiting(rows: int, priority: int = NORMAL) -> Entry:
     entry = Entry(Request(rows, flat=b""), 1.0, None)  # type: ignore[arg-type]  # nobody is told anything here
     entry.priority = priority
@@ -98,10 +106,7 @@ def test_shares_end_with_the_calls_that_hold_them() -> None:
 def test_calls_are_let_in_by_their_priority_and_before_they_are_read(tmp_path: Path) -> None:
     async def scenario() -> None:
         rig = Rig(tmp_path, cache=False, max_queue_rows=10)
-        rig.ask(1.0)
-        await rig.turn()
-        await rig.turn()
-        assert rig.pool.is_busy
+        await keep_busy(rig)
         rig.ask(*[1.0] * 5)
         await rig.turn()
         shed = rig.ask(1.0, priority="sheddable", body=b"{")
@@ -131,10 +136,7 @@ def test_whom_those_of_the_same_turn_leave_no_room_is_not_read_either(tmp_path: 
         unread = [rig.ask(*[1.0] * 5), rig.ask(1.0, priority="sheddable", body=b"{")]
         await rig.settle()
         assert isinstance(unread[1].error, InvalidInput), "nobody had to wait"
-        rig.ask(1.0)
-        await rig.turn()
-        await rig.turn()
-        assert rig.pool.is_busy
+        await keep_busy(rig)
         first, early = rig.ask(*[1.0] * 4), rig.ask(1.0, priority="sheddable", body=b"{")
         second, late = rig.ask(1.0), rig.ask(1.0, priority="sheddable", body=b"{")
         await rig.turn()
@@ -153,10 +155,7 @@ def test_who_is_refused_takes_no_room_from_those_behind(tmp_path: Path, too_many
 
     async def scenario() -> None:
         rig = Rig(tmp_path, cache=False, max_queue_rows=10)
-        rig.ask(1.0)
-        await rig.turn()
-        await rig.turn()
-        assert rig.pool.is_busy
+        await keep_busy(rig)
         rig.ask(*[1.0] * 3)
         large = rig.ask(*[1.0] * too_many)
         others = [rig.ask(1.0, body=json.dumps({"id": name, **meant("oip", (1.0,))}).encode()) for name in "ab"]
@@ -171,10 +170,7 @@ def test_who_is_refused_takes_no_room_from_those_behind(tmp_path: Path, too_many
 def test_a_call_that_waits_for_an_equal_one_is_not_turned_away_by_the_others_priority(tmp_path: Path) -> None:
     async def scenario() -> None:
         rig = Rig(tmp_path, max_queue_rows=10)
-        rig.ask(1.0)
-        await rig.turn()
-        await rig.turn()
-        assert rig.pool.is_busy
+        await keep_busy(rig)
         rig.ask(*[2.0, 3.0, 4.0, 5.0])
         await rig.turn()
         rig.ask(6.0)  # with it the queue is half full when the next one joins
